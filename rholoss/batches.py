@@ -1,0 +1,187 @@
+"""Rows of a batch: cut, slice and move batches of any structure, handing back the type that came in.
+
+A batch is a nesting of containers (tuples, named tuples, lists, mappings, dataclasses) around *columns*: tensors and arrays with
+one row per example, or lists with one entry per example. Scalars, strings and ``None`` belong to the batch as a whole and pass
+through.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PER_BATCH = (type(None), bool, int, float, complex, str, bytes)
+
+
+class Rows:
+    """Which rows to take, as positions.
+
+    Args:
+        positions: positions in the batch, shape (n_b,), int64, on any device.
+
+    Positions are copied to the host only when a column lives there, so a batch on the accelerator is cut without a
+    synchronisation.
+    """
+
+    def __init__(self, positions: Tensor) -> None:
+        self.positions = positions
+        self._on: dict[torch.device, Tensor] = {positions.device: positions}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._on:
+            self._on[device] = self.positions.to(device)
+        return self._on[device]
+
+    def tensor(self, column: Tensor) -> Tensor:
+        return column.index_select(0, self.on(column.device))
+
+    def array(self, column: np.ndarray) -> np.ndarray:
+        taken: np.ndarray = column[self.on(torch.device("cpu")).numpy()]
+        return taken
+
+    def sequence(self, column: Any) -> Any:
+        return type(column)(column[i] for i in self.on(torch.device("cpu")).tolist())
+
+
+class RowRange:
+    """Which rows to take, as the range start to stop; tensors come back as views."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self._slice = slice(start, stop)
+
+    def tensor(self, column: Any) -> Any:
+        return column[self._slice]
+
+    array = tensor
+    sequence = tensor
+
+
+def cut(batch: Any, rows: Rows | RowRange, n: int) -> Any:
+    """The chosen rows of a batch, as the same type; the batch itself is left as it is.
+
+    Args:
+        batch: a batch of ``n`` examples.
+        rows: which rows to take.
+        n: how many examples the batch holds.
+
+    Raises:
+        ValueError: a column does not have ``n`` rows, or a list could be columns as well as rows; the message names the field.
+        TypeError: a field is of a type whose rows cannot be told.
+    """
+    return _cut(batch, rows, n, "batch")
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor on ``device``; the very same object where nothing had to move."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, _PER_BATCH):
+        return batch
+    parts = _parts(batch)
+    if parts is not None:
+        return _rebuilt(batch, [move(part, device) for _, part in parts])
+    to: Callable[[torch.device], Any] | None = getattr(batch, "to", None)
+    return to(device) if callable(to) else batch
+
+
+def _cut(batch: Any, rows: Rows | RowRange, n: int, field: str) -> Any:
+    if isinstance(batch, (Tensor, np.ndarray)):
+        if batch.ndim == 0:
+            return batch
+        if len(batch) != n:
+            raise ValueError(
+                f"cannot tell the rows of {field}: expected {n} rows in the first dimension, one per example, got shape "
+                f"{tuple(batch.shape)}; "
+                "collate this field with examples first, or leave it out of the batch"
+            )
+        return rows.tensor(batch) if isinstance(batch, Tensor) else rows.array(batch)
+    if isinstance(batch, _PER_BATCH):
+        return batch
+    if _is_plain_sequence(batch) and _is_one_row_per_example(batch, n, field):
+        return rows.sequence(batch)
+    parts = _parts(batch)
+    if parts is None:
+        raise TypeError(
+            f"cannot tell the rows of {field}: expected a tensor, an array, or a tuple, list, mapping or dataclass of them, "
+            f"got {type(batch).__name__}; collate it into one of these"
+        )
+    return _rebuilt(batch, [_cut(part, rows, n, field + name) for name, part in parts])
+
+
+def _is_plain_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
+
+
+def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: str) -> bool:
+    """Whether a list is itself a column of n entries, rather than a container of columns."""
+    columns = _holds_columns(values, n)
+    if len(values) != n:
+        if not columns and values and all(isinstance(value, _PER_BATCH) for value in values):
+            raise ValueError(f"cannot tell the rows of {field}: expected {n} entries, one per example, got {len(values)}")
+        return False
+    if not columns or all(isinstance(value, Mapping) for value in values):
+        return True
+    kinds = {(type(value), getattr(value, "dtype", None), getattr(value, "ndim", None)) for value in values}
+    if field == "batch" or len(kinds) > 1:  # (x, y) is two columns, also where there are two examples
+        return False
+    raise ValueError(
+        f"cannot tell the rows of {field}: a list of {n} alike entries with {n} rows each could be {n} columns or {n} examples; "
+        "collate columns into a tuple, and examples into one stacked tensor"
+    )
+
+
+def _holds_columns(values: list[Any] | tuple[Any, ...], n: int) -> bool:
+    verdicts = [_is_column(value, n) for value in values]
+    return any(verdicts) and all(verdict is not False for verdict in verdicts)
+
+
+def _is_column(value: Any, n: int) -> bool | None:
+    """True for something with n rows, None for a value of the whole batch, False for anything else."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return None if value.ndim == 0 else len(value) == n
+    if isinstance(value, _PER_BATCH):
+        return None
+    if _is_plain_sequence(value) and len(value) == n:
+        return True
+    parts = _parts(value)
+    return parts is not None and _holds_columns([part for _, part in parts], n)
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    """The named parts of a container, or None for anything else."""
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(f".{name}", getattr(value, name)) for name in value._fields]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{i}]", part) for i, part in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return None
+
+
+def _rebuilt(container: Any, parts: list[Any]) -> Any:
+    """A container of the same type around new parts; the container itself where every part is what it was."""
+    old = _parts(container) or []
+    if all(new is part for new, (_, part) in zip(parts, old, strict=True)):
+        return container
+    if isinstance(container, tuple):
+        return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
+    if isinstance(container, Mapping) and not isinstance(container, MutableMapping):
+        return type(container)(dict(zip(container, parts, strict=True)))  # type: ignore[call-arg]
+    fresh = copy.copy(container)
+    if isinstance(fresh, MutableMapping):
+        for key, part in zip(container, parts, strict=True):
+            fresh[key] = part
+    elif isinstance(fresh, list):
+        fresh[:] = parts
+    else:
+        for f, part in zip(dataclasses.fields(fresh), parts, strict=True):
+            object.__setattr__(fresh, f.name, part)
+    return fresh

@@ -1,0 +1,140 @@
+"""What a method is given to score: a candidate batch, and what the model makes of it, computed when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rholoss.guest import Mode, device_of
+from rholoss.scoring import Scorer
+
+
+class Candidates:
+    """A candidate batch of n_B examples.
+
+    What is read is computed, once; what is not read costs nothing. Nothing here carries a gradient.
+
+    Attributes:
+        index: indices of the examples in the dataset, shape (n_B,), int64, on the scoring device.
+        batch: the candidate batch, of the user's own type, where the loader left it.
+        step: how many batches were selected before this one.
+        epoch: which pass over the data this is, from 0.
+        generator: the selector's own random generator, on the CPU.
+        notes: scalar tensors that a method wants to leave in ``selector.last.notes``.
+    """
+
+    def __init__(
+        self,
+        index: Tensor,
+        batch: Any,
+        model: Any,
+        scorer: Scorer,
+        *,
+        generator: torch.Generator,
+        device: torch.device,
+        step: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        self.index = index.to(device, non_blocking=True)
+        self.batch = batch
+        self.device = device
+        self.step = step
+        self.epoch = epoch
+        self.generator = generator
+        self.notes: dict[str, Tensor] = {}
+        self._model = model
+        self._scorer = scorer
+        self._pair: tuple[Any, Any] | None = None
+        self._loss: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def outputs(self) -> Any:
+        """What the model says, as ``forward`` returns it: for a classifier logits, shape (n_B, C).
+
+        With a ``chunk_size`` below n_B all chunks are kept; read this before ``loss`` where both are needed, and the loss is
+        computed from it.
+        """
+        return self._outputs_and_targets()[0]
+
+    @property
+    def targets(self) -> Any:
+        """The targets, as ``forward`` returns them: for a classifier classes, shape (n_B,)."""
+        return self._outputs_and_targets()[1]
+
+    @property
+    def loss(self) -> Tensor:
+        """The model's loss of each candidate, shape (n_B,), float32, in nats for a likelihood."""
+        if self._loss is None:
+            self._loss = self.per_example(self.losses_of)
+        return self._loss
+
+    def per_example(self, fn: Callable[[Any, Any, int], Tensor]) -> Tensor:
+        """``fn(outputs, targets, n)`` for the n examples of each chunk, joined to shape (n_B, ...).
+
+        The outputs of all chunks are never kept together.
+        """
+        if self._pair is None and not self._scorer.in_one_pass(len(self)):
+            joined: Tensor = self._scorer.run(self._need_model(), self.batch, len(self), fn)
+            return joined
+        outputs, targets = self._outputs_and_targets()
+        with torch.no_grad():
+            return fn(outputs, targets, len(self))
+
+    def sampled(self, fn: Callable[[Any, Any, int], Tensor], passes: int) -> Tensor:
+        """``fn(outputs, targets, n)`` for each of several passes with dropout, shape (passes, n_B, ...).
+
+        Every module is in train mode but those that keep running statistics (BatchNorm); buffers and modes are put back. The
+        masks are drawn from the selector's generator.
+        """
+        model = self._need_model()
+        seeds = torch.randint(2**62, (passes,), generator=self.generator).tolist()
+        return torch.stack([self._scorer.run(model, self.batch, len(self), fn, mode="dropout", seed=seed) for seed in seeds])
+
+    def under(self, model: Any, mode: Mode | None = None) -> Candidates:
+        """The same candidates under another model, with the same forward and loss; in ``mode``, or that of the selector."""
+        scorer = self._scorer if mode is None else self._scorer.in_mode(mode)
+        other = Candidates(
+            self.index,
+            self.batch,
+            model,
+            scorer,
+            generator=self.generator,
+            device=device_of(model) or self.device,
+            step=self.step,
+            epoch=self.epoch,
+        )
+        other.notes = self.notes
+        return other
+
+    def losses_of(self, outputs: Any, targets: Any, n: int) -> Tensor:
+        """The selector's loss for the outputs of n examples, shape (n,)."""
+        return self._scorer.losses(outputs, targets, n)
+
+    def rand(self, n: int | None = None) -> Tensor:
+        """Random numbers in [0, 1) from the selector's generator, shape (n_B,) or (n,), float32: the same on every device."""
+        return torch.rand(len(self) if n is None else n, generator=self.generator).to(self.device, non_blocking=True)
+
+    @property
+    def computed_loss(self) -> Tensor | None:
+        """The loss if it was read, else None."""
+        return self._loss
+
+    def _outputs_and_targets(self) -> tuple[Any, Any]:
+        if self._pair is None:
+            self._pair = self._scorer.run(
+                self._need_model(), self.batch, len(self), lambda outputs, targets, _: (outputs, targets)
+            )
+        return self._pair
+
+    def _need_model(self) -> Any:
+        if self._model is None:
+            raise ValueError(
+                "this selector computes a loss or outputs, which needs a model; pass it as the second argument, after the loader"
+            )
+        return self._model

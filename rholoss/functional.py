@@ -1,0 +1,151 @@
+"""The maths of the methods: pure functions of tensors.
+
+Shapes: n_B candidates, C classes, K stochastic forward passes. Higher scores are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reducible_loss(loss: Tensor, irreducible_loss: Tensor) -> Tensor:
+    """Loss minus irreducible loss, shape (n_B,), in nats.
+
+    References:
+        Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and not yet Learnt", ICML 2022,
+        equation 3.
+    """
+    return loss - irreducible_loss
+
+
+def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
+    """L2 norm of the cross-entropy's gradient with respect to the logits, ||softmax(z) - onehot(y)||, shape (n_B,).
+
+    An upper bound, up to a constant, of the norm of the gradient with respect to all weights.
+
+    Args:
+        logits: shape (n_B, C).
+        targets: classes, shape (n_B,), int64.
+
+    References:
+        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
+    """
+    _check_logits(logits, 2)
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(f"targets must be one class per example, shape ({len(logits)},), got {tuple(targets.shape)}")
+    onehot = F.one_hot(targets.long(), logits.shape[-1])
+    return (logits.float().softmax(-1) - onehot).norm(dim=-1)
+
+
+def predictive_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the mean prediction, H[mean_k p_k], shape (n_B,), in nats.
+
+    Args:
+        logits: shape (K, n_B, C).
+    """
+    _check_logits(logits, 3)
+    return torch.special.entr(logits.float().softmax(-1).mean(0)).sum(-1)
+
+
+def conditional_entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the predictions, mean_k H[p_k], shape (n_B,), in nats.
+
+    Args:
+        logits: shape (K, n_B, C).
+    """
+    _check_logits(logits, 3)
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean(0)
+
+
+def bald(logits: Tensor) -> Tensor:
+    """Mutual information of prediction and weights, H[mean_k p_k] - mean_k H[p_k], shape (n_B,), in nats.
+
+    Args:
+        logits: shape (K, n_B, C).
+
+    References:
+        Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011, equation 2.
+        Gal et al., "Deep Bayesian Active Learning with Image Data", ICML 2017.
+    """
+    return predictive_entropy(logits) - conditional_entropy(logits)
+
+
+def least_confidence(logits: Tensor) -> Tensor:
+    """One minus the largest class probability, shape (n_B,).
+
+    Args:
+        logits: shape (n_B, C).
+
+    References:
+        Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.
+    """
+    _check_logits(logits, 2)
+    return 1 - logits.float().softmax(-1).amax(-1)
+
+
+def top(score: Tensor, n_b: int) -> Tensor:
+    """Positions of the n_b highest scores, shape (n_b,), int64, ascending; among equal scores the earlier position."""
+    return torch.argsort(score, descending=True, stable=True)[:n_b].sort().values
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise made of numbers that are uniform in [0, 1)."""
+    tiny = torch.finfo(uniform.dtype).tiny
+    return -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+
+
+def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw positions with probability p_i in proportion to the score, with replacement, and the weights that make up for it.
+
+    The mean over the draws of weight times loss has the plain mean loss over all candidates as its expectation.
+
+    Args:
+        score: shape (n_B,), at least 0; where all are 0 the draw is uniform.
+        uniform: one number in [0, 1) per draw, shape (n_b,).
+
+    Returns:
+        Positions (n_b,), int64, ascending, an example as often as it was drawn; and weights 1 / (n_B p_i), shape (n_b,).
+
+    References:
+        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018,
+        equation 3.
+    """
+    n_B = len(score)
+    mass = score.double()
+    mass = torch.where(mass.sum() > 0, mass, torch.ones_like(mass))
+    p = mass / mass.sum()
+    positions = torch.searchsorted(p.cumsum(0), uniform.double(), right=True).clamp(max=n_B - 1).sort().values
+    return positions, (1 / (n_B * p[positions])).to(score.dtype)
+
+
+def overlap(positions: Tensor, others: Tensor) -> Tensor:
+    """Share of ``positions`` that are among ``others``, a scalar in [0, 1].
+
+    Args:
+        positions: distinct, shape (n_b,), int64.
+        others: distinct, shape (m,), int64.
+    """
+    return torch.isin(positions, others).float().mean()
+
+
+def _check_logits(logits: Tensor, ndim: int) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != ndim:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        expected = "(n_B, C)" if ndim == 2 else "(K, n_B, C)"
+        raise ValueError(f"logits must have shape {expected}, got {got}; this method needs the logits of a classifier as outputs")
+
+
+__all__ = [
+    "bald",
+    "conditional_entropy",
+    "gradient_norm",
+    "gumbel",
+    "importance_sample",
+    "least_confidence",
+    "overlap",
+    "predictive_entropy",
+    "reducible_loss",
+    "top",
+]

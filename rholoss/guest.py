@@ -1,0 +1,90 @@
+"""A guest in the user's run: whatever a block does to a model's modes and buffers and to random state is put back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Mode = Literal["eval", "train", "dropout"]
+
+
+@contextmanager
+def forked_rng(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """Run a block, then put the CPU's and the device's default generators back as they were.
+
+    Args:
+        device: an accelerator whose generator may be used in the block.
+        seed: start the block from this seed; None starts it from the state as it is. No other device's generator is touched.
+    """
+    cpu = torch.get_rng_state()
+    module: Any = None if device is None or device.type == "cpu" else getattr(torch, device.type, None)
+    where = () if device is None or device.type == "mps" else (device,)
+    accelerator = module.get_rng_state(*where) if module else None
+    try:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if module:
+                with module.device(device) if hasattr(module, "device") else torch.no_grad():
+                    module.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if module:
+            module.set_rng_state(accelerator, *where)
+
+
+@contextmanager
+def untouched(model: Any, device: torch.device | None, mode: Mode = "eval", seed: int | None = None) -> Iterator[None]:
+    """Run a block under no_grad with a model in a mode, then give back modes, buffers and random state as they were.
+
+    Args:
+        model: a module, or any callable.
+        device: the model's device.
+        mode: ``"eval"``; ``"train"``: as the modules are; ``"dropout"``: all in train mode but those that keep running
+            statistics.
+        seed: seed of what the block draws; None goes on from the global state.
+
+    Each module's own flag is set and put back, not ``model.train(...)``, which would thaw a frozen BatchNorm.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    flags = [(module, module.training) for module in modules]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(forked_rng(device, seed))
+        if mode != "eval":
+            stack.enter_context(_same_buffers(modules))
+        try:
+            for module, was in flags:
+                wanted = {"eval": False, "train": was, "dropout": not hasattr(module, "running_mean")}[mode]
+                if was != wanted:
+                    module.training = wanted
+            yield
+        finally:
+            for module, was in flags:
+                if module.training != was:
+                    module.training = was
+
+
+@contextmanager
+def _same_buffers(modules: list[nn.Module]) -> Iterator[None]:
+    saved = [(module, name, buffer, buffer.clone()) for module in modules for name, buffer in module.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in saved:
+            buffer.copy_(value)
+            if getattr(module, name) is not buffer:
+                setattr(module, name, buffer)
+
+
+def device_of(model: Any) -> torch.device | None:
+    """The device of a model's parameters or buffers, or None if it has none."""
+    if not isinstance(model, nn.Module):
+        return None
+    held = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return None if held is None else held.device

@@ -1,0 +1,200 @@
+"""Which examples a loader yields: the index travels with the example, from where it is read to the candidate batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+_DOOR = (
+    "wrap it in rholoss.IndexedBatches(loader, index=...) and say where a batch holds the indices of its examples, "
+    "or in rholoss.IndexedBatches(pairs) if it yields (index, batch)"
+)
+
+
+class IndexedBatch(NamedTuple):
+    """A batch, and which examples it holds.
+
+    Attributes:
+        index: indices of the examples in the dataset, shape (n,), int64.
+        batch: what the user's loader yields, as it is.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, on purpose
+    batch: Any
+
+
+class IndexedBatches:
+    """The door for loaders whose batches already say which examples they hold.
+
+    A map-style ``DataLoader`` needs none of this: give it to a selector as it is.
+
+    Args:
+        batches: a loader or any other iterable of batches.
+        index: where a batch holds its indices: a key, a position, or a function of the batch; they stay in the batch.
+            None: every item is a pair (index, batch).
+
+    Example:
+        >>> import torch
+        >>> pairs = [(torch.tensor([4, 2]), {"x": torch.zeros(2, 3)})]
+        >>> [indexed.index.tolist() for indexed in IndexedBatches(pairs)]
+        [[4, 2]]
+        >>> batches = [{"id": torch.tensor([4, 2]), "x": torch.zeros(2, 3)}]
+        >>> [indexed.index.tolist() for indexed in IndexedBatches(batches, index="id")]
+        [[4, 2]]
+    """
+
+    def __init__(self, batches: Iterable[Any], index: str | int | Callable[[Any], Any] | None = None) -> None:
+        self.batches = batches
+        self.index = index
+
+    def __iter__(self) -> Iterator[IndexedBatch]:
+        return (self._indexed(item) for item in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def over(self, batches: Iterable[Any]) -> IndexedBatches:
+        """The same door in front of other batches."""
+        return IndexedBatches(batches, self.index)
+
+    def _indexed(self, item: Any) -> IndexedBatch:
+        if self.index is None:
+            if not (isinstance(item, (tuple, list)) and len(item) == 2):
+                raise TypeError(
+                    f"expected pairs (index, batch), got {type(item).__name__}; pass index= to say where a batch holds its "
+                    "indices"
+                )
+            return IndexedBatch(as_index(item[0]), item[1])
+        if callable(self.index):
+            return IndexedBatch(as_index(self.index(item)), item)
+        try:
+            return IndexedBatch(as_index(item[self.index]), item)
+        except (KeyError, IndexError, TypeError) as error:
+            fields = f"the keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
+            raise type(error)(
+                f"expected the indices of a batch at {self.index!r}, got {fields}; pass its key, its position or a function as "
+                "index="
+            ) from error
+
+
+def as_index(values: Any) -> Tensor:
+    """Indices as an int64 tensor of shape (n,).
+
+    Raises:
+        TypeError: the values are not integers.
+        ValueError: they are not one per example.
+    """
+    try:
+        index = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"
+        ) from error
+    if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
+        raise TypeError(f"indices must be integers, got dtype {index.dtype}; {_DOOR}")
+    if index.ndim != 1:
+        raise ValueError(f"indices must be one per example, shape (n,), got shape {tuple(index.shape)}; {_DOOR}")
+    return index.long()
+
+
+def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """A copy of a map-style loader that yields :class:`IndexedBatch`; the loader itself is left as it is.
+
+    The copy shares the dataset, sampler, generator and every option with the loader. The index is attached where the dataset is
+    read, in the worker, and peeled off before the user's ``collate_fn``: nothing that happens between can pair it with another
+    example.
+    """
+    return altered(
+        loader,
+        dataset=_IndexedDataset(loader.dataset),
+        collate_fn=_IndexedCollate(loader.collate_fn),
+        worker_init_fn=_WorkerInit(loader.worker_init_fn),
+        **changes,
+    )
+
+
+def altered(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """A copy of a loader, of the same class, with some attributes changed."""
+    twin = copy.copy(loader)
+    vars(twin).update(changes, _iterator=None)  # DataLoader refuses setattr after __init__; workers are the copy's own
+    return twin
+
+
+def is_map_style(loader: object) -> bool:
+    """Whether a loader reads a dataset by index."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def refuse_unindexed(loader: object) -> None:
+    """Raise the error that says how to tell the indices of a loader that cannot tell them itself."""
+    name = type(loader).__name__
+    if isinstance(loader, DataLoader):
+        raise TypeError(
+            f"a {name} over the IterableDataset {type(loader.dataset).__name__} does not say which examples it yields; {_DOOR}"
+        )
+    if isinstance(loader, Iterable):
+        raise TypeError(
+            f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields; {_DOOR}"
+        )
+    raise TypeError(f"expected a DataLoader, got {name}")
+
+
+def check_indexed(item: Any, loader: object) -> IndexedBatch:
+    """The item if it is an IndexedBatch, else an error: a loader subclass with its own ``__iter__`` may have taken it apart."""
+    if not isinstance(item, IndexedBatch):
+        raise TypeError(
+            f"{type(loader).__name__} overrides how batches are yielded and lost the index on the way: "
+            f"expected an IndexedBatch, got {type(item).__name__}; pass on what super().__iter__() yields, or {_DOOR}"
+        )
+    return item
+
+
+class _Read(NamedTuple):
+    """What was read from a dataset, on its way to the collate function."""
+
+    index: Any
+    examples: Any
+
+
+class _IndexedDataset:
+    """Reads from a dataset and says what was asked for. Forwards reading and length, nothing else."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> _Read:
+        return _Read(index, self.dataset[index])
+
+    def __getitems__(self, indices: Any) -> _Read:
+        read_many = getattr(self.dataset, "__getitems__", None)
+        return _Read(indices, read_many(indices) if read_many else [self.dataset[i] for i in indices])
+
+
+class _IndexedCollate:
+    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, read: _Read) -> IndexedBatch:
+        return IndexedBatch(as_index(read.index), self.collate_fn(read.examples))
+
+
+class _WorkerInit:
+    """Shows a worker's code the user's own dataset, as in a plain loader, then runs the user's ``worker_init_fn``."""
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        if info is not None and isinstance(info.dataset, _IndexedDataset):
+            vars(info)["dataset"] = info.dataset.dataset
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)

@@ -1,0 +1,90 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rholoss.selector import Selector
+
+Build = TypeVar("Build", bound=Callable[..., Selector])
+
+_METHODS: dict[str, Callable[..., Selector]] = {}
+_INGREDIENTS = ("store", "proxy", "irreducible_model")
+
+
+def register(name: str) -> Callable[[Build], Build]:
+    """Register a selector class, or a function that builds a selector, under a name.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> import torch
+        >>> from rholoss import Selector, build_selector, register
+        >>> @register("newest")
+        ... class NewestSelector(Selector):
+        ...     def score(self, candidates):
+        ...         return candidates.index.float()
+        >>> loader = torch.utils.data.DataLoader(list(range(100, 110)), batch_size=2)
+        >>> [batch.tolist() for batch in build_selector("newest", loader, keep=0.4)]
+        [[103, 104], [108, 109]]
+    """
+
+    def add(build: Build) -> Build:
+        if name in _METHODS and _METHODS[name] is not build:
+            raise ValueError(f"a selector named {name!r} is registered already, {_METHODS[name].__name__}; choose another name")
+        _METHODS[name] = build
+        return build
+
+    return add
+
+
+def selector_names() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(_METHODS)
+
+
+def build_selector(
+    selector: str | Callable[..., Selector] | Selector,
+    loader: Any,
+    model: Any = None,
+    *,
+    store: Any = None,
+    proxy: Any = None,
+    irreducible_model: Any = None,
+    **options: Any,
+) -> Selector:
+    """Build a selector by name, so that methods can be compared in one loop.
+
+    Args:
+        selector: a registered name; a :class:`Selector` class or a function that builds one is called, and an instance is handed
+            back.
+        loader: see :class:`Selector`.
+        model: see :class:`Selector`.
+        store: handed to the methods that take a store, as are
+        proxy: and
+        irreducible_model: to those that take them; the others do without.
+        **options: handed to the method.
+
+    Raises:
+        ValueError: no method has this name, or it needs an ingredient that was not given.
+    """
+    if isinstance(selector, Selector):
+        return selector
+    build = selector if callable(selector) else _METHODS.get(selector)
+    if build is None:
+        close = difflib.get_close_matches(str(selector), _METHODS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"no selector is named {selector!r}; {hint}The names are {', '.join(selector_names())}")
+    given = dict(zip(_INGREDIENTS, (store, proxy, irreducible_model), strict=True))
+    taken = inspect.signature(build).parameters
+    needs = {name: given[name] for name in _INGREDIENTS if name in taken}
+    missing = [name for name, value in needs.items() if value is None and taken[name].default is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(
+            f"{getattr(build, '__name__', build)} needs {' and '.join(missing)}; pass {', '.join(f'{name}=' for name in missing)}"
+        )
+    return build(loader, model, **{name: value for name, value in needs.items() if value is not None}, **options)

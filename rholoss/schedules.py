@@ -1,0 +1,60 @@
+"""Numbers that change with the step; any function of the step will do as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = Callable[[int], float]
+
+
+def at(value: float | Schedule, step: int) -> float:
+    """A number, or a schedule's number at a step."""
+    return value(step) if callable(value) else value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start`` to ``end`` in equal differences over ``steps`` steps, then ``end``.
+
+    Example:
+        >>> [Linear(1.0, 0.0, steps=4)(step) for step in (0, 1, 4, 9)]
+        [1.0, 0.75, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+    def __call__(self, step: int) -> float:
+        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """From ``start`` to ``end``, both above 0, in equal ratios over ``steps`` steps, then ``end``.
+
+    Example:
+        >>> [round(Geometric(8.0, 0.5, steps=4)(step), 6) for step in (0, 1, 4, 9)]
+        [8.0, 4.0, 0.5, 0.5]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        if not (self.start > 0 and self.end > 0):
+            raise ValueError(f"a geometric schedule goes between numbers above 0, got {self.start} and {self.end}")
+
+    def __call__(self, step: int) -> float:
+        return float(self.start * (self.end / self.start) ** min(step / self.steps, 1.0))
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")

@@ -1,0 +1,226 @@
+"""One way to compute a loss, for the candidates and for irreducible losses, that leaves no trace in the user's run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rholoss.batches import RowRange, cut, move
+from rholoss.guest import Mode, device_of, untouched
+
+
+class Forward(Protocol):
+    """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
+
+    def __call__(self, model: Any, batch: Any, /) -> tuple[Any, Any]: ...
+
+
+class Loss(Protocol):
+    """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
+
+    def __call__(self, outputs: Any, targets: Any, /) -> Tensor: ...
+
+
+def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
+    """Call a model the usual way: ``model(x)`` for a pair (x, y), ``model(**inputs)`` for a mapping with ``labels`` or ``label``.
+
+    Of a mapping, the tensors other than the labels are passed by name. Outputs that have ``logits`` stand for these.
+
+    Args:
+        model: any callable.
+        batch: a pair (x, y), or a mapping.
+
+    Returns:
+        (outputs, targets).
+
+    Raises:
+        TypeError: the batch is neither; pass ``forward``.
+    """
+    if isinstance(batch, Mapping):
+        name = next((name for name in ("labels", "label") if name in batch), None)
+        if name is None:
+            raise TypeError(
+                f"expected a mapping with 'labels' or 'label', got the keys {list(batch)}; pass forward=(model, batch) -> "
+                "(outputs, targets)"
+            )
+        outputs = model(**{key: value for key, value in batch.items() if key != name and isinstance(value, Tensor)})
+        return _logits(outputs), batch[name]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return _logits(model(batch[0])), batch[1]
+    what = f"a {type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise TypeError(
+        f"expected a batch (x, y) or a mapping with labels, got {what}; pass forward=(model, batch) -> (outputs, targets)"
+    )
+
+
+def default_loss(outputs: Any, targets: Any) -> Tensor:
+    """Cross-entropy for integer targets, squared error for floating ones, one value per example, in float32.
+
+    Args:
+        outputs: logits, shape (n, C) or, for sequences, (n, T, C); or predictions, any shape (n, ...).
+        targets: classes, shape (n,) or (n, T), integer, where -100 is not counted; or values, the shape of ``outputs``, floating.
+
+    Returns:
+        Shape (n,). Cross-entropy in nats, for sequences the mean over the tokens that count (0 where none does);
+        or the squared error, mean over all dimensions but the first.
+
+    Raises:
+        TypeError: outputs or targets are not tensors; pass ``loss``.
+        ValueError: their shapes do not fit.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        raise TypeError(
+            f"expected tensors, got outputs {type(outputs).__name__} and targets {type(targets).__name__}; pass loss=(outputs, "
+            "targets) -> (n,)"
+        )
+    if targets.is_floating_point():
+        if outputs.shape != targets.shape:
+            raise ValueError(
+                f"outputs and floating targets must have one shape, got {tuple(outputs.shape)} and {tuple(targets.shape)}; "
+                "reshape one of them in forward=, or pass loss="
+            )
+        return (
+            (outputs.float() - targets.float()).square().flatten(1).mean(1)
+            if outputs.ndim > 1
+            else (outputs.float() - targets.float()).square()
+        )
+    if outputs.ndim < 2 or outputs.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), got outputs {tuple(outputs.shape)} and targets "
+            f"{tuple(targets.shape)}; "
+            "pass loss=(outputs, targets) -> (n,)"
+        )
+    losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+    if targets.ndim == 1:
+        return losses
+    counted = (targets != -100).flatten(1)
+    return losses.flatten(1).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def _logits(outputs: Any) -> Any:
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return getattr(outputs, "logits", outputs)
+
+
+def check_loss(loss: Any, n: int) -> Tensor:
+    """The loss as float32, or the error that says how to make it one value per example."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss must return a tensor of one value per example, shape ({n},), got {type(loss).__name__}")
+    if loss.shape != (n,):
+        cure = "pass reduction='none' to the loss" if loss.ndim == 0 else "reduce it to one value per example"
+        raise ValueError(f"loss must be one value per example, shape ({n},), got {tuple(loss.shape)}; {cure}")
+    return loss.float()
+
+
+class Scorer:
+    """Runs a model on candidates without leaving a trace: modes, buffers, gradients, grad mode and random state stay as they are.
+
+    Args:
+        forward: see :class:`Forward`; None for :func:`default_forward`.
+        loss: see :class:`Loss`; None for :func:`default_loss`.
+        mode: ``"eval"``, or ``"train"``: every module in the mode that the loop left it in.
+        dtype: autocast dtype for scoring; None for the model's own precision (and the autocast in force around the call, if any).
+        chunk_size: most examples in one forward pass; None for all candidates at once. Every pass has exactly this many where
+            there are enough, so that a compiled model compiles once.
+    """
+
+    def __init__(
+        self, forward: Forward | None, loss: Loss | None, mode: Mode, dtype: torch.dtype | None, chunk_size: int | None
+    ) -> None:
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(
+                f"chunk_size must be a whole number of examples, at least 1, or None for all at once, got {chunk_size!r}"
+            )
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(
+                f"dtype must be a floating dtype such as torch.bfloat16, or None for the model's own precision, got {dtype!r}"
+            )
+        self.forward: Forward = forward or default_forward
+        self.loss: Loss = loss or default_loss
+        self.mode: Mode = mode
+        self.dtype = dtype
+        self.chunk_size = chunk_size
+
+    def in_mode(self, mode: Mode) -> Scorer:
+        """The same scorer in another mode."""
+        return Scorer(self.forward, self.loss, mode, self.dtype, self.chunk_size)
+
+    def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
+        """The loss of each of n examples, checked, shape (n,), float32."""
+        return check_loss(self.loss(outputs, targets), n)
+
+    def run(
+        self,
+        model: Any,
+        batch: Any,
+        n: int,
+        reduce: Callable[[Any, Any, int], Any],
+        mode: Mode | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
+        device = device_of(model)
+        with untouched(model, device, mode or self.mode, seed), self._autocast(device):
+            parts = []
+            done = 0
+            for chunk, start, stop in self._chunks(batch, n):
+                pair = self.forward(model, move(chunk, device) if device is not None else chunk)
+                if not (isinstance(pair, tuple) and len(pair) == 2):
+                    raise TypeError(f"forward(model, batch) must return a pair (outputs, targets), got {type(pair).__name__}")
+                part = reduce(*pair, stop - start)
+                parts.append(_from_row(part, done - start))
+                done = stop
+        return _joined(parts)
+
+    def in_one_pass(self, n: int) -> bool:
+        return self.chunk_size is None or n <= self.chunk_size
+
+    def _chunks(self, batch: Any, n: int) -> Iterator[tuple[Any, int, int]]:
+        """Chunks of one size with their first and last row; the last one overlaps its neighbour rather than being short."""
+        if self.in_one_pass(n):
+            yield batch, 0, n
+            return
+        size = self.chunk_size or n
+        for start in range(0, n, size):
+            start = min(start, n - size)
+            yield cut(batch, RowRange(start, start + size), n), start, start + size
+
+    @contextmanager
+    def _autocast(self, device: torch.device | None) -> Iterator[None]:
+        kind = device.type if device is not None else "cpu"
+        ambient = torch.is_autocast_enabled(kind)
+        if self.dtype is None and not ambient:
+            yield
+            return
+        # Without a cache of its own: weights cast here carry no gradient, and the user's autocast would train on them.
+        with torch.autocast(kind, dtype=self.dtype or torch.get_autocast_dtype(kind), cache_enabled=False):
+            yield
+
+
+def _from_row(part: Any, row: int) -> Any:
+    if row <= 0:
+        return part
+    if isinstance(part, tuple):
+        return tuple(_from_row(p, row) for p in part)
+    return part[row:]
+
+
+def _joined(parts: list[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], tuple):
+        return tuple(_joined(list(column)) for column in zip(*parts, strict=True))
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    raise TypeError(
+        f"outputs of type {type(parts[0]).__name__} cannot be joined over chunks; let forward= return tensors, or leave "
+        "chunk_size=None"
+    )

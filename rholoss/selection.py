@@ -1,0 +1,128 @@
+"""What was chosen and why, and the checks on what a method hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rholoss.candidates import Candidates
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """One selected batch: what was chosen, from what, and why.
+
+    Attributes:
+        index: indices of the selected examples in the dataset, shape (n_b,), int64.
+        positions: their rows in the candidate batch, shape (n_b,), int64, ascending.
+        weights: what each selected example's loss is to be multiplied by, shape (n_b,), or None for a plain mean.
+        scores: the score of every candidate, shape (n_B,).
+        candidate_index: indices of all candidates, shape (n_B,), int64.
+        step: how many batches were selected before.
+        epoch: which pass over the data, from 0.
+        notes: scalar tensors that the method left, such as ``overlap``.
+    """
+
+    index: Tensor
+    positions: Tensor
+    weights: Tensor | None
+    scores: Tensor
+    candidate_index: Tensor
+    step: int
+    epoch: int
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
+    """The score without a gradient; refused unless it is one number per candidate, where the candidates are."""
+    if not isinstance(score, Tensor):
+        raise TypeError(f"score must return one value per candidate, a tensor of shape ({n_B},), got {type(score).__name__}")
+    if score.shape != (n_B,):
+        raise ValueError(f"score must be one value per candidate, shape ({n_B},), got {tuple(score.shape)}")
+    if score.device != device:
+        raise ValueError(
+            f"score must be on the scoring device, {device}, got {score.device}; compute it from what the candidates give"
+        )
+    if score.dtype == torch.bool or score.is_complex():
+        raise TypeError(f"score must be a number that can be ranked, got dtype {score.dtype}; convert it with .float()")
+    return score.detach()
+
+
+def checked_choice(positions: Any, weights: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | None]:
+    """A choice with its positions ascending; refused unless it is n_b positions, distinct where they carry no weights.
+
+    On an accelerator only shapes are looked at.
+    """
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.shape != (n_b,):
+        raise ValueError(f"choose must return {n_b} positions, int64 of shape ({n_b},), got {_describe(positions)}")
+    if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (n_b,)):
+        raise ValueError(f"choose must return one weight per position, shape ({n_b},), or None, got {_describe(weights)}")
+    positions, order = positions.sort(stable=True)
+    if positions.device.type == "cpu":
+        low, high = int(positions[0]), int(positions[-1])
+        if low < 0 or high >= n_B:
+            raise ValueError(f"choose must return positions from 0 to {n_B - 1}, got {low} to {high}")
+        if weights is None and bool((positions[1:] == positions[:-1]).any()):
+            raise ValueError(
+                f"choose must return {n_b} distinct positions, got {positions.tolist()}; only weighted draws may repeat"
+            )
+    return positions, None if weights is None else weights[order]
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+class FiniteCheck:
+    """Refuses scores that cannot be ranked: NaN, or infinitely high.
+
+    On the CPU the error comes at once. On an accelerator reading a value back would stall the queue, so the flag travels to the
+    host on its own and the error comes as soon as it has arrived, usually one step later; until then such a candidate ranks last.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Any, Tensor, Callable[[], Exception]]] = []
+
+    def __call__(self, name: str, score: Tensor, candidates: Candidates) -> Tensor:
+        """The score, with what cannot be ranked set to -inf.
+
+        Args:
+            name: whose score it is.
+            score: shape (n_B,).
+            candidates: what was scored.
+        """
+        bad = score.isnan() | score.isposinf()
+        if score.device.type != "cuda":
+            if bool(bad.any()):
+                raise _not_rankable(name, bad, candidates)
+            return score
+        while self._pending and self._pending[0][0].query():
+            _, flag, explain = self._pending.pop(0)
+            if bool(flag):
+                raise explain()
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(bad.any(), non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(score.device))
+        self._pending.append((arrived, flag, partial(_not_rankable, name, bad, candidates)))
+        return score.masked_fill(bad, -torch.inf)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_pending": []}
+
+
+def _not_rankable(name: str, bad: Tensor, candidates: Candidates) -> ValueError:
+    loss = candidates.computed_loss
+    if loss is not None and not bool(torch.isfinite(loss[bad]).all()):
+        why = "the model's loss is not finite for them: has training diverged?"
+    else:
+        why = "check what score() computes, and that each has a finite irreducible loss where one is used"
+    return ValueError(
+        f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {candidates.step}: "
+        f"indices {candidates.index[bad].tolist()[:5]}; {why}"
+    )

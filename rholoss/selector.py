@@ -1,0 +1,261 @@
+"""The shell around every method: wraps a loader and a model, yields selected batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rholoss import functional
+from rholoss.batches import Rows, cut, move
+from rholoss.candidates import Candidates
+from rholoss.guest import device_of
+from rholoss.indexing import IndexedBatch
+from rholoss.scoring import Forward, Loss, Scorer
+from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
+from rholoss.source import CandidateSource, how_many, natural_batch_size
+
+
+class Selector(ABC):
+    """Wraps a loader and a model and yields, of each candidate batch, the examples worth training on.
+
+    Iterate it where the loop iterated its loader, or call :meth:`select` inside a step. A method is a subclass that implements
+    :meth:`score`.
+
+    There are two ways to say how many, never both. ``keep=0.1``: the loop's batch size stays what it was, n_b =
+    ``loader.batch_size``, and each selected batch is chosen from n_B = round(n_b / keep) candidates, drawn with the loader's own
+    sampler. ``batch_size=32``: the loader's own batches are the candidates, and 32 of each are yielded.
+
+    Every selected batch has n_b examples. The end of an epoch follows the loader's own ``drop_last``, as in the loop without
+    selection: a last candidate batch of at least n_b yields n_b; of fewer it yields them all, or nothing with ``drop_last=True``.
+
+    Args:
+        loader: a ``DataLoader`` over a map-style dataset, or :class:`IndexedBatches` around anything else. It is left as it is.
+        model: the model in training; None for methods that need none.
+        keep: n_b / n_B, the fraction of each candidate batch to keep, in (0, 1]. None stands for 0.1 where ``batch_size`` is not
+            given.
+        batch_size: n_b, at least 1, where the loader's batches are the candidates.
+        forward: ``(model, batch) -> (outputs, targets)``; None for :func:`rholoss.scoring.default_forward`.
+        loss: ``(outputs, targets) -> (n,)``; None for :func:`rholoss.scoring.default_loss`.
+        mode: score with the model in ``"eval"`` mode, or in ``"train"`` mode: each module as the loop left it.
+        dtype: autocast dtype for scoring; None for the model's own precision.
+        chunk_size: most examples in one scoring pass, at least 1; None for a whole candidate batch.
+        device: where to hand the batches back: a device, ``"model"`` for the model's, None for where the loader left them.
+        drop_last: whether to drop a last candidate batch of fewer than n_b; None for the loader's own rule.
+        seed: seed of the selector's own random generator.
+
+    Attributes:
+        last: the :class:`Selection` of the latest batch, or None.
+        n_b: examples in a selected batch.
+        n_B: examples in a candidate batch, or None where the loader does not tell.
+        step: batches selected so far.
+        epoch: passes over the data before this one.
+        candidate_batches: the :class:`IndexedBatch` items that iteration selects from, for frameworks that fetch them on their
+            own.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any = None,
+        *,
+        keep: float | None = None,
+        batch_size: int | None = None,
+        forward: Forward | None = None,
+        loss: Loss | None = None,
+        mode: Literal["eval", "train"] = "eval",
+        dtype: torch.dtype | None = None,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+        drop_last: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.loader = loader
+        self.model = model
+        self.n_b, n_B = how_many(loader, keep, batch_size)
+        self._source = self._make_source(loader, n_B)
+        self.n_B = n_B or natural_batch_size(loader)
+        self._scorer = Scorer(forward, loss, mode, dtype, chunk_size)
+        self._device = device
+        self._drop_last = self._source.drop_last if drop_last is None else drop_last
+        self._generator = torch.Generator().manual_seed(seed)
+        self._finite = FiniteCheck()
+        self.last: Selection | None = None
+        self.step = 0
+        self.epoch = 0
+        self._fresh = True  # the next iteration does not count the epoch up
+
+    @abstractmethod
+    def score(self, candidates: Candidates) -> Tensor:
+        """What candidates are ranked by, shape (n_B,), on the scoring device; higher is kept.
+
+        This is all that a new method has to say. NaN is an error; -inf ranks last.
+        """
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        """Positions (n_b,) of the candidates to keep, and their weights (n_b,) or None: here the highest scores, unweighted."""
+        return functional.top(score, n_b), None
+
+    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
+        """Called with each selected batch before it is handed back; for methods that learn along."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epoch += not self._fresh
+        self._fresh = False
+        batches = iter(self._source)
+        for candidates in batches:
+            if len(candidates.index) >= self.n_b:
+                yield self._select(candidates)
+                continue
+            if next(batches, None) is not None:
+                raise ValueError(
+                    f"a candidate batch has {len(candidates.index)} examples, fewer than n_b = {self.n_b}, and it is not the "
+                    "last; "
+                    "pass a smaller batch_size, or let the loader yield larger batches"
+                )
+            if not self._drop_last:
+                yield self._select(candidates)
+
+    def __len__(self) -> int:
+        """Selected batches in an epoch."""
+        return self._source.count(self.n_b, self._drop_last)
+
+    def select(self, candidates: IndexedBatch | tuple[Any, Any]) -> Any:
+        """Choose n_b examples of a candidate batch, with the model as it is now.
+
+        Args:
+            candidates: an :class:`IndexedBatch`, as ``candidate_batches`` yields them, or a pair (index, batch).
+
+        Returns:
+            The selected batch, of the same type as the batch.
+
+        Raises:
+            ValueError: there are fewer than n_b candidates, or a loss, score or choice is not what it has to be.
+        """
+        index, batch = candidates
+        if len(index) < self.n_b:
+            raise ValueError(
+                f"cannot choose n_b = {self.n_b} examples of {len(index)} candidates; pass a smaller batch_size, or larger "
+                "candidate batches"
+            )
+        return self._select(IndexedBatch(index, batch))
+
+    def mean_loss(self, losses: Tensor) -> Tensor:
+        """The loss to train on: the mean of the selected examples' losses, each times its weight where the method has weights.
+
+        Args:
+            losses: losses of the batch selected last, shape (n_b,).
+
+        Returns:
+            A scalar. Without weights it is ``losses.mean()``.
+        """
+        weights = self.last.weights if self.last is not None else None
+        expected = losses.shape if weights is None else weights.shape
+        if losses.ndim != 1 or losses.shape != expected:
+            raise ValueError(
+                f"losses must be one value per selected example, shape ({self.n_b},), got {tuple(losses.shape)}; pass "
+                "reduction='none'"
+            )
+        return losses.mean() if weights is None else (losses * weights.to(losses.device)).mean()
+
+    @property
+    def candidate_batches(self) -> Any:
+        return self._source.batches
+
+    @property
+    def batch_size(self) -> int:
+        """n_b, under the name that loaders use."""
+        return self.n_b
+
+    @property
+    def dataset(self) -> Any:
+        """The loader's dataset."""
+        return self._source.loader.dataset
+
+    @property
+    def scoring_device(self) -> torch.device:
+        """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
+        device = device_of(self.model)
+        if device is None:
+            device = torch.device(self._device if self._device not in (None, "model") else "cpu")
+        return device
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass over the data comes next; told to the loader's sampler and dataset where they have ``set_epoch``.
+
+        After :meth:`load_state_dict` in mid-epoch, saying that epoch again goes on with it, and saying another one begins that.
+        """
+        self._source.set_epoch(epoch)
+        if epoch != self.epoch:
+            self._source.resume(None)
+        self.epoch = epoch
+        self._fresh = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on with the very selections that would have followed: tensors, numbers and strings.
+
+        In mid-epoch, a sampler that draws with PyTorch's generators is put back to where it was, without reading what it skips.
+        """
+        return {
+            "selector": type(self).__name__,
+            "n_b": self.n_b,
+            "n_B": self.n_B,
+            "step": self.step,
+            "epoch": self.epoch,
+            "fresh": self._fresh,
+            "source": self._source.state(),
+            "generator": self._generator.get_state(),
+            "extra": self.extra_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the next iteration resumes the epoch that was in progress.
+
+        Raises:
+            ValueError: the state is of another selector or of other batch sizes.
+        """
+        for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
+            if name not in state or state[name] != mine:
+                raise ValueError(
+                    f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build the selector as it "
+                    "was when saved"
+                )
+        self.step, self.epoch, self._fresh = state["step"], state["epoch"], state["fresh"]
+        self._fresh = self._fresh or state["source"] is not None
+        self._source.resume(state["source"])
+        self._generator.set_state(state["generator"].cpu())
+        self.load_extra_state(state["extra"])
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass has to add to the state; nothing here."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
+
+    def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
+        return CandidateSource(loader, n_B)
+
+    def _select(self, indexed: IndexedBatch) -> Any:
+        index, batch = indexed
+        device = self.scoring_device
+        if self._device is not None:
+            batch = move(batch, device if self._device == "model" else torch.device(self._device))
+        when = {"step": self.step, "epoch": self.epoch, "generator": self._generator}
+        candidates = Candidates(index, batch, self.model, self._scorer, device=device, **when)
+        n_B = len(candidates)
+        n_b = min(self.n_b, n_B)
+        score = check_score(self.score(candidates), n_B, device)
+        score = self._finite(type(self).__name__, score, candidates)
+        positions, weights = self.choose(candidates, score, n_b)
+        if type(self).choose is not Selector.choose:
+            positions, weights = checked_choice(positions, weights, n_b, n_B)
+        index = candidates.index
+        self.last = Selection(index[positions], positions, weights, score, index, self.step, self.epoch, candidates.notes)
+        selected = batch if n_b == n_B and weights is None else cut(batch, Rows(positions), n_B)
+        self.after_select(candidates, self.last, selected)
+        self.step += 1
+        return selected

@@ -1,0 +1,53 @@
+"""RHO-LOSS drawn at a temperature instead of ranked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.registry import register
+from rholoss.schedules import Schedule, at
+from rholoss.selectors.needs_store import StoreSelector
+from rholoss.store import IrreducibleLossStore
+
+
+@register("boltzmann_rho_loss")
+class BoltzmannRhoLossSelector(StoreSelector):
+    """Draws examples without replacement in proportion to exp(reducible loss / T), by adding Gumbel noise and taking the highest.
+
+    Towards T = 0 this is RHO-LOSS, towards infinity it is uniform.
+
+    Args:
+        loader: see :class:`Selector`.
+        model: the model in training.
+        store: irreducible losses of the loader's dataset.
+        temperature: T in nats, above 0: a number, or a schedule of the step.
+        **options: see :class:`Selector`.
+
+    References:
+        Kool et al., "Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick", ICML 2019.
+    """
+
+    def __init__(
+        self, loader: Any, model: Any, store: IrreducibleLossStore, *, temperature: float | Schedule = 1.0, **options: Any
+    ) -> None:
+        super().__init__(loader, model, store, **options)
+        self.temperature = temperature
+        self._temperature(0)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        return functional.top(score / self._temperature(candidates.step) + functional.gumbel(candidates.rand()), n_b), None
+
+    def _temperature(self, step: int) -> float:
+        temperature = at(self.temperature, step)
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0 nats, got {temperature} at step {step}; use RhoLossSelector for the limit at 0"
+            )
+        return temperature

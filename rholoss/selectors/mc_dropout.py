@@ -1,0 +1,104 @@
+"""Methods of active learning, on several forward passes with dropout."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.registry import register
+from rholoss.selector import Selector
+
+
+class DropoutSelector(Selector):
+    """The ground of the methods on K passes with dropout. For classifiers.
+
+    Args:
+        loader: see :class:`Selector`.
+        model: the model in training.
+        passes: K, forward passes with dropout, at least 1.
+        **options: see :class:`Selector`.
+    """
+
+    def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Any) -> None:
+        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+            raise ValueError(f"passes must be a whole number of forward passes, at least 1, got {passes!r}")
+        super().__init__(loader, model, **options)
+        self.passes = passes
+
+    @abstractmethod
+    def score(self, candidates: Candidates) -> Tensor: ...
+
+    def logits(self, candidates: Candidates) -> Tensor:
+        """Logits of each pass, shape (K, n_B, C)."""
+        return candidates.sampled(lambda outputs, targets, n: outputs, self.passes)
+
+    def logits_and_loss(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Logits of each pass, shape (K, n_B, C), and the mean loss over the same passes, shape (n_B,), in nats."""
+        losses = candidates.losses_of
+
+        def both(outputs: Tensor, targets: Any, n: int) -> Tensor:
+            return torch.cat([outputs.float(), losses(outputs, targets, n)[:, None]], dim=1)
+
+        drawn = candidates.sampled(both, self.passes)
+        return drawn[..., :-1], drawn[..., -1].mean(0)
+
+
+@register("bald")
+class BaldSelector(DropoutSelector):
+    """Keeps the examples on which the passes disagree most: the mutual information of prediction and weights. Uses no label.
+
+    Raises:
+        ValueError: at the first step, if all passes are the same: the model has no dropout.
+
+    References:
+        Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011.
+        Gal et al., "Deep Bayesian Active Learning with Image Data", ICML 2017.
+    """
+
+    def score(self, candidates: Candidates) -> Tensor:
+        logits = self.logits(candidates)
+        if candidates.step == 0 and self.passes > 1 and bool((logits == logits[0]).all()):
+            raise ValueError(
+                f"{type(self).__name__} needs a model with dropout: {self.passes} passes in train mode gave the same outputs, so "
+                "every score is 0"
+            )
+        return functional.bald(logits)
+
+
+@register("entropy")
+class EntropySelector(DropoutSelector):
+    """Keeps the examples with the highest entropy of the mean prediction. Uses no label."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return functional.predictive_entropy(self.logits(candidates))
+
+
+@register("conditional_entropy")
+class ConditionalEntropySelector(DropoutSelector):
+    """Keeps the examples with the highest mean entropy of the predictions. Uses no label."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return functional.conditional_entropy(self.logits(candidates))
+
+
+@register("loss_minus_conditional_entropy")
+class LossMinusConditionalEntropySelector(DropoutSelector):
+    """Keeps the examples with the highest loss beyond what the model's own uncertainty explains."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        logits, loss = self.logits_and_loss(candidates)
+        return loss - functional.conditional_entropy(logits)
+
+
+@register("loss_plus_conditional_entropy")
+class LossPlusConditionalEntropySelector(DropoutSelector):
+    """Keeps the examples with the highest sum of loss and conditional entropy."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        logits, loss = self.logits_and_loss(candidates)
+        return loss + functional.conditional_entropy(logits)

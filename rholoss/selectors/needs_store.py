@@ -1,0 +1,41 @@
+"""The ground of every method that looks irreducible losses up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rholoss.candidates import Candidates
+from rholoss.selector import Selector
+from rholoss.store import IrreducibleLossStore
+
+
+class StoreSelector(Selector):
+    """A selector with a store, checked against the loader when the two first meet.
+
+    Args:
+        loader: see :class:`Selector`.
+        model: see :class:`Selector`.
+        store: irreducible losses of the loader's dataset.
+        **options: see :class:`Selector`.
+
+    Raises:
+        ValueError: the store is another dataset's, or lacks the irreducible loss of an example that may be drawn; the message
+            says which.
+    """
+
+    def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Any) -> None:
+        if not isinstance(store, IrreducibleLossStore):
+            raise TypeError(
+                f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; wrap losses by index in "
+                "IrreducibleLossStore(losses)"
+            )
+        super().__init__(loader, model, **options)
+        store.refuse_gaps(self._source.drawable(), self._source.dataset_length)
+        self.store = store
+
+    def irreducible_loss(self, candidates: Candidates) -> Tensor:
+        """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
+        self.store = self.store.to(candidates.index.device)
+        return self.store[candidates.index]

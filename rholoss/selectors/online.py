@@ -1,0 +1,80 @@
+"""RHO-LOSS with the irreducible-loss model scored online, where no table can be made beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rholoss import functional
+from rholoss.batches import move
+from rholoss.candidates import Candidates
+from rholoss.guest import device_of, forked_rng
+from rholoss.registry import register
+from rholoss.selection import Selection
+from rholoss.selector import Selector
+
+
+@register("online_rho_loss")
+class OnlineRhoLossSelector(Selector):
+    """Keeps the examples with the highest reducible loss, computing irreducible losses as they are needed, in eval mode.
+
+    Costs a forward pass of the irreducible-loss model per candidate; each example gets the irreducible loss of the view at hand,
+    augmented or not.
+
+    Args:
+        loader: see :class:`Selector`.
+        model: the model in training.
+        irreducible_model: the irreducible-loss model, trained on the holdout.
+        irreducible_optimizer: an optimizer of the irreducible-loss model, to train it along on the selected batches (the authors
+            use a hundredth of the model's learning rate), each module in the mode it is in; None leaves the model as it is.
+        **options: see :class:`Selector`; ``mode`` is the model's alone.
+
+    References:
+        Mindermann et al., ICML 2022, section 3, before the approximation of a fixed irreducible-loss model.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        irreducible_model: nn.Module,
+        *,
+        irreducible_optimizer: torch.optim.Optimizer | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(loader, model, **options)
+        self.irreducible_model = irreducible_model
+        self.irreducible_optimizer = irreducible_optimizer
+
+    def score(self, candidates: Candidates) -> Tensor:
+        irreducible_loss = candidates.under(self.irreducible_model, mode="eval").loss
+        return functional.reducible_loss(candidates.loss, irreducible_loss.to(candidates.device))
+
+    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
+        if self.irreducible_optimizer is None:
+            return
+        device = device_of(self.irreducible_model)
+        seed = int(torch.randint(2**62, (), generator=candidates.generator))
+        with torch.enable_grad(), forked_rng(device, seed):
+            losses = self._scorer.losses(
+                *self._scorer.forward(self.irreducible_model, move(batch, device or candidates.device)), len(selection.index)
+            )
+            self.irreducible_optimizer.zero_grad()
+            losses.mean().backward()
+            self.irreducible_optimizer.step()
+            self.irreducible_optimizer.zero_grad()
+
+    def extra_state(self) -> dict[str, Any]:
+        if self.irreducible_optimizer is None:
+            return {}
+        return {
+            "irreducible_model": self.irreducible_model.state_dict(),
+            "irreducible_optimizer": self.irreducible_optimizer.state_dict(),
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self.irreducible_optimizer is not None:
+            self.irreducible_model.load_state_dict(state["irreducible_model"])
+            self.irreducible_optimizer.load_state_dict(state["irreducible_optimizer"])

@@ -1,0 +1,58 @@
+"""RHO-LOSS scored by a small model for a large one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.registry import register
+from rholoss.selectors.needs_store import StoreSelector
+from rholoss.store import IrreducibleLossStore
+
+
+@register("proxy_rho_loss")
+class ProxyRhoLossSelector(StoreSelector):
+    """Keeps the examples with the highest reducible loss of a proxy, a cheap model that stands for the one in training.
+
+    Args:
+        loader: see :class:`Selector`.
+        model: the model in training; scored only to compare.
+        store: irreducible losses of the loader's dataset.
+        proxy: the model that scores.
+        compare_every: steps between comparisons with the model's own choice, at least 1; None never compares. The share of the
+            selected examples that the model would have chosen too is left in ``selector.last.notes["overlap"]``.
+        **options: see :class:`Selector`.
+
+    References:
+        Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020, for the idea of a proxy.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        store: IrreducibleLossStore,
+        proxy: Any,
+        *,
+        compare_every: int | None = None,
+        **options: Any,
+    ) -> None:
+        if compare_every is not None and compare_every < 1:
+            raise ValueError(f"compare_every must be a number of steps, at least 1, or None, got {compare_every!r}")
+        super().__init__(loader, model, store, **options)
+        self.proxy = proxy
+        self.compare_every = compare_every
+
+    def score(self, candidates: Candidates) -> Tensor:
+        loss = candidates.under(self.proxy).loss.to(candidates.device)
+        return functional.reducible_loss(loss, self.irreducible_loss(candidates))
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        positions = functional.top(score, n_b)
+        if self.compare_every is not None and candidates.step % self.compare_every == 0:
+            own = functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))
+            candidates.notes["overlap"] = functional.overlap(positions, functional.top(own, n_b))
+        return positions, None

@@ -1,0 +1,17 @@
+"""Uniform selection: the baseline that every method has to beat."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rholoss.candidates import Candidates
+from rholoss.registry import register
+from rholoss.selector import Selector
+
+
+@register("uniform")
+class UniformSelector(Selector):
+    """Keeps n_b candidates at random. Needs no model and runs no forward pass."""
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.rand()

@@ -1,0 +1,138 @@
+"""Selection via proxy: one fixed part of the dataset, chosen once by a small model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.registry import register
+from rholoss.scoring import Forward
+from rholoss.selector import Selector
+from rholoss.source import CandidateSource
+from rholoss.sweep import Progress, sweep
+
+_MEASURES = {
+    "entropy": lambda logits: functional.predictive_entropy(logits[None]),
+    "least_confidence": functional.least_confidence,
+}
+
+
+def proxy_scores(
+    proxy: Any,
+    data: Any,
+    by: Literal["entropy", "least_confidence"] = "entropy",
+    *,
+    forward: Forward | None = None,
+    progress: Progress = None,
+) -> Tensor:
+    """How uncertain a proxy is of each example, shape (N,): the entropy of its prediction in nats, or one minus its highest
+    probability.
+
+    Args:
+        proxy: a trained classifier.
+        data: the dataset, or a loader over it; -inf for the examples that it does not draw.
+        by: the measure.
+        forward: see :class:`Selector`.
+        progress: see :meth:`IrreducibleLossStore.from_model`.
+    """
+    if by not in _MEASURES:
+        raise ValueError(
+            f"by must be one of {sorted(_MEASURES)}, got {by!r}; for forgetting, pass scores=ForgettingCounts(...).scores()"
+        )
+    index, values = sweep(
+        proxy, data, measure=lambda outputs, targets, n: _MEASURES[by](outputs), forward=forward, progress=progress
+    )
+    n = len(getattr(data, "dataset", data))
+    return torch.full((n,), -torch.inf).index_copy_(0, index, values)
+
+
+class ForgettingCounts:
+    """Counts how often each example is forgotten, right at one visit and wrong at the next, while a proxy trains.
+
+    Args:
+        n: examples in the dataset.
+
+    References:
+        Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning", ICLR 2019.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.events = torch.zeros(n)
+        self.right = torch.zeros(n, dtype=torch.bool)
+        self.learnt = torch.zeros(n, dtype=torch.bool)
+
+    def update(self, index: Tensor, right: Tensor) -> None:
+        """Count one visit of some examples, each at most once.
+
+        Args:
+            index: shape (n,), int64.
+            right: whether the proxy classified each rightly, shape (n,), bool.
+        """
+        index, right = index.cpu(), right.cpu()
+        self.events[index] += (self.right[index] & ~right).float()
+        self.right[index] = right
+        self.learnt[index] |= right
+
+    def scores(self) -> Tensor:
+        """Forgetting events by index, shape (N,); more than any count for an example that was never learnt."""
+        return torch.where(self.learnt, self.events, self.events.max() + 1)
+
+
+@register("selection_via_proxy")
+class SelectionViaProxy(Selector):
+    """Trains on one fixed part of the dataset: the examples that a proxy ranks highest. The others are never read.
+
+    The part is the share ``keep`` of the examples (or n_b / n_B with ``batch_size``), and batches are drawn from it uniformly,
+    with the loader's sampler.
+
+    Args:
+        loader: a ``DataLoader`` over a map-style dataset.
+        model: the model in training; never scored.
+        proxy: a trained classifier that ranks the dataset once; or
+        scores: a ranking by index, shape (N,), higher is kept, such as :meth:`ForgettingCounts.scores`.
+        by: what the proxy ranks by.
+        **options: see :class:`Selector`.
+
+    References:
+        Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any = None,
+        proxy: Any = None,
+        *,
+        scores: Tensor | None = None,
+        by: Literal["entropy", "least_confidence"] = "entropy",
+        **options: Any,
+    ) -> None:
+        if (proxy is None) == (scores is None):
+            raise ValueError("pass either a proxy that ranks the dataset or scores by index, one of the two")
+        self.scores = proxy_scores(proxy, loader, by, forward=options.get("forward")) if scores is None else scores.float()
+        if self.scores.ndim != 1 or bool(self.scores.isnan().any()):
+            raise ValueError(
+                f"scores must be one number per example, shape (N,), none of them NaN, got shape {tuple(self.scores.shape)}"
+            )
+        super().__init__(loader, model, **options)
+        self.n_B = self.n_b
+
+    def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
+        n = len(loader.dataset)
+        if len(self.scores) != n:
+            raise ValueError(
+                f"scores must be one number per example of the dataset, shape ({n},), got {tuple(self.scores.shape)}"
+            )
+        ranked = int(self.scores.isfinite().sum())
+        members = torch.zeros(n, dtype=torch.bool)
+        members[functional.top(self.scores, max(1, round(ranked * self.n_b / (n_B or loader.batch_size))))] = True
+        self.members = members
+        return CandidateSource(loader, self.n_b, members)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        self.scores = self.scores.to(candidates.device)
+        return self.scores[candidates.index]

@@ -1,0 +1,189 @@
+"""Where candidate batches come from: the user's loader, drawn in candidate batches of n_B, from any position on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from rholoss.guest import forked_rng
+from rholoss.indexing import IndexedBatch, IndexedBatches, altered, attach_index, check_indexed, is_map_style, refuse_unindexed
+from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sampler
+
+
+class CandidateSource:
+    """Candidate batches of a loader, as :class:`IndexedBatch`.
+
+    Args:
+        loader: a map-style ``DataLoader``, or :class:`IndexedBatches` around anything else.
+        n_B: draw candidate batches of this many examples with the loader's sampler; None: the loader's own batches are the
+            candidates.
+        members: draw only these examples, shape (N,), bool; None: all.
+
+    Attributes:
+        loader: the user's loader; what is behind the door, for :class:`IndexedBatches`.
+        batches: the iterable of candidate batches; a ``DataLoader`` where the loader is one.
+        drop_last: whether the loader's own rule is to drop a last batch that is short.
+        dataset_length: N, or None where it cannot be known.
+        position: candidate batches taken in the epoch in progress; None between epochs.
+    """
+
+    def __init__(self, loader: Any, n_B: int | None = None, members: Tensor | None = None) -> None:
+        door = loader if isinstance(loader, IndexedBatches) else None
+        inner: Any = loader.batches if door else loader
+        map_style = is_map_style(inner)
+        if door is None and not map_style:
+            refuse_unindexed(loader)
+        self.loader = inner
+        self.drop_last = bool(getattr(inner, "drop_last", False))
+        self.dataset_length = _length(inner.dataset) if map_style else None
+        self.position: int | None = None
+        self._to_skip = 0
+        self._running: object = None
+        self._sampler: PositionedSampler | None = None
+        changes = self._changes(n_B, members, map_style)
+        if map_style and not door:
+            inner = attach_index(inner, **changes)
+        elif changes:
+            inner = altered(inner, **changes)
+        self.batches: Iterable[Any] = door.over(inner) if door else inner
+
+    def _changes(self, n_B: int | None, members: Tensor | None, map_style: bool) -> dict[str, Any]:
+        """The changes to the loader that make it draw candidate batches, from any position on."""
+        loader = self.loader
+        if n_B is None and not map_style:
+            return {}
+        if n_B is None:
+            name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+            self._sampler = PositionedSampler(getattr(loader, name), loader.generator)
+            return {name: self._sampler}
+        sampler = plain_sampler(loader)
+        if sampler is None:
+            raise ValueError(
+                f"keep= draws larger candidate batches with the loader's sampler, but {_describe(loader)}; "
+                "pass batch_size= to select from the batches that come"
+            )
+        if members is not None:
+            sampler = MembersOnly(sampler, members)
+        batching: Any = BatchSampler(sampler, n_B, drop_last=False)
+        if map_style:
+            batching = self._sampler = PositionedSampler(batching, loader.generator)
+        return {"batch_sampler": batching, "batch_size": n_B, "drop_last": False}
+
+    def __iter__(self) -> Iterator[IndexedBatch]:
+        """An epoch's candidate batches; after :meth:`resume`, the rest of that epoch's. The state is read as it goes."""
+        skip, self._to_skip = self._to_skip, 0
+        if self._sampler is not None and skip:
+            with forked_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before
+                items = iter(self.batches)
+        else:
+            items = islice(iter(self.batches), skip, None)
+        self.position = skip
+        self._running = this = object()
+        try:
+            for item in items:
+                self.position += 1
+                yield check_indexed(item, self.loader)
+        finally:
+            if self._running is this:
+                self.position = None
+
+    def state(self) -> tuple[int, list[Tensor] | None] | None:
+        """The position in the epoch in progress and the random state in which its sampler began; None between epochs."""
+        return None if self.position is None else (self.position, self._sampler.began if self._sampler else None)
+
+    def resume(self, state: tuple[int, list[Tensor] | None] | None) -> None:
+        """Let the next iteration go on from a state; from None, begin an epoch.
+
+        A sampler is put back to its random state and its entries are skipped without being read; other iterables are read up to
+        the position. The global random state stays as it is.
+        """
+        self.position, began = state if state is not None else (None, None)
+        self._to_skip = self.position or 0
+        if self._sampler is not None:
+            self._sampler.skip, self._sampler.began = self._to_skip, began
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the running workers of a loader that keeps them."""
+        state = {**vars(self), "_running": None}
+        if isinstance(self.batches, DataLoader):
+            state["batches"] = altered(self.batches)
+        return state
+
+    def count(self, n_b: int, drop_last: bool) -> int:
+        """How many selected batches an epoch yields; one too many at most, where the last candidate batch cannot be known."""
+        batching = self._sampler.sampler if self._sampler else None
+        tail = 0
+        if drop_last and isinstance(batching, BatchSampler) and not batching.drop_last:
+            tail = len(batching.sampler) % batching.batch_size  # type: ignore[arg-type]
+        return len(self) - (0 < tail < n_b)
+
+    def drawable(self) -> Tensor | None:
+        """Indices that may be drawn, int64; None where only drawing tells."""
+        own = self.dataset_length is not None and self.batches is not self.loader and not isinstance(self.batches, IndexedBatches)
+        return drawable(self.loader, self.dataset_length or 0) if own else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler, the batch sampler and the dataset which epoch it is, where they want to know."""
+        for part in ("sampler", "batch_sampler", "dataset"):
+            tell: Callable[[int], Any] | None = getattr(getattr(self.loader, part, None), "set_epoch", None)
+            if tell is not None:
+                tell(epoch)
+
+
+def natural_batch_size(loader: Any) -> int | None:
+    """The batch size of a loader, or of the loader behind a door; None where it does not tell."""
+    inner = loader.batches if isinstance(loader, IndexedBatches) else loader
+    size = getattr(inner, "batch_size", None)
+    if size is None and isinstance(inner, DataLoader) and type(inner.batch_sampler) is BatchSampler:
+        size = inner.batch_sampler.batch_size
+    return size if isinstance(size, int) else None
+
+
+def how_many(loader: Any, keep: float | None, batch_size: int | None) -> tuple[int, int | None]:
+    """n_b, and n_B where candidate batches have to be drawn anew."""
+    natural = natural_batch_size(loader)
+    if batch_size is not None:
+        if keep is not None:
+            raise ValueError(
+                f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: keep draws larger candidate "
+                "batches, "
+                "batch_size selects from the loader's own"
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
+        if natural is not None and batch_size > natural:
+            raise ValueError(
+                f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {natural}; "
+                "give the loader a larger batch_size: its batches are the candidates"
+            )
+        return batch_size, None
+    keep = 0.1 if keep is None else keep
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+        raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
+    if natural is None:
+        raise ValueError(
+            f"keep= keeps the loop's batch size, but {_describe(loader)}; pass batch_size= to select from the batches that come"
+        )
+    return natural, round(natural / keep)
+
+
+def _describe(loader: Any) -> str:
+    if not isinstance(loader, DataLoader):
+        return f"{type(loader).__name__} has no sampler of single indices and no batch_size"
+    if loader.batch_sampler is None:
+        return "this loader has batch_size=None: its dataset returns whole batches"
+    return f"this loader has a batch_sampler of its own, {type(loader.batch_sampler).__name__}"
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
