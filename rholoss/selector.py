@@ -167,21 +167,17 @@ class Selector(ABC):
 
     @property
     def batch_size(self) -> int:
-        """n_b, under the name that loaders use."""
         return self.n_b
 
     @property
     def dataset(self) -> Any:
-        """The loader's dataset."""
         return self._source.loader.dataset
 
     @property
     def scoring_device(self) -> torch.device:
         """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
-        device = device_of(self.model)
-        if device is None:
-            device = torch.device(self._device if self._device not in (None, "model") else "cpu")
-        return device
+        own = device_of(self.model)
+        return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
 
     def set_epoch(self, epoch: int) -> None:
         """Say which pass over the data comes next; told to the loader's sampler and dataset where they have ``set_epoch``.
@@ -218,19 +214,19 @@ class Selector(ABC):
             ValueError: the state is of another selector or of other batch sizes.
         """
         for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
-            if name not in state or state[name] != mine:
+            if state.get(name) != mine:
                 raise ValueError(
                     f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build the selector as it "
                     "was when saved"
                 )
-        self.step, self.epoch, self._fresh = state["step"], state["epoch"], state["fresh"]
-        self._fresh = self._fresh or state["source"] is not None
+        self.step, self.epoch = state["step"], state["epoch"]
+        self._fresh = state["fresh"] or state["source"] is not None
         self._source.resume(state["source"])
         self._generator.set_state(state["generator"].cpu())
         self.load_extra_state(state["extra"])
 
     def extra_state(self) -> dict[str, Any]:
-        """What a subclass has to add to the state; nothing here."""
+        """What a method has to add to the state; nothing here."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -244,10 +240,9 @@ class Selector(ABC):
         device = self.scoring_device
         if self._device is not None:
             batch = move(batch, device if self._device == "model" else torch.device(self._device))
-        when = {"step": self.step, "epoch": self.epoch, "generator": self._generator}
+        when: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "generator": self._generator}
         candidates = Candidates(index, batch, self.model, self._scorer, device=device, **when)
-        n_B = len(candidates)
-        n_b = min(self.n_b, n_B)
+        n_B, n_b = len(candidates), min(self.n_b, len(candidates))
         score = check_score(self.score(candidates), n_B, device)
         score = self._finite(type(self).__name__, score, candidates)
         positions, weights = self.choose(candidates, score, n_b)
