@@ -66,7 +66,7 @@ def bald(logits: Tensor) -> Tensor:
         logits: shape (K, n_B, C).
 
     References:
-        Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011, equation 2.
+        Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011.
         Gal et al., "Deep Bayesian Active Learning with Image Data", ICML 2017.
     """
     return predictive_entropy(logits) - conditional_entropy(logits)
@@ -109,8 +109,7 @@ def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         Positions (n_b,), int64, ascending, an example as often as it was drawn; and weights 1 / (n_B p_i), shape (n_b,).
 
     References:
-        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018,
-        equation 3.
+        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
     """
     n_B = len(score)
     mass = score.double()

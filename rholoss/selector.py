@@ -35,8 +35,7 @@ class Selector(ABC):
     Args:
         loader: a ``DataLoader`` over a map-style dataset, or :class:`IndexedBatches` around anything else. It is left as it is.
         model: the model in training; None for methods that need none.
-        keep: n_b / n_B, the fraction of each candidate batch to keep, in (0, 1]. None stands for 0.1 where ``batch_size`` is not
-            given.
+        keep: n_b / n_B, the fraction of each candidate batch to keep, in (0, 1]; 0.1 where ``batch_size`` is not given either.
         batch_size: n_b, at least 1, where the loader's batches are the candidates.
         forward: ``(model, batch) -> (outputs, targets)``; None for :func:`rholoss.scoring.default_forward`.
         loss: ``(outputs, targets) -> (n,)``; None for :func:`rholoss.scoring.default_loss`.
@@ -53,8 +52,7 @@ class Selector(ABC):
         n_B: examples in a candidate batch, or None where the loader does not tell.
         step: batches selected so far.
         epoch: passes over the data before this one.
-        candidate_batches: the :class:`IndexedBatch` items that iteration selects from, for frameworks that fetch them on their
-            own.
+        candidate_batches: the :class:`IndexedBatch` items to select from, for frameworks that fetch them on their own.
     """
 
     def __init__(
@@ -138,8 +136,7 @@ class Selector(ABC):
         index, batch = candidates
         if len(index) < self.n_b:
             raise ValueError(
-                f"cannot choose n_b = {self.n_b} examples of {len(index)} candidates; pass a smaller batch_size, or larger "
-                "candidate batches"
+                f"cannot choose n_b = {self.n_b} of {len(index)} candidates; pass more of them, or a smaller batch_size"
             )
         return self._select(IndexedBatch(index, batch))
 
@@ -155,10 +152,8 @@ class Selector(ABC):
         weights = self.last.weights if self.last is not None else None
         expected = losses.shape if weights is None else weights.shape
         if losses.ndim != 1 or losses.shape != expected:
-            raise ValueError(
-                f"losses must be one value per selected example, shape ({self.n_b},), got {tuple(losses.shape)}; pass "
-                "reduction='none'"
-            )
+            got = tuple(losses.shape)
+            raise ValueError(f"losses must be one per selected example, shape ({self.n_b},), got {got}; pass reduction='none'")
         return losses.mean() if weights is None else (losses * weights.to(losses.device)).mean()
 
     @property
@@ -191,10 +186,7 @@ class Selector(ABC):
         self._fresh = True
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on with the very selections that would have followed: tensors, numbers and strings.
-
-        In mid-epoch, a sampler that draws with PyTorch's generators is put back to where it was, without reading what it skips.
-        """
+        """All that is needed to go on with the very selections that would have followed: tensors, numbers and strings."""
         return {
             "selector": type(self).__name__,
             "n_b": self.n_b,
@@ -208,7 +200,7 @@ class Selector(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next iteration resumes the epoch that was in progress.
+        """Go on from a state; the next iteration resumes the epoch in progress, without reading what a sampler can skip.
 
         Raises:
             ValueError: the state is of another selector or of other batch sizes.

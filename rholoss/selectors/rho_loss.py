@@ -39,7 +39,7 @@ class RhoLossSelector(StoreSelector):
 
     References:
         Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and not yet Learnt", ICML 2022,
-        section 3.
+        equation 3.
     """
 
     def score(self, candidates: Candidates) -> Tensor:
