@@ -80,8 +80,7 @@ class Candidates:
         The outputs of all chunks are never kept together.
         """
         if self._pair is None and not self._scorer.in_one_pass(len(self)):
-            joined: Tensor = self._scorer.run(self._need_model(), self.batch, len(self), fn)
-            return joined
+            return self._run(fn)
         outputs, targets = self._outputs_and_targets()
         with torch.no_grad():
             return fn(outputs, targets, len(self))
@@ -92,9 +91,7 @@ class Candidates:
         Every module is in train mode but those that keep running statistics (BatchNorm); buffers and modes are put back. The
         masks are drawn from the selector's generator.
         """
-        model = self._need_model()
-        seeds = torch.randint(2**62, (passes,), generator=self.generator).tolist()
-        return torch.stack([self._scorer.run(model, self.batch, len(self), fn, mode="dropout", seed=seed) for seed in seeds])
+        return torch.stack([self._run(fn, "dropout") for _ in range(passes)])
 
     def under(self, model: Any, mode: Mode | None = None) -> Candidates:
         """The same candidates under another model, with the same forward and loss; in ``mode``, or that of the selector."""
@@ -127,14 +124,13 @@ class Candidates:
 
     def _outputs_and_targets(self) -> tuple[Any, Any]:
         if self._pair is None:
-            self._pair = self._scorer.run(
-                self._need_model(), self.batch, len(self), lambda outputs, targets, _: (outputs, targets)
-            )
+            self._pair = self._run(lambda outputs, targets, _: (outputs, targets))
         return self._pair
 
-    def _need_model(self) -> Any:
+    def _run(self, fn: Callable[[Any, Any, int], Any], mode: Mode | None = None) -> Any:
         if self._model is None:
-            raise ValueError(
-                "this selector computes a loss or outputs, which needs a model; pass it as the second argument, after the loader"
-            )
-        return self._model
+            raise ValueError("a loss or outputs need a model; pass it as the second argument, after the loader")
+        seed = None
+        if (mode or self._scorer.mode) != "eval":  # what a forward pass draws comes from the selector's generator
+            seed = int(torch.randint(2**62, (), generator=self.generator))
+        return self._scorer.run(self._model, self.batch, len(self), fn, mode, seed)

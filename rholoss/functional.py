@@ -93,7 +93,8 @@ def top(score: Tensor, n_b: int) -> Tensor:
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise made of numbers that are uniform in [0, 1)."""
     tiny = torch.finfo(uniform.dtype).tiny
-    return -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+    exponential = -torch.log(uniform.clamp(min=tiny))
+    return -torch.log(exponential.clamp(min=tiny))
 
 
 def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -195,6 +195,6 @@ class _WorkerInit:
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
         if info is not None and isinstance(info.dataset, _IndexedDataset):
-            vars(info)["dataset"] = info.dataset.dataset
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # WorkerInfo refuses a plain assignment
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)

@@ -1,0 +1,188 @@
+"""The contract of a selector, as checks that anyone can run on their own."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from rholoss.registry import build_selector
+from rholoss.selector import Selector
+from rholoss.store import IrreducibleLossStore
+
+_N, _N_B, _FEATURES, _CLASSES = 99, 6, 5, 3  # 4 candidate batches of 24 at keep = 0.25, and 3 examples over
+
+
+def check_selector(selector: str | Callable[..., Selector], **options: Any) -> None:
+    """Run the contract that every selector keeps, on a small classification problem.
+
+    Batches of n_b with the rows that ``last`` says, everything kept at keep = 1, a short end as documented, mappings handed back as mappings,
+    the model, the batch and all random state left as they were, the same choices from the same seed, and exact resume.
+
+    Args:
+        selector: a registered name, a :class:`Selector` class, or a function ``(loader, model, **options)`` that builds one.
+        **options: handed to it. ``store``, ``proxy`` and ``irreducible_model`` are handed to those that take them, made for the problem.
+
+    Raises:
+        AssertionError: something does not hold; the message says what.
+
+    Example:
+        >>> from rholoss.testing import check_selector
+        >>> check_selector("rho_loss")
+    """
+    for check in (_batches, _keep_all, _short_end, _mappings, _guest, _seed, _resume):
+        check(_Problem(selector, options))
+
+
+class _Problem:
+    """A dataset whose first feature is the index, networks with BatchNorm and dropout, and a way to build the selector."""
+
+    def __init__(self, selector: str | Callable[..., Selector], options: dict[str, Any]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(_N, _FEATURES, generator=generator)
+        x[:, 0] = torch.arange(_N) / _N
+        self.data = TensorDataset(x, torch.randint(_CLASSES, (_N,), generator=generator))
+        self.model, self.other = _net(0), _net(1)
+        self.model.get_submodule("1").eval()  # a frozen BatchNorm, in a model that trains
+        self.store = IrreducibleLossStore.from_model(self.other, self.data)
+        self.selector = selector
+        self.options = options
+
+    def build(self, keep: float = 0.25, loader: dict[str, Any] | None = None, **options: Any) -> Selector:
+        made = {"store": self.store, "proxy": self.other, "irreducible_model": self.other, **self.options}
+        wanted = {"batch_size": _N_B, "drop_last": True, **(loader or {})}
+        return build_selector(self.selector, DataLoader(self.data, **wanted), self.model, keep=keep, **made, **options)
+
+    def index_of(self, x: Tensor) -> list[int]:
+        return [round(value) for value in (x[:, 0] * _N).tolist()]
+
+
+def _net(seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(_FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, _CLASSES))
+
+
+def _batches(problem: _Problem) -> None:
+    selector = problem.build()
+    steps = 0
+    for x, _ in selector:
+        steps += 1
+        last = selector.last
+        assert last is not None, "last must hold the selection of the batch at hand"
+        assert len(x) == _N_B, f"every batch must have n_b = {_N_B} examples, got {len(x)}"
+        n = len(last.candidate_index)
+        positions = last.positions.tolist()
+        assert positions == sorted(positions), f"positions must be in loader order, got {positions}"
+        assert positions[0] >= 0, f"positions must be from 0 to {n - 1}, got {positions}"
+        assert positions[-1] < n, f"positions must be from 0 to {n - 1}, got {positions}"
+        assert last.weights is not None or len(set(positions)) == _N_B, f"positions must be distinct, got {positions}"
+        assert torch.equal(last.index, last.candidate_index[last.positions]), "index must be that of the positions"
+        assert problem.index_of(x) == last.index.tolist(), "the rows of the batch must be the examples of the index"
+        assert last.scores.shape == (n,), f"there must be a score per candidate, shape ({n},), got {tuple(last.scores.shape)}"
+    assert steps == len(selector), f"len(selector) says {len(selector)} batches, got {steps}"
+    assert steps == selector.step, f"step must count the batches, got {selector.step} after {steps}"
+
+
+def _keep_all(problem: _Problem) -> None:
+    selector = problem.build(keep=1.0)
+    for (x, y), (all_x, all_y) in zip(selector, DataLoader(problem.data, batch_size=_N_B, drop_last=True), strict=True):
+        if selector.last is not None and selector.last.weights is None:
+            assert torch.equal(x, all_x), "keep=1 must hand back what the loader yields"
+            assert torch.equal(y, all_y), "keep=1 must hand back what the loader yields"
+
+
+def _short_end(problem: _Problem) -> None:
+    for drop_last, end in ((True, []), (False, [_N % _N_B])):
+        selector = problem.build(keep=1.0, loader={"drop_last": drop_last})
+        sizes = [len(x) for x, _ in selector]
+        expected = [_N_B] * (_N // _N_B) + end
+        assert sizes == expected, f"with drop_last={drop_last} an epoch must end on {expected[-2:]} examples, got {sizes[-2:]}"
+        assert len(selector) == len(expected), f"len(selector) must be {len(expected)}, got {len(selector)}"
+
+
+def _mappings(problem: _Problem) -> None:
+    def collate(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        x, y = torch.utils.data.default_collate(examples)
+        return {"x": x, "labels": y, "text": [str(round(float(value) * _N)) for value in x[:, 0]], "task": "toy"}
+
+    def forward(model: Any, batch: Any) -> tuple[Any, Any]:
+        return model(batch["x"]), batch["labels"]
+
+    selector = problem.build(loader={"collate_fn": collate}, forward=forward)
+    for batch in selector:
+        assert type(batch) is dict, f"a dict must come back as a dict, got {type(batch).__name__}"
+        texts = [int(text) for text in batch["text"]]
+        assert selector.last is not None
+        assert texts == problem.index_of(batch["x"]) == selector.last.index.tolist(), "all columns must be cut to the same rows"
+        assert batch["task"] == "toy", "what belongs to the whole batch must stay as it is"
+
+
+def _guest(problem: _Problem) -> None:
+    selector = problem.build()
+    candidates = list(selector.candidate_batches)
+    before = (_state(problem.model), [copy.deepcopy(batch) for batch in candidates], _random_states())
+    for batch in candidates:
+        if len(batch.index) >= _N_B:
+            selector.select(batch)
+    after = (_state(problem.model), candidates, _random_states())
+    for what, old, new in zip(("the model", "the candidate batches", "global random state"), before, after, strict=True):
+        assert _same(old, new), f"selecting must leave {what} as before: values, modes and gradients"
+    assert torch.is_grad_enabled(), "selecting must leave grad mode as it was"
+
+
+def _seed(problem: _Problem) -> None:
+    first, second = ([i for _ in s for i in s.last.index.tolist()] for s in (problem.build(seed=4), problem.build(seed=4)))  # type: ignore[union-attr]
+    assert first == second, "the same seed must give the same choices"
+
+
+def _resume(problem: _Problem) -> None:
+    def shuffled() -> Selector:
+        return copy.deepcopy(problem.build(loader={"shuffle": True, "generator": torch.Generator().manual_seed(2)}))
+
+    def follow(selector: Selector, state: dict[str, Any] | None = None, at: int = 0) -> tuple[list[list[int]], dict[str, Any]]:
+        """The choices of what is left of three epochs, and the state after ``at`` steps."""
+        chosen: list[list[int]] = []
+        saved = io.BytesIO()
+        if state is not None:
+            selector.load_state_dict(state)
+        while selector.epoch < 3 and len(chosen) < 9:
+            for _ in selector:
+                assert selector.last is not None
+                chosen.append(selector.last.index.tolist())
+                if len(chosen) == at:
+                    torch.save(selector.state_dict(), saved)
+        return chosen, (torch.load(io.BytesIO(saved.getvalue()), weights_only=True) if at else {})
+
+    at = 5  # in the second epoch
+    chosen, state = follow(shuffled(), at=at)
+    resumed, _ = follow(shuffled(), state)
+    same = min(len(chosen) - at, len(resumed))
+    assert same > 2, "an epoch must yield batches after a resume as before"
+    assert resumed[:same] == chosen[at : at + same], "after load_state_dict the choices must be those that would have followed"
+
+
+def _state(model: nn.Module) -> list[Any]:
+    values = [tensor.clone() for tensor in model.state_dict().values()]
+    return [*values, [module.training for module in model.modules()], [parameter.grad for parameter in model.parameters()]]
+
+
+def _random_states() -> list[Any]:
+    return [torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]]  # noqa: NPY002
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, Tensor):
+        return torch.equal(old, new)
+    if isinstance(old, np.ndarray):
+        return np.array_equal(old, new)
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
+    return bool(old == new)

@@ -1,0 +1,99 @@
+"""The methods as their papers state them, slow and obvious: plain loops over plain numbers, nothing shared with the package."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+def softmax(logits):
+    highest = max(logits)
+    powers = [math.exp(z - highest) for z in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def cross_entropy(logits, target):
+    return -math.log(softmax(logits)[target])
+
+
+def entropy(p):
+    return -sum(q * math.log(q) for q in p if q > 0)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def mean_prediction(passes):
+    """The class probabilities of one example, averaged over the passes."""
+    return [mean(column) for column in zip(*[softmax(logits) for logits in passes], strict=True)]
+
+
+def highest(scores, n_b):
+    """Positions of the n_b highest scores, in loader order; of equal scores the earlier."""
+    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return sorted(ranked[:n_b])
+
+
+def gumbel(u):
+    return -math.log(-math.log(u))
+
+
+def weighted_draw(scores, numbers):
+    """Draw positions with replacement in proportion to the scores, one for each number in [0, 1); and their weights."""
+    p = [score / sum(scores) for score in scores]
+    drawn = []
+    for number in numbers:
+        i, passed = 0, p[0]
+        while passed <= number:
+            i += 1
+            passed += p[i]
+        drawn.append(i)
+    drawn.sort()
+    return drawn, [1 / (len(scores) * p[i]) for i in drawn]
+
+
+def logits_one_by_one(model, xs):
+    """The logits of each example alone, in eval mode."""
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        return [model(x[None])[0].double().tolist() for x in xs]
+
+
+def logits_with_dropout(model, xs, seeds):
+    """The logits of each example in each pass, indexed [example][pass]; dropout on, BatchNorm in eval mode."""
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    passes = []
+    with torch.no_grad(), torch.random.fork_rng():
+        for seed in seeds:
+            torch.manual_seed(seed)
+            passes.append(model(torch.stack(xs)).double().tolist())
+    return [list(example) for example in zip(*passes, strict=True)]
+
+
+def train_with_rho_loss(model, irreducible_model, data, order, n_b, n_candidates, learning_rate):
+    """Algorithm 1 of Mindermann et al. (ICML 2022) for one epoch with SGD; returns the selected indices of each step."""
+    irreducible_loss = {}
+    for i in range(len(data)):
+        x, y = data[i]
+        irreducible_loss[i] = cross_entropy(logits_one_by_one(irreducible_model, [x])[0], int(y))
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    chosen = []
+    while len(order) >= n_b:
+        candidates, order = order[:n_candidates], order[n_candidates:]
+        scores = []
+        for i in candidates:
+            x, y = data[i]
+            scores.append(cross_entropy(logits_one_by_one(model, [x])[0], int(y)) - irreducible_loss[i])
+        selected = [candidates[position] for position in highest(scores, n_b)]
+        chosen.append(selected)
+        model.train()
+        xs, ys = torch.stack([data[i][0] for i in selected]), torch.stack([data[i][1] for i in selected])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(xs), ys).backward()
+        optimizer.step()
+    return chosen

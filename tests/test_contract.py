@@ -1,0 +1,151 @@
+"""The contract suite over the whole registry, and selectors that break it."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import rholoss
+from rholoss import Selector
+from rholoss.testing import check_selector
+
+OPTIONS = {"rho_loss_then_uniform": {"from_step": 2}}
+
+
+@pytest.mark.parametrize("name", rholoss.selector_names())
+def test_every_registered_method_keeps_the_contract(name):
+    check_selector(name, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_the_contract_holds_in_every_way_of_scoring(mode, chunk_size):
+    check_selector("rho_loss", mode=mode, chunk_size=chunk_size)
+    check_selector("online_rho_loss", mode=mode, chunk_size=chunk_size)
+
+
+class Hardest(Selector):
+    def score(self, candidates):
+        return candidates.loss
+
+
+class Forgetful(Hardest):
+    """Scores from a random number that no state holds."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.own = torch.Generator().manual_seed(torch.seed() % 1000)
+
+    def score(self, candidates):
+        return torch.rand(len(candidates), generator=self.own)
+
+
+class Rude(Hardest):
+    def score(self, candidates):
+        self.model.train()
+        return candidates.loss
+
+
+class Leaky(Hardest):
+    def score(self, candidates):
+        return candidates.loss + torch.rand(len(candidates))
+
+
+class Scribbling(Hardest):
+    def score(self, candidates):
+        candidates.batch[0].add_(0.5 / 99)
+        return candidates.loss
+
+
+class Backwards(Hardest):
+    def choose(self, candidates, score, n_b):
+        return torch.arange(n_b).flip(0), torch.ones(n_b)
+
+
+class Cutting(Hardest):
+    def select(self, candidates):
+        return super().select(candidates)
+
+    def _select(self, indexed):
+        return [column[:-1] for column in super()._select(indexed)]
+
+
+def test_a_subclass_with_one_method_keeps_the_contract():
+    check_selector(Hardest)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (Forgetful, "seed|would have followed"),
+        (Rude, "leave the model as before"),
+        (Leaky, "global random state"),
+        (Scribbling, "rows of the batch|hand back|candidate batches"),
+        (Cutting, "n_b = 6 examples, got 5"),
+    ],
+)
+def test_a_selector_that_breaks_the_contract_is_caught(broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_selector(broken)
+
+
+def test_a_choice_that_is_out_of_order_is_put_in_order():
+    check_selector(Backwards)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ((torch.tensor([0, 0, 1, 2]), None), r"distinct positions, got \[0, 0, 1, 2\]"),
+        ((torch.tensor([0, 1, 2, 16]), None), "from 0 to 15, got 0 to 16"),
+        ((torch.tensor([-1, 1, 2, 3]), None), "from 0 to 15, got -1 to 3"),
+        ((torch.tensor([1, 2, 3]), None), r"4 positions, int64 of shape \(4,\), got torch.int64 of shape \(3,\)"),
+        ((torch.tensor([0.0, 1, 2, 3]), None), "got torch.float32 of shape"),
+        (([0, 1, 2, 3], None), "got list"),
+        ((torch.tensor([0, 1, 2, 3]), torch.ones(3)), "one weight per position"),
+    ],
+)
+def test_a_choice_that_is_not_n_b_positions_is_refused(choice, message, data, net):
+    class Choosy(Hardest):
+        def choose(self, candidates, score, n_b):
+            return choice
+
+    with pytest.raises(ValueError, match=message):
+        next(iter(Choosy(DataLoader(data, batch_size=4), net, keep=0.25)))
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (lambda c: c.loss[:, None], ValueError, r"one value per candidate, shape \(16,\), got \(16, 1\)"),
+        (lambda c: c.loss.mean(), ValueError, r"got \(\)"),
+        (lambda c: c.loss.tolist(), TypeError, "got list"),
+        (lambda c: c.loss > 1, TypeError, "got dtype torch.bool"),
+        (lambda c: c.loss.to("meta"), ValueError, "on the scoring device, cpu, got meta"),
+        (lambda c: c.loss / 0 * 0, ValueError, "NaN or infinite at step 0: indices .*check what score"),
+        (lambda c: c.loss + torch.inf, ValueError, "score of 16 of 16 candidates is NaN or infinite"),
+    ],
+)
+def test_a_score_that_cannot_be_ranked_is_refused(score, error, message, data, net):
+    class Scoring(Selector):
+        def score(self, candidates):
+            return score(candidates)
+
+    with pytest.raises(error, match=message):
+        next(iter(Scoring(DataLoader(data, batch_size=4), net, keep=0.25)))
+
+
+def test_a_diverged_model_is_reported_by_name(data, net):
+    with torch.no_grad():
+        net[0].weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="Hardest: the score of 16 of 16 .*has training diverged"):
+        next(iter(Hardest(DataLoader(data, batch_size=4), net, keep=0.25)))
+
+
+def test_minus_infinity_ranks_last(data, net):
+    class Excluding(Selector):
+        def score(self, candidates):
+            return torch.where(candidates.index % 2 == 0, candidates.loss, -torch.inf)
+
+    selector = Excluding(DataLoader(data, batch_size=4), net, keep=0.25)
+    for step, _ in enumerate(selector):
+        assert step == 6 or (selector.last.index % 2 == 0).all()  # at the end there are only 4 candidates

@@ -1,0 +1,403 @@
+"""Every method of the registry against its oracle, and every sign in every formula against the oracles."""
+
+import ast
+import copy
+import importlib
+import inspect
+import sys
+import types
+
+import oracles
+import pytest
+import torch
+from conftest import make_data, make_net
+from oracles import cross_entropy, entropy, highest, logits_one_by_one, logits_with_dropout, mean, mean_prediction, softmax
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
+
+import rholoss
+from rholoss import IrreducibleLossStore, functional, registry, schedules
+from rholoss.selectors import ForgettingCounts, SwitchSelector, UniformSelector, proxy_scores
+
+N_B, N_CANDIDATES, STEPS, PASSES = 4, 16, 4, 3
+DATA = make_data(N_CANDIDATES * STEPS)
+IRREDUCIBLE_MODEL, PROXY = make_net(1), make_net(2)
+OPTIONS = {
+    "rho_loss_then_uniform": {"from_step": 2},
+    "proxy_rho_loss": {"compare_every": 1},
+    "boltzmann_rho_loss": {"temperature": schedules.Geometric(2.0, 0.5, steps=3)},
+    **dict.fromkeys(
+        ("bald", "entropy", "conditional_entropy", "loss_minus_conditional_entropy", "loss_plus_conditional_entropy"),
+        {"passes": PASSES},
+    ),
+}
+
+
+class Step:
+    """What an oracle may look at: the models before each step, one candidate batch, and the selector's random numbers."""
+
+    def __init__(self, number, models, index, generator):
+        self.number, self.models, self.generator = number, models, generator
+        self.xs = [DATA[i][0] for i in index]
+        self.ys = [int(DATA[i][1]) for i in index]
+
+    def losses(self, model):
+        return [cross_entropy(z, y) for z, y in zip(logits_one_by_one(model, self.xs), self.ys, strict=True)]
+
+    def reducible(self, model):
+        pairs = zip(self.losses(model), self.losses(IRREDUCIBLE_MODEL), strict=True)
+        return [loss - irreducible_loss for loss, irreducible_loss in pairs]
+
+    def now(self):
+        return self.models[self.number]
+
+    def random_numbers(self, n):
+        return torch.rand(n, generator=self.generator).tolist()
+
+    def passes(self):
+        """The logits of each example in each pass with dropout."""
+        seeds = torch.randint(2**62, (PASSES,), generator=self.generator).tolist()
+        return logits_with_dropout(self.now(), self.xs, seeds)
+
+
+def ranked(scores):
+    return scores, highest(scores, N_B), None
+
+
+def gradient_norms(step):
+    norms = []
+    for logits, y in zip(logits_one_by_one(step.now(), step.xs), step.ys, strict=True):
+        gradient = [p - (c == y) for c, p in enumerate(softmax(logits))]
+        norms.append(sum(g * g for g in gradient) ** 0.5)
+    return norms
+
+
+def draw_by_gradient_norm(step):
+    norms = gradient_norms(step)
+    return (norms, *oracles.weighted_draw(norms, step.random_numbers(N_B)))
+
+
+def boltzmann(step):
+    temperature = 2.0 * (0.5 / 2.0) ** min(step.number / 3, 1)
+    scores = step.reducible(step.now())
+    noisy = [s / temperature + oracles.gumbel(u) for s, u in zip(scores, step.random_numbers(N_CANDIDATES), strict=True)]
+    return scores, highest(noisy, N_B), None
+
+
+def bald(passes):
+    return entropy(mean_prediction(passes)) - conditional_entropy(passes)
+
+
+def conditional_entropy(passes):
+    return mean([entropy(softmax(logits)) for logits in passes])
+
+
+def loss_and_conditional_entropy(step, sign):
+    scores = []
+    for passes, y in zip(step.passes(), step.ys, strict=True):
+        scores.append(mean([cross_entropy(logits, y) for logits in passes]) + sign * conditional_entropy(passes))
+    return scores
+
+
+def via_proxy(step):
+    return [entropy(softmax(logits)) for logits in logits_one_by_one(PROXY, step.xs)]
+
+
+ORACLES = {
+    "uniform": lambda step: ranked(step.random_numbers(N_CANDIDATES)),
+    "train_loss": lambda step: ranked(step.losses(step.now())),
+    "irreducible_loss": lambda step: ranked([-loss for loss in step.losses(IRREDUCIBLE_MODEL)]),
+    "gradient_norm": lambda step: ranked(gradient_norms(step)),
+    "gradient_norm_importance_sampling": draw_by_gradient_norm,
+    "bald": lambda step: ranked([bald(passes) for passes in step.passes()]),
+    "entropy": lambda step: ranked([entropy(mean_prediction(passes)) for passes in step.passes()]),
+    "conditional_entropy": lambda step: ranked([conditional_entropy(passes) for passes in step.passes()]),
+    "loss_minus_conditional_entropy": lambda step: ranked(loss_and_conditional_entropy(step, -1)),
+    "loss_plus_conditional_entropy": lambda step: ranked(loss_and_conditional_entropy(step, +1)),
+    "rho_loss": lambda step: ranked(step.reducible(step.now())),
+    "online_rho_loss": lambda step: ranked(step.reducible(step.now())),
+    "stale_rho_loss": lambda step: ranked(step.reducible(step.models[max(step.number - 1, 0)])),
+    "proxy_rho_loss": lambda step: ranked(step.reducible(PROXY)),
+    "boltzmann_rho_loss": boltzmann,
+    "rho_loss_then_uniform": lambda step: ranked(
+        step.reducible(step.now()) if step.number < 2 else step.random_numbers(N_CANDIDATES)
+    ),
+    "selection_via_proxy": lambda step: (via_proxy(step), list(range(N_B)), None),
+}
+
+
+def compare_with_oracle(name, build):
+    """Train for a few steps and hold scores, positions and weights of each against the oracle's."""
+    model = make_net(0).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    store = IrreducibleLossStore.from_model(IRREDUCIBLE_MODEL, DATA)
+    loader = DataLoader(DATA, batch_size=N_B, shuffle=True, generator=torch.Generator().manual_seed(5))
+    selector = registry.build_selector(
+        build, loader, model, store=store, proxy=PROXY, irreducible_model=IRREDUCIBLE_MODEL, keep=N_B / N_CANDIDATES,
+        seed=3, **OPTIONS.get(name, {}),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    models = []
+    batches = iter(selector)
+    for number in range(STEPS):
+        models.append(copy.deepcopy(model))
+        x, y = next(batches)
+        last = selector.last
+        scores, positions, weights = ORACLES[name](Step(number, models, last.candidate_index.tolist(), generator))
+        torch.testing.assert_close(last.scores.double(), torch.tensor(scores, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+        assert last.positions.tolist() == positions
+        assert (last.weights is None) == (weights is None)
+        if weights is not None:
+            torch.testing.assert_close(last.weights.double(), torch.tensor(weights, dtype=torch.float64), rtol=1e-4, atol=0.0)
+        assert torch.equal(x, DATA.tensors[0][last.index])
+        assert torch.equal(y, DATA.tensors[1][last.index])
+        losses = nn.functional.cross_entropy(model(x), y, reduction="none")
+        optimizer.zero_grad()
+        selector.mean_loss(losses).backward()
+        optimizer.step()
+        if name == "proxy_rho_loss":
+            own = highest(Step(number, models, last.candidate_index.tolist(), generator).reducible(models[number]), N_B)
+            assert last.notes["overlap"].item() == pytest.approx(len(set(own) & set(positions)) / N_B)
+    return selector
+
+
+@pytest.mark.parametrize("name", sorted(ORACLES))
+def test_a_method_scores_and_chooses_what_its_oracle_does(name):
+    compare_with_oracle(name, name)
+
+
+def test_every_registered_method_has_an_oracle():
+    assert sorted(ORACLES) == rholoss.selector_names()
+
+
+def test_a_short_training_run_is_the_papers_algorithm():
+    data, model, slow_model = make_data(90), make_net(0), make_net(0)
+    for network in (model, slow_model):
+        network[3].p = 0.0
+    store = IrreducibleLossStore.from_model(IRREDUCIBLE_MODEL, data)
+    loader = DataLoader(data, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(7))
+    order_generator = torch.Generator().manual_seed(7)
+    torch.empty((), dtype=torch.int64).random_(generator=order_generator)  # what DataLoader draws as the workers' seed
+    order = list(RandomSampler(data, generator=order_generator))
+    expected = oracles.train_with_rho_loss(slow_model, IRREDUCIBLE_MODEL, data, order, n_b=4, n_candidates=16, learning_rate=0.3)
+    selector = rholoss.RhoLossSelector(loader, model, store, keep=0.25)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    chosen = []
+    model.train()
+    for x, y in selector:
+        chosen.append(selector.last.index.tolist())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert chosen == expected
+    assert len(chosen) == 6
+    assert all(
+        torch.equal(mine, its) for mine, its in zip(model.state_dict().values(), slow_model.state_dict().values(), strict=True)
+    )
+
+
+def check_selection_via_proxy(build, scores_by_proxy, counts_type):
+    """The fixed part is the share with the highest proxy scores, the same in every epoch; nothing else is read."""
+    all_scores = [entropy(softmax(logits)) for logits in logits_one_by_one(PROXY, [DATA[i][0] for i in range(len(DATA))])]
+    part = set(highest(all_scores, len(DATA) // 4))
+    selector = build(DataLoader(DATA, batch_size=N_B, shuffle=True), None, PROXY, keep=0.25)
+    for _ in range(2):
+        drawn = []
+        for _ in selector:
+            drawn += selector.last.index.tolist()
+        assert set(drawn) == part
+        assert len(drawn) == len(part)
+    confidence = [1 - max(softmax(logits)) for logits in logits_one_by_one(PROXY, [DATA[i][0] for i in range(len(DATA))])]
+    torch.testing.assert_close(
+        scores_by_proxy(PROXY, DATA, "least_confidence").double(), torch.tensor(confidence, dtype=torch.float64)
+    )
+    counts = counts_type(4)
+    for right in ([1, 1, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0], [0, 1, 0, 1]):
+        counts.update(torch.arange(4), torch.tensor(right, dtype=torch.bool))
+    some = SubsetRandomSampler(range(8, 40))
+    selector = build(DataLoader(DATA, batch_size=N_B, sampler=some), None, PROXY, keep=0.25)
+    for _ in selector:
+        assert int(selector.last.index.min()) >= 8
+        assert int(selector.last.index.max()) < 40
+    assert len(selector) == 2
+    assert counts.scores().tolist() == [2, 0, 3, 1]  # example 2 was never learnt: above every count
+
+
+def test_selection_via_proxy_keeps_one_fixed_part():
+    check_selection_via_proxy(registry._METHODS["selection_via_proxy"], proxy_scores, ForgettingCounts)
+
+
+def check_formulas(module):
+    """The pure functions that no method exercises to the end."""
+    confident = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]])
+    expected = [1 - max(softmax(row)) for row in confident.tolist()]
+    torch.testing.assert_close(module.least_confidence(confident), torch.tensor(expected))
+    tenths = torch.ones(10, dtype=torch.float64)  # ten times 0.1 adds up to a little under 1
+    positions, _ = module.importance_sample(tenths, torch.tensor([1 - 2**-53], dtype=torch.float64))
+    assert positions.tolist() == [9]
+    positions, weights = module.importance_sample(torch.zeros(4), torch.tensor([0.1, 0.6]))
+    assert positions.tolist() == [0, 2]
+    assert weights.tolist() == [1, 1]
+    assert module.overlap(torch.tensor([1, 2, 3, 4]), torch.tensor([4, 9, 1])).item() == 0.5
+
+
+def check_schedules(module):
+    assert [module.Linear(3.0, 1.0, steps=4)(step) for step in (0, 1, 2, 4, 9)] == [3.0, 2.5, 2.0, 1.0, 1.0]
+    assert [module.Geometric(8.0, 0.5, steps=2)(step) for step in (0, 1, 2, 9)] == [8.0, 2.0, 0.5, 0.5]
+
+
+def test_the_pure_functions_are_their_formulas():
+    check_formulas(functional)
+    check_schedules(schedules)
+
+
+def test_the_weighted_draw_is_unbiased_where_the_plain_mean_of_what_is_drawn_is_not():
+    generator = torch.Generator().manual_seed(0)
+    norms, losses = torch.rand(30, generator=generator), torch.rand(30, generator=generator)
+    losses = losses + norms  # what is drawn more often loses more
+    plain, weighted = [], []
+    for _ in range(4000):
+        positions, weights = functional.importance_sample(norms, torch.rand(8, generator=generator))
+        plain.append(losses[positions].mean())
+        weighted.append((losses[positions] * weights).mean())
+    off = (torch.stack(weighted).mean() - losses.mean()).abs()
+    assert off < 4 * torch.stack(weighted).std() / 4000**0.5
+    assert torch.stack(plain).mean() - losses.mean() > 0.1
+
+
+def test_boltzmann_goes_from_rho_loss_to_uniform_with_the_temperature():
+    model, store = make_net(0), IrreducibleLossStore.from_model(IRREDUCIBLE_MODEL, DATA)
+    rho = rholoss.RhoLossSelector(DataLoader(DATA, batch_size=N_B), model, store)
+    cold, hot = (
+        registry.build_selector("boltzmann_rho_loss", DataLoader(DATA, batch_size=N_B), model, store=store, temperature=t)
+        for t in (1e-6, 1e6)
+    )
+    for selector in (rho, cold, hot):
+        next(iter(selector))
+    assert torch.equal(cold.last.index, rho.last.index)
+    assert not torch.equal(hot.last.index, rho.last.index)
+    assert len(hot.last.index.unique()) == N_B
+
+
+def test_the_irreducible_loss_model_trained_along_takes_one_step_on_each_selected_batch():
+    irreducible_model = copy.deepcopy(IRREDUCIBLE_MODEL).eval()
+    twin = copy.deepcopy(irreducible_model)
+    optimizer = torch.optim.SGD(irreducible_model.parameters(), lr=0.1)
+    twin_optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    selector = registry.build_selector(
+        "online_rho_loss", DataLoader(DATA, batch_size=N_B), make_net(0), irreducible_model=irreducible_model,
+        irreducible_optimizer=optimizer, keep=0.25,
+    )  # fmt: skip
+    for step, (x, y) in enumerate(selector):
+        losses = [cross_entropy(z, int(DATA[i][1])) for i in selector.last.candidate_index.tolist()
+                  for z in logits_one_by_one(twin, [DATA[i][0]])]  # fmt: skip
+        assert selector.last.scores.tolist() == pytest.approx(
+            [a - b for a, b in zip(Step(step, [selector.model] * 9, selector.last.candidate_index.tolist(), None).losses(selector.model), losses, strict=True)],
+            abs=1e-5,
+        )  # fmt: skip
+        twin_optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        twin_optimizer.step()
+        torch.testing.assert_close(irreducible_model.state_dict(), twin.state_dict())
+    assert all(p.grad is None for p in irreducible_model.parameters())
+
+
+def test_switching_by_epoch_counts_passes_over_the_data():
+    model = make_net(0)
+    loader = DataLoader(DATA, batch_size=N_B)
+    rho = registry.build_selector("train_loss", loader, model)
+    selector = SwitchSelector(loader, model, {0: rho, 1: UniformSelector(loader)}, unit="epoch", keep=0.25)
+    list(selector)
+    losses = selector.last.scores
+    list(selector)
+    assert float(losses.max()) > 1
+    assert float(selector.last.scores.max()) < 1  # random numbers now
+    assert selector.epoch == 1
+
+
+def sign_flips(source):
+    """Every copy of a module with one sign of a formula turned: a sum, a negation or the direction of a sort."""
+    places = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
+            places.append((node.lineno, node.col_offset, "sum"))
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+            places.append((node.lineno, node.col_offset, "negation"))
+        elif isinstance(node, ast.keyword) and node.arg == "descending":
+            places.append((node.lineno, node.col_offset, "direction"))
+    for line, column, kind in places:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if (getattr(node, "lineno", None), getattr(node, "col_offset", None)) != (line, column):
+                continue
+            if kind == "sum" and isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
+                node.op = ast.Sub() if isinstance(node.op, ast.Add) else ast.Add()
+                break
+            if kind == "negation" and isinstance(node, ast.UnaryOp):
+                node.op = ast.UAdd()
+                break
+            if kind == "direction" and isinstance(node, ast.keyword):
+                node.value = ast.Constant(not node.value.value)
+                break
+        yield f"line {line}, column {column}: {kind}", ast.fix_missing_locations(tree)
+
+
+def loaded(module, tree, monkeypatch):
+    """A module made of another tree, and the methods that it registers; the real registry stays as it is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_METHODS", {})
+        changed = types.ModuleType(module.__name__)
+        changed.__file__ = module.__file__
+        patch.setitem(sys.modules, module.__name__, changed)
+        exec(compile(tree, module.__file__, "exec"), vars(changed))
+        return changed, dict(registry._METHODS)
+
+
+METHOD_MODULES = [
+    "boltzmann", "composite", "gradient_norm", "irreducible_loss", "mc_dropout", "online", "proxy", "rho_loss", "train_loss",
+    "uniform", "via_proxy",
+]  # fmt: skip
+
+
+def fails(check):
+    try:
+        check()
+    except (AssertionError, ValueError, IndexError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", METHOD_MODULES)
+def test_turning_any_sign_in_a_method_is_noticed(name, monkeypatch):
+    module = importlib.import_module(f"rholoss.selectors.{name}")
+    for where, tree in sign_flips(inspect.getsource(module)):
+        changed, methods = loaded(module, tree, monkeypatch)
+
+        def check(changed=changed, methods=methods):
+            for method, build in methods.items():
+                compare_with_oracle(method, build)
+            if name == "via_proxy":
+                check_selection_via_proxy(changed.SelectionViaProxy, changed.proxy_scores, changed.ForgettingCounts)
+
+        assert fails(check), f"no test notices a turned sign in {name}, {where}"
+
+
+@pytest.mark.parametrize("name", ["functional", "schedules"])
+def test_turning_any_sign_in_a_formula_is_noticed(name, monkeypatch):
+    module = importlib.import_module(f"rholoss.{name}")
+    flips = list(sign_flips(inspect.getsource(module)))
+    assert len(flips) >= 2
+    for where, tree in flips:
+        changed, _ = loaded(module, tree, monkeypatch)
+
+        def check():
+            check_formulas(functional)
+            for method in ORACLES:
+                compare_with_oracle(method, method)
+
+        with monkeypatch.context() as patch:
+            for attribute, value in vars(changed).items():
+                if inspect.isfunction(value) and hasattr(module, attribute):
+                    patch.setattr(module, attribute, value)
+            noticed = fails(check) or (module is schedules and fails(lambda changed=changed: check_schedules(changed)))
+        assert noticed, f"no test notices a turned sign in {name}, {where}"
