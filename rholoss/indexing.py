@@ -95,6 +95,8 @@ def as_index(values: Any) -> Tensor:
         raise TypeError(
             f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"
         ) from error
+    if index.numel() == 0:  # an empty list has a floating dtype
+        return index.long()
     if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
         raise TypeError(f"indices must be integers, got dtype {index.dtype}; {_DOOR}")
     if index.ndim != 1:

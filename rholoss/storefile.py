@@ -42,7 +42,8 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     """
     path = os.fspath(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw:
+            file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
                 raise ValueError("it has no header")
             header = json.loads(str(file["header"]))

@@ -23,12 +23,14 @@ _N, _N_B, _FEATURES, _CLASSES = 99, 6, 5, 3  # 4 candidate batches of 24 at keep
 def check_selector(selector: str | Callable[..., Selector], **options: Any) -> None:
     """Run the contract that every selector keeps, on a small classification problem.
 
-    Batches of n_b with the rows that ``last`` says, everything kept at keep = 1, a short end as documented, mappings handed back as mappings,
-    the model, the batch and all random state left as they were, the same choices from the same seed, and exact resume.
+    Batches of n_b with the rows that ``last`` says, everything kept at keep = 1, a short end as documented, mappings handed back
+    as mappings, the model, the batch and all random state left as they were, the same choices from the same seed, and exact
+    resume.
 
     Args:
         selector: a registered name, a :class:`Selector` class, or a function ``(loader, model, **options)`` that builds one.
-        **options: handed to it. ``store``, ``proxy`` and ``irreducible_model`` are handed to those that take them, made for the problem.
+        **options: handed to it. ``store``, ``proxy`` and ``irreducible_model`` are handed to those that take them, made for the
+        problem.
 
     Raises:
         AssertionError: something does not hold; the message says what.
@@ -175,7 +177,7 @@ def _state(model: nn.Module) -> list[Any]:
 
 
 def _random_states() -> list[Any]:
-    return [torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]]  # noqa: NPY002
+    return [torch.get_rng_state(), random.getstate(), list(np.random.get_state())[1:3]]  # noqa: NPY002
 
 
 def _same(old: Any, new: Any) -> bool:

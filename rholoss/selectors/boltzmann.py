@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.schedules import Schedule, at
 from rholoss.selectors.needs_store import StoreSelector
@@ -32,7 +34,13 @@ class BoltzmannRhoLossSelector(StoreSelector):
     """
 
     def __init__(
-        self, loader: Any, model: Any, store: IrreducibleLossStore, *, temperature: float | Schedule = 1.0, **options: Any
+        self,
+        loader: Any,
+        model: Any,
+        store: IrreducibleLossStore,
+        *,
+        temperature: float | Schedule = 1.0,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(loader, model, store, **options)
         self.temperature = temperature

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selection import Selection
 from rholoss.selector import Selector
@@ -73,7 +75,13 @@ class SwitchSelector(CompositeSelector):
     """
 
     def __init__(
-        self, loader: Any, model: Any, stages: Mapping[int, Selector], *, unit: Literal["epoch", "step"], **options: Any
+        self,
+        loader: Any,
+        model: Any,
+        stages: Mapping[int, Selector],
+        *,
+        unit: Literal["epoch", "step"],
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(loader, model, **options)
         if unit not in ("epoch", "step"):
@@ -109,7 +117,7 @@ class StaleSelector(CompositeSelector):
         Sampling", 2015.
     """
 
-    def __init__(self, loader: Any, model: nn.Module, method: Selector, **options: Any) -> None:
+    def __init__(self, loader: Any, model: nn.Module, method: Selector, **options: Unpack[Options]) -> None:
         super().__init__(loader, model, **options)
         self.method = method
         self.stale_model = copy.deepcopy(model)
@@ -143,7 +151,7 @@ def rho_loss_then_uniform(
     *,
     from_epoch: int | None = None,
     from_step: int | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> SwitchSelector:
     """RHO-LOSS at first, uniform from an epoch or from a step on.
 
@@ -165,7 +173,7 @@ def rho_loss_then_uniform(
 
 
 @register("stale_rho_loss")
-def stale_rho_loss(loader: Any, model: nn.Module, store: IrreducibleLossStore, **options: Any) -> StaleSelector:
+def stale_rho_loss(loader: Any, model: nn.Module, store: IrreducibleLossStore, **options: Unpack[Options]) -> StaleSelector:
     """RHO-LOSS with weights one step old.
 
     Args:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selectors.needs_store import StoreSelector
 from rholoss.store import IrreducibleLossStore
@@ -20,7 +22,9 @@ class IrreducibleLossSelector(StoreSelector):
         Mindermann et al., ICML 2022: a baseline there, "negative IL".
     """
 
-    def __init__(self, loader: Any, model: Any = None, store: IrreducibleLossStore | None = None, **options: Any) -> None:
+    def __init__(
+        self, loader: Any, model: Any = None, store: IrreducibleLossStore | None = None, **options: Unpack[Options]
+    ) -> None:
         super().__init__(loader, model, store, **options)  # type: ignore[arg-type]
 
     def score(self, candidates: Candidates) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selector import Selector
 
@@ -24,7 +26,7 @@ class DropoutSelector(Selector):
         **options: see :class:`Selector`.
     """
 
-    def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Any) -> None:
+    def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[Options]) -> None:
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise ValueError(f"passes must be a whole number of forward passes, at least 1, got {passes!r}")
         super().__init__(loader, model, **options)

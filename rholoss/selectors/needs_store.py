@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.selector import Selector
 from rholoss.store import IrreducibleLossStore
 
@@ -25,7 +27,7 @@ class StoreSelector(Selector):
             says which.
     """
 
-    def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Any) -> None:
+    def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[Options]) -> None:
         if not isinstance(store, IrreducibleLossStore):
             raise TypeError(
                 f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; wrap losses by index in "

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.batches import move
 from rholoss.candidates import Candidates
 from rholoss.guest import device_of, forked_rng
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selection import Selection
 from rholoss.selector import Selector
@@ -42,7 +44,7 @@ class OnlineRhoLossSelector(Selector):
         irreducible_model: nn.Module,
         *,
         irreducible_optimizer: torch.optim.Optimizer | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(loader, model, **options)
         self.irreducible_model = irreducible_model

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selectors.needs_store import StoreSelector
 from rholoss.store import IrreducibleLossStore
@@ -38,7 +40,7 @@ class ProxyRhoLossSelector(StoreSelector):
         proxy: Any,
         *,
         compare_every: int | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         if compare_every is not None and compare_every < 1:
             raise ValueError(f"compare_every must be a number of steps, at least 1, or None, got {compare_every!r}")

@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.scoring import Forward
 from rholoss.selector import Selector
@@ -109,7 +111,7 @@ class SelectionViaProxy(Selector):
         *,
         scores: Tensor | None = None,
         by: Literal["entropy", "least_confidence"] = "entropy",
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         if (proxy is None) == (scores is None):
             raise ValueError("pass either a proxy that ranks the dataset or scores by index, one of the two")
