@@ -1,9 +1,9 @@
 """Train on the examples worth training on: online batch selection by reducible holdout loss (RHO-LOSS).
 
-Start with :class:`IrreducibleLossStore` (what a model that never trained on an example loses on it) and :class:`RhoLossSelector`
-(wraps a loader and a model and yields selected batches). Other methods are in :mod:`rholoss.selectors` and, by name, behind
-:func:`build_selector`; a method of your own is a subclass of :class:`Selector`, tested by :func:`rholoss.testing.check_selector`.
-:mod:`rholoss.functional` holds the maths.
+Start with ``IrreducibleLossStore`` (what a model that never trained on an example loses on it) and ``RhoLossSelector``
+(wraps a loader and a model and yields selected batches). Other methods are in ``rholoss.selectors`` and, by name, behind
+``build_selector``; a method of your own is a subclass of ``Selector``, tested by ``rholoss.testing.check_selector``.
+``rholoss.functional`` holds the maths.
 """
 
 from rholoss.candidates import Candidates as Candidates

@@ -38,7 +38,7 @@ class IndexedBatches:
         index: where a batch holds its indices: a key, a position, or a function of the batch; they stay in the batch.
             None: every item is a pair (index, batch).
 
-    Example:
+    Examples:
         >>> import torch
         >>> pairs = [(torch.tensor([4, 2]), {"x": torch.zeros(2, 3)})]
         >>> [indexed.index.tolist() for indexed in IndexedBatches(pairs)]
@@ -105,7 +105,7 @@ def as_index(values: Any) -> Tensor:
 
 
 def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """A copy of a map-style loader that yields :class:`IndexedBatch`; the loader itself is left as it is.
+    """A copy of a map-style loader that yields ``IndexedBatch``; the loader itself is left as it is.
 
     The copy shares the dataset, sampler, generator and every option with the loader. The index is attached where the dataset is
     read, in the worker, and peeled off before the user's ``collate_fn``: nothing that happens between can pair it with another

@@ -11,7 +11,7 @@ from rholoss.scoring import Forward, Loss
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of :class:`rholoss.Selector`, for the ``**options`` of its subclasses."""
+    """Keyword arguments of ``rholoss.Selector``, for the ``**options`` of its subclasses."""
 
     keep: float | None
     batch_size: int | None

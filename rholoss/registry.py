@@ -21,7 +21,7 @@ def register(name: str) -> Callable[[Build], Build]:
     Raises:
         ValueError: the name is taken.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rholoss import Selector, build_selector, register
         >>> @register("newest")
@@ -60,10 +60,10 @@ def build_selector(
     """Build a selector by name, so that methods can be compared in one loop.
 
     Args:
-        selector: a registered name; a :class:`Selector` class or a function that builds one is called, and an instance is handed
+        selector: a registered name; a ``Selector`` class or a function that builds one is called, and an instance is handed
             back.
-        loader: see :class:`Selector`.
-        model: see :class:`Selector`.
+        loader: see ``Selector``.
+        model: see ``Selector``.
         store: handed to the methods that take a store, as are
         proxy: and
         irreducible_model: to those that take them; the others do without.

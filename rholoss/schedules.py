@@ -17,7 +17,7 @@ def at(value: float | Schedule, step: int) -> float:
 class Linear:
     """From ``start`` to ``end`` in equal differences over ``steps`` steps, then ``end``.
 
-    Example:
+    Examples:
         >>> [Linear(1.0, 0.0, steps=4)(step) for step in (0, 1, 4, 9)]
         [1.0, 0.75, 0.0, 0.0]
     """
@@ -37,7 +37,7 @@ class Linear:
 class Geometric:
     """From ``start`` to ``end``, both above 0, in equal ratios over ``steps`` steps, then ``end``.
 
-    Example:
+    Examples:
         >>> [round(Geometric(8.0, 0.5, steps=4)(step), 6) for step in (0, 1, 4, 9)]
         [8.0, 4.0, 0.5, 0.5]
     """

@@ -122,8 +122,8 @@ class Scorer:
     """Runs a model on candidates without leaving a trace: modes, buffers, gradients, grad mode and random state stay as they are.
 
     Args:
-        forward: see :class:`Forward`; None for :func:`default_forward`.
-        loss: see :class:`Loss`; None for :func:`default_loss`.
+        forward: see ``Forward``; None for ``default_forward``.
+        loss: see ``Loss``; None for ``default_loss``.
         mode: ``"eval"``, or ``"train"``: every module in the mode that the loop left it in.
         dtype: autocast dtype for scoring; None for the model's own precision (and the autocast in force around the call, if any).
         chunk_size: most examples in one forward pass; None for all candidates at once. Every pass has exactly this many where

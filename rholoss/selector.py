@@ -22,8 +22,8 @@ from rholoss.source import CandidateSource, how_many, natural_batch_size
 class Selector(ABC):
     """Wraps a loader and a model and yields, of each candidate batch, the examples worth training on.
 
-    Iterate it where the loop iterated its loader, or call :meth:`select` inside a step. A method is a subclass that implements
-    :meth:`score`.
+    Iterate it where the loop iterated its loader, or call ``select`` inside a step. A method is a subclass that implements
+    ``score``.
 
     There are two ways to say how many, never both. ``keep=0.1``: the loop's batch size stays what it was, n_b =
     ``loader.batch_size``, and each selected batch is chosen from n_B = round(n_b / keep) candidates, drawn with the loader's own
@@ -33,12 +33,12 @@ class Selector(ABC):
     selection: a last candidate batch of at least n_b yields n_b; of fewer it yields them all, or nothing with ``drop_last=True``.
 
     Args:
-        loader: a ``DataLoader`` over a map-style dataset, or :class:`IndexedBatches` around anything else. It is left as it is.
+        loader: a ``DataLoader`` over a map-style dataset, or ``IndexedBatches`` around anything else. It is left as it is.
         model: the model in training; None for methods that need none.
         keep: n_b / n_B, the fraction of each candidate batch to keep, in (0, 1]; 0.1 where ``batch_size`` is not given either.
         batch_size: n_b, at least 1, where the loader's batches are the candidates.
-        forward: ``(model, batch) -> (outputs, targets)``; None for :func:`rholoss.scoring.default_forward`.
-        loss: ``(outputs, targets) -> (n,)``; None for :func:`rholoss.scoring.default_loss`.
+        forward: ``(model, batch) -> (outputs, targets)``; None for ``rholoss.scoring.default_forward``.
+        loss: ``(outputs, targets) -> (n,)``; None for ``rholoss.scoring.default_loss``.
         mode: score with the model in ``"eval"`` mode, or in ``"train"`` mode: each module as the loop left it.
         dtype: autocast dtype for scoring; None for the model's own precision.
         chunk_size: most examples in one scoring pass, at least 1; None for a whole candidate batch.
@@ -47,12 +47,12 @@ class Selector(ABC):
         seed: seed of the selector's own random generator.
 
     Attributes:
-        last: the :class:`Selection` of the latest batch, or None.
+        last: the ``Selection`` of the latest batch, or None.
         n_b: examples in a selected batch.
         n_B: examples in a candidate batch, or None where the loader does not tell.
         step: batches selected so far.
         epoch: passes over the data before this one.
-        candidate_batches: the :class:`IndexedBatch` items to select from, for frameworks that fetch them on their own.
+        candidate_batches: the ``IndexedBatch`` items to select from, for frameworks that fetch them on their own.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Selector(ABC):
         """Choose n_b examples of a candidate batch, with the model as it is now.
 
         Args:
-            candidates: an :class:`IndexedBatch`, as ``candidate_batches`` yields them, or a pair (index, batch).
+            candidates: an ``IndexedBatch``, as ``candidate_batches`` yields them, or a pair (index, batch).
 
         Returns:
             The selected batch, of the same type as the batch.
@@ -177,7 +177,7 @@ class Selector(ABC):
     def set_epoch(self, epoch: int) -> None:
         """Say which pass over the data comes next; told to the loader's sampler and dataset where they have ``set_epoch``.
 
-        After :meth:`load_state_dict` in mid-epoch, saying that epoch again goes on with it, and saying another one begins that.
+        After ``load_state_dict`` in mid-epoch, saying that epoch again goes on with it, and saying another one begins that.
         """
         self._source.set_epoch(epoch)
         if epoch != self.epoch:
@@ -222,7 +222,7 @@ class Selector(ABC):
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`extra_state` gave."""
+        """Take back what ``extra_state`` gave."""
 
     def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
         return CandidateSource(loader, n_B)

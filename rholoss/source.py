@@ -15,16 +15,16 @@ from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sam
 
 
 class CandidateSource:
-    """Candidate batches of a loader, as :class:`IndexedBatch`.
+    """Candidate batches of a loader, as ``IndexedBatch``.
 
     Args:
-        loader: a map-style ``DataLoader``, or :class:`IndexedBatches` around anything else.
+        loader: a map-style ``DataLoader``, or ``IndexedBatches`` around anything else.
         n_B: draw candidate batches of this many examples with the loader's sampler; None: the loader's own batches are the
             candidates.
         members: draw only these examples, shape (N,), bool; None: all.
 
     Attributes:
-        loader: the user's loader; what is behind the door, for :class:`IndexedBatches`.
+        loader: the user's loader; what is behind the door, for ``IndexedBatches``.
         batches: the iterable of candidate batches; a ``DataLoader`` where the loader is one.
         drop_last: whether the loader's own rule is to drop a last batch that is short.
         dataset_length: N, or None where it cannot be known.
@@ -74,7 +74,7 @@ class CandidateSource:
         return {"batch_sampler": batching, "batch_size": n_B, "drop_last": False}
 
     def __iter__(self) -> Iterator[IndexedBatch]:
-        """An epoch's candidate batches; after :meth:`resume`, the rest of that epoch's. The state is read as it goes."""
+        """An epoch's candidate batches; after ``resume``, the rest of that epoch's. The state is read as it goes."""
         skip, self._to_skip = self._to_skip, 0
         if self._sampler is not None and skip:
             with forked_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before

@@ -27,7 +27,7 @@ class IrreducibleLossStore:
         ValueError: the losses are not one-dimensional, or the ids do not match them or repeat.
         TypeError: the losses are not floating.
 
-    Example:
+    Examples:
         >>> import torch
         >>> store = IrreducibleLossStore([0.5, 0.25, 2.0])
         >>> store[torch.tensor([2, 0])]
@@ -65,7 +65,7 @@ class IrreducibleLossStore:
         Args:
             model: the irreducible-loss model: trained, but never on the examples of ``data``.
             data: the dataset that training will read (without augmentation, in the paper), a loader over it, or
-                :class:`IndexedBatches`. Of a loader, the collate function, workers and sampler are used; no example is dropped at
+                ``IndexedBatches``. Of a loader, the collate function, workers and sampler are used; no example is dropped at
                 the end.
             forward: ``(model, batch) -> (outputs, targets)``; the one that the selector is given.
             loss: ``(outputs, targets) -> (n,)``; the one that the selector is given.
@@ -184,7 +184,7 @@ class IrreducibleLossStore:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
-        """Read a store that :meth:`save` wrote. Nothing in the file is ever executed.
+        """Read a store that ``save`` wrote. Nothing in the file is ever executed.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -34,13 +34,13 @@ def sweep(
 
     Args:
         model: the model.
-        data: a map-style dataset, a loader over it, or :class:`IndexedBatches`.
+        data: a map-style dataset, a loader over it, or ``IndexedBatches``.
         measure: ``(outputs, targets, n) -> (n,)``; None for the loss.
-        forward: see :class:`rholoss.scoring.Forward`.
-        loss: see :class:`rholoss.scoring.Loss`.
+        forward: see ``rholoss.scoring.Forward``.
+        loss: see ``rholoss.scoring.Loss``.
         batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
         dtype: autocast dtype.
-        progress: see :meth:`IrreducibleLossStore.from_model`.
+        progress: see ``IrreducibleLossStore.from_model``.
 
     Returns:
         Indices (N,), int64, and values (N,), float32, on the CPU, in the order of the data.

@@ -28,14 +28,14 @@ def check_selector(selector: str | Callable[..., Selector], **options: Any) -> N
     resume.
 
     Args:
-        selector: a registered name, a :class:`Selector` class, or a function ``(loader, model, **options)`` that builds one.
+        selector: a registered name, a ``Selector`` class, or a function ``(loader, model, **options)`` that builds one.
         **options: handed to it. ``store``, ``proxy`` and ``irreducible_model`` are handed to those that take them, made for the
         problem.
 
     Raises:
         AssertionError: something does not hold; the message says what.
 
-    Example:
+    Examples:
         >>> from rholoss.testing import check_selector
         >>> check_selector("rho_loss")
     """

@@ -23,11 +23,11 @@ class BoltzmannRhoLossSelector(StoreSelector):
     Towards T = 0 this is RHO-LOSS, towards infinity it is uniform.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
         temperature: T in nats, above 0: a number, or a schedule of the step.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
     References:
         Kool et al., "Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick", ICML 2019.

@@ -56,14 +56,14 @@ class SwitchSelector(CompositeSelector):
     """One method after another: a schedule that works for every selector.
 
     Args:
-        loader: see :class:`Selector`.
-        model: see :class:`Selector`.
+        loader: see ``Selector``.
+        model: see ``Selector``.
         stages: the selector to use from each epoch or step on; one of them from 0. They are built on the same loader and model,
             and are never iterated themselves.
         unit: whether the keys of ``stages`` are epochs or steps.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from rholoss.selectors import SwitchSelector, TrainLossSelector, UniformSelector
@@ -107,10 +107,10 @@ class StaleSelector(CompositeSelector):
     Keeps a copy of the model.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         method: the selector that decides, built on the same loader and model.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
     References:
         Mindermann et al., ICML 2022, on parallel selection; Alain et al., "Variance Reduction in SGD by Distributed Importance
@@ -156,12 +156,12 @@ def rho_loss_then_uniform(
     """RHO-LOSS at first, uniform from an epoch or from a step on.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
         from_epoch: the first epoch of uniform selection, at least 1; or
         from_step: its first step, at least 1.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
     """
     start = from_step if from_epoch is None else from_epoch
     if start is None or start < 1 or (from_step is not None and from_epoch is not None):
@@ -177,9 +177,9 @@ def stale_rho_loss(loader: Any, model: nn.Module, store: IrreducibleLossStore, *
     """RHO-LOSS with weights one step old.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
     """
     return StaleSelector(loader, model, RhoLossSelector(loader, model, store, **options), **options)

@@ -20,10 +20,10 @@ class DropoutSelector(Selector):
     """The ground of the methods on K passes with dropout. For classifiers.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         passes: K, forward passes with dropout, at least 1.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
     """
 
     def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[Options]) -> None:

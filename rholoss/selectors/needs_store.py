@@ -17,10 +17,10 @@ class StoreSelector(Selector):
     """A selector with a store, checked against the loader when the two first meet.
 
     Args:
-        loader: see :class:`Selector`.
-        model: see :class:`Selector`.
+        loader: see ``Selector``.
+        model: see ``Selector``.
         store: irreducible losses of the loader's dataset.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
     Raises:
         ValueError: the store is another dataset's, or lacks the irreducible loss of an example that may be drawn; the message

@@ -26,12 +26,12 @@ class OnlineRhoLossSelector(Selector):
     augmented or not.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         irreducible_model: the irreducible-loss model, trained on the holdout.
         irreducible_optimizer: an optimizer of the irreducible-loss model, to train it along on the selected batches (the authors
             use a hundredth of the model's learning rate), each module in the mode it is in; None leaves the model as it is.
-        **options: see :class:`Selector`; ``mode`` is the model's alone.
+        **options: see ``Selector``; ``mode`` is the model's alone.
 
     References:
         Mindermann et al., ICML 2022, section 3, before the approximation of a fixed irreducible-loss model.

@@ -20,13 +20,13 @@ class ProxyRhoLossSelector(StoreSelector):
     """Keeps the examples with the highest reducible loss of a proxy, a cheap model that stands for the one in training.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training; scored only to compare.
         store: irreducible losses of the loader's dataset.
         proxy: the model that scores.
         compare_every: steps between comparisons with the model's own choice, at least 1; None never compares. The share of the
             selected examples that the model would have chosen too is left in ``selector.last.notes["overlap"]``.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
     References:
         Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020, for the idea of a proxy.

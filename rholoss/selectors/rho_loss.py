@@ -18,15 +18,15 @@ class RhoLossSelector(StoreSelector):
     well or a high irreducible loss: all three score low. Train on the plain mean loss of what is yielded; the bias is intended.
 
     Args:
-        loader: see :class:`Selector`.
+        loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
     Raises:
         ValueError: the store is another dataset's, or lacks an example that may be drawn.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from rholoss import IrreducibleLossStore, RhoLossSelector

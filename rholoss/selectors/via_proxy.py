@@ -38,8 +38,8 @@ def proxy_scores(
         proxy: a trained classifier.
         data: the dataset, or a loader over it; -inf for the examples that it does not draw.
         by: the measure.
-        forward: see :class:`Selector`.
-        progress: see :meth:`IrreducibleLossStore.from_model`.
+        forward: see ``Selector``.
+        progress: see ``IrreducibleLossStore.from_model``.
     """
     if by not in _MEASURES:
         raise ValueError(
@@ -95,9 +95,9 @@ class SelectionViaProxy(Selector):
         loader: a ``DataLoader`` over a map-style dataset.
         model: the model in training; never scored.
         proxy: a trained classifier that ranks the dataset once; or
-        scores: a ranking by index, shape (N,), higher is kept, such as :meth:`ForgettingCounts.scores`.
+        scores: a ranking by index, shape (N,), higher is kept, such as ``ForgettingCounts.scores``.
         by: what the proxy ranks by.
-        **options: see :class:`Selector`.
+        **options: see ``Selector``.
 
     References:
         Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.

@@ -1,0 +1,84 @@
+"""The README and the pages: every snippet runs, every public name and method is on them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_data, make_net
+from torch import nn
+from torch.utils.data import DataLoader
+
+import rholoss
+from rholoss import IrreducibleLossStore, RhoLossSelector, registry
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+
+
+def snippets(page):
+    """The Python code blocks of a page, as one program with its own line numbers."""
+    program = ["\n"] * 10_000
+    inside = False
+    lines = page.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"```", line):
+            inside = line.startswith("```python")
+        elif inside:
+            program[number] = line + "\n"
+    return "".join(program).rstrip() + "\n"
+
+
+def what_a_reader_has():
+    """What the snippets take for granted: a training loop, and an irreducible-loss model."""
+    train_set = make_data(320)
+    model, il_model = make_net(0), make_net(1)
+    loader = DataLoader(train_set, batch_size=8, shuffle=True)
+    store = IrreducibleLossStore.from_model(il_model, train_set)
+    return {
+        "torch": torch,
+        "train_set": train_set,
+        "is_wrong": torch.zeros(320, dtype=torch.bool),
+        "loader": loader,
+        "model": model,
+        "il_model": il_model,
+        "proxy": make_net(2),
+        "store": store,
+        "RhoLossSelector": RhoLossSelector,
+        "IrreducibleLossStore": IrreducibleLossStore,
+        "selector_for_framework": RhoLossSelector(loader, model, store),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "criterion": nn.CrossEntropyLoss(),
+    }
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_every_snippet_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    program = snippets(page)
+    exec(compile(program, str(page), "exec"), what_a_reader_has())
+
+
+def test_the_snippets_are_found():
+    assert "check_selector" in snippets(ROOT / "docs" / "pages" / "own_selector.md")
+
+
+def test_a_selector_of_ten_lines_is_on_the_page_about_your_own():
+    text = (ROOT / "docs" / "pages" / "own_selector.md").read_text()
+    first = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    assert len([line for line in first.splitlines() if line.strip()]) <= 10
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "docs" / "pages" / "api.md").read_text()
+    for name in rholoss.__all__:
+        assert f"::: rholoss.{name}\n" in page
+    for module in (Path(rholoss.__file__).parent / "selectors").glob("*.py"):
+        assert module.stem == "__init__" or f"::: rholoss.selectors.{module.stem}\n" in page
+
+
+def test_every_method_is_in_the_table_and_nothing_else():
+    table = (ROOT / "docs" / "pages" / "methods.md").read_text()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == rholoss.selector_names()
+

@@ -1,0 +1,106 @@
+"""The shape of the package: one surface, layers that point one way, no optional package, and small modules."""
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rholoss
+
+PACKAGE = Path(rholoss.__file__).parent
+LAYERS = [
+    "schedules", "functional", "batches", "guest", "indexing", "sampling", "scoring", "options", "source", "sweep", "storefile",
+    "store", "candidates", "selection", "selector", "registry", "selectors", "testing", "__init__",
+]  # fmt: skip
+RUNTIME = {"torch", "numpy", "typing_extensions"}
+
+
+def layer_of(module):
+    """Which layer a module such as ``selectors/rho_loss`` is in."""
+    return LAYERS.index(module.split("/")[0])
+
+
+def imports_of(source, at_import_only=False):
+    """Full names of what a module imports, at import or anywhere in it."""
+    tree = ast.parse(source)
+    nodes = tree.body if at_import_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names] if node.module == "rholoss" else []
+            yield from ([f"rholoss.{name}" for name in names] or [node.module])
+
+
+def upward(module, source):
+    """The imports of a module that point to its own layer or to one above it; siblings within ``selectors`` are allowed."""
+    for name in imports_of(source):
+        if not name.startswith("rholoss.") or (module.startswith("selectors/") and name.startswith("rholoss.selectors.")):
+            continue
+        if layer_of(name.split(".")[1]) >= layer_of(module):
+            yield name
+
+
+def modules():
+    return {path.relative_to(PACKAGE).with_suffix("").as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def test_every_module_imports_only_from_layers_below():
+    for module, source in modules().items():
+        if module not in ("__init__", "selectors/__init__"):
+            assert not list(upward(module, source)), module
+    assert {module.split("/")[0] for module in modules()} == set(LAYERS)
+
+
+def test_an_import_that_points_up_is_found():
+    assert list(upward("store", "from rholoss.selector import Selector")) == ["rholoss.selector"]
+    assert list(upward("batches", "from rholoss import functional, scoring")) == ["rholoss.scoring"]
+
+
+def test_no_module_refers_to_an_optional_package_at_import():
+    for module, source in modules().items():
+        for name in imports_of(source, at_import_only=True):
+            top = name.split(".")[0]
+            assert top in RUNTIME | {"rholoss"} or top in sys.stdlib_module_names, f"{module} imports {name}"
+
+
+def test_importing_the_package_imports_its_runtime_packages_and_nothing_else():
+    code = (
+        "import sys, torch, numpy, typing_extensions, torch.utils.data; before = set(sys.modules); import rholoss; "
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new = set(done.stdout.split()) - {"rholoss"} - RUNTIME
+    assert new <= set(sys.stdlib_module_names)
+    assert done.stderr == ""
+
+
+def test_the_surface_is_what_all_says():
+    submodules = {module.name for module in pkgutil.iter_modules(rholoss.__path__)}
+    public = {name for name in vars(rholoss) if not name.startswith("_")} - submodules
+    assert public == set(rholoss.__all__)
+    assert rholoss.__all__ == sorted(rholoss.__all__)
+
+
+@pytest.mark.parametrize("name", rholoss.__all__)
+def test_every_public_name_says_what_it_is(name):
+    assert getattr(rholoss, name).__doc__
+
+
+def lines_of_code(source):
+    """Lines that are neither blank, nor comment, nor docstring."""
+    documentation = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            documentation |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and i not in documentation for i, line in lines)
+
+
+def test_modules_and_the_core_stay_small():
+    for module, source in modules().items():
+        assert len(source.splitlines()) <= 250, module
+    assert sum(lines_of_code(source) for module, source in modules().items() if module != "testing") < 2000
