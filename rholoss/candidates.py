@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ class Candidates:
     What is read is computed, once; what is not read costs nothing. Nothing here carries a gradient.
 
     Attributes:
+        device: the scoring device.
         index: indices of the examples in the dataset, shape (n_B,), int64, on the scoring device.
         batch: the candidate batch, of the user's own type, where the loader left it.
         step: how many batches were selected before this one.
@@ -40,7 +42,7 @@ class Candidates:
     ) -> None:
         self.index = index.to(device, non_blocking=True)
         self.batch = batch
-        self.device = device
+        self.device = self.index.device
         self.step = step
         self.epoch = epoch
         self.generator = generator
@@ -49,6 +51,7 @@ class Candidates:
         self._scorer = scorer
         self._pair: tuple[Any, Any] | None = None
         self._loss: Tensor | None = None
+        self._others: dict[tuple[int, Mode | None], Candidates] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -95,19 +98,15 @@ class Candidates:
 
     def under(self, model: Any, mode: Mode | None = None) -> Candidates:
         """The same candidates under another model, with the same forward and loss; in ``mode``, or that of the selector."""
-        scorer = self._scorer if mode is None else self._scorer.in_mode(mode)
-        other = Candidates(
-            self.index,
-            self.batch,
-            model,
-            scorer,
-            generator=self.generator,
-            device=device_of(model) or self.device,
-            step=self.step,
-            epoch=self.epoch,
-        )
-        other.notes = self.notes
-        return other
+        key = (id(model), mode)
+        if key not in self._others:
+            other = copy.copy(self)
+            other._model, other._scorer = model, self._scorer if mode is None else self._scorer.in_mode(mode)
+            other._pair, other._loss, other._others = None, None, {}
+            other.index = self.index.to(device_of(model) or self.device, non_blocking=True)
+            other.device = other.index.device
+            self._others[key] = other
+        return self._others[key]
 
     def losses_of(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The selector's loss for the outputs of n examples, shape (n,)."""

@@ -235,7 +235,7 @@ class Selector(ABC):
         when: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "generator": self._generator}
         candidates = Candidates(index, batch, self.model, self._scorer, device=device, **when)
         n_B, n_b = len(candidates), min(self.n_b, len(candidates))
-        score = check_score(self.score(candidates), n_B, device)
+        score = check_score(self.score(candidates), n_B, candidates.device)
         score = self._finite(type(self).__name__, score, candidates)
         positions, weights = self.choose(candidates, score, n_b)
         if type(self).choose is not Selector.choose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -152,26 +153,25 @@ def how_many(loader: Any, keep: float | None, batch_size: int | None) -> tuple[i
     if batch_size is not None:
         if keep is not None:
             raise ValueError(
-                f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: keep draws larger candidate "
-                "batches, "
-                "batch_size selects from the loader's own"
+                f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: "
+                "keep draws larger candidate batches, batch_size selects from the loader's own"
             )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
         if natural is not None and batch_size > natural:
             raise ValueError(
                 f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {natural}; "
                 "give the loader a larger batch_size: its batches are the candidates"
             )
-        return batch_size, None
+        return int(batch_size), None
     keep = 0.1 if keep is None else keep
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
         raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
     if natural is None:
         raise ValueError(
             f"keep= keeps the loop's batch size, but {_describe(loader)}; pass batch_size= to select from the batches that come"
         )
-    return natural, round(natural / keep)
+    return natural, round(natural / float(keep))
 
 
 def _describe(loader: Any) -> str:
