@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_PER_BATCH = (type(None), bool, int, float, complex, str, bytes)
+_PER_BATCH = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
 
 class Rows:
@@ -59,7 +60,9 @@ class RowRange:
         return column[self._slice]
 
     array = tensor
-    sequence = tensor
+
+    def sequence(self, column: Any) -> Any:
+        return type(column)(column[self._slice])
 
 
 def cut(batch: Any, rows: Rows | RowRange, n: int) -> Any:
@@ -125,14 +128,16 @@ def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: 
         if not columns and values and all(isinstance(value, _PER_BATCH) for value in values):
             raise ValueError(f"cannot tell the rows of {field}: expected {n} entries, one per example, got {len(values)}")
         return False
-    if not columns or all(isinstance(value, Mapping) for value in values):
+    if not columns:
         return True
     kinds = {(type(value), getattr(value, "dtype", None), getattr(value, "ndim", None)) for value in values}
-    if field == "batch" or len(kinds) > 1:  # (x, y) is two columns, also where there are two examples
+    if len(kinds) > 1 or (field == "batch" and n == 2):  # (x, y) is two columns, also where there are two examples
         return False
+    if field != "batch" and isinstance(values, list) and all(isinstance(value, Mapping) for value in values):
+        return True  # such as the targets of object detection
     raise ValueError(
         f"cannot tell the rows of {field}: a list of {n} alike entries with {n} rows each could be {n} columns or {n} examples; "
-        "collate columns into a tuple, and examples into one stacked tensor"
+        "collate columns into a dict or a named tuple, and examples into one stacked tensor"
     )
 
 
@@ -172,16 +177,20 @@ def _rebuilt(container: Any, parts: list[Any]) -> Any:
     if all(new is part for new, (_, part) in zip(parts, old, strict=True)):
         return container
     if isinstance(container, tuple):
-        return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
-    if isinstance(container, Mapping) and not isinstance(container, MutableMapping):
-        return type(container)(dict(zip(container, parts, strict=True)))  # type: ignore[call-arg]
-    fresh = copy.copy(container)
-    if isinstance(fresh, MutableMapping):
-        for key, part in zip(container, parts, strict=True):
-            fresh[key] = part
-    elif isinstance(fresh, list):
+        return container._make(parts) if hasattr(container, "_make") else type(container)(parts)
+    fresh: Any
+    if isinstance(container, list):
+        fresh = copy.copy(container)
         fresh[:] = parts
+    elif isinstance(container, (dict, UserDict)):
+        fresh = copy.copy(container)  # keeps what else it holds, such as a default factory
+        fresh.update(zip(container, parts, strict=True))
+        if getattr(container, "__dict__", None) is container:  # keys that are attributes as well
+            fresh.__dict__ = fresh
+    elif isinstance(container, Mapping):
+        fresh = type(container)(dict(zip(container, parts, strict=True)))  # type: ignore[call-arg]
     else:
+        fresh = copy.copy(container)
         for f, part in zip(dataclasses.fields(fresh), parts, strict=True):
             object.__setattr__(fresh, f.name, part)
     return fresh
