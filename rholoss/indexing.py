@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -57,6 +58,10 @@ class IndexedBatches:
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the running workers of a loader that keeps them."""
+        return {**vars(self), "batches": altered(self.batches) if isinstance(self.batches, DataLoader) else self.batches}
 
     def over(self, batches: Iterable[Any]) -> IndexedBatches:
         """The same door in front of other batches."""
@@ -124,6 +129,8 @@ def altered(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """A copy of a loader, of the same class, with some attributes changed."""
     twin = copy.copy(loader)
     vars(twin).update(changes, _iterator=None)  # DataLoader refuses setattr after __init__; workers are the copy's own
+    if hasattr(twin, "_initial_iter_for_state_dict"):  # a StatefulDataLoader that was asked for its state
+        vars(twin).update(_initial_iter_for_state_dict=False)
     return twin
 
 
@@ -177,7 +184,8 @@ class _IndexedDataset:
 
     def __getitems__(self, indices: Any) -> _Read:
         read_many = getattr(self.dataset, "__getitems__", None)
-        return _Read(indices, read_many(indices) if read_many else [self.dataset[i] for i in indices])
+        asked = copy.copy(indices)  # a dataset may sort the list that it is asked with
+        return _Read(asked, read_many(indices) if read_many else [self.dataset[i] for i in indices])
 
 
 class _IndexedCollate:
@@ -185,7 +193,13 @@ class _IndexedCollate:
         self.collate_fn = collate_fn
 
     def __call__(self, read: _Read) -> IndexedBatch:
-        return IndexedBatch(as_index(read.index), self.collate_fn(read.examples))
+        examples = read.examples
+        before = list(examples) if isinstance(examples, list) else []
+        batch = self.collate_fn(examples)
+        moved = any(map(operator.is_not, before, examples))
+        if moved and set(map(id, before)) == set(map(id, examples)):
+            raise ValueError(f"the collate_fn sorted its examples, so that their indices are lost; let them carry it and {_DOOR}")
+        return IndexedBatch(as_index(read.index), batch)
 
 
 class _WorkerInit:

@@ -21,55 +21,87 @@ class PositionedSampler:
         generator: the loader's generator, if it has one.
 
     Attributes:
-        began: the random state in which the latest iteration began.
+        began: the random states in which the latest iteration began: where the sampler was iterated, and where it was first
+            asked for an entry.
     """
 
     def __init__(self, sampler: Any, generator: torch.Generator | None) -> None:
         self.sampler = sampler
         self.generator = generator
-        self.began: list[Tensor] | None = None
+        self.began: list[list[Tensor]] | None = None
         self.skip = 0  # if above 0, the next iteration is the one that began there, after this many entries
+        self.rewind: list[Tensor] | None = None  # the random states in which the next iteration begins, or None for the current
 
     def __iter__(self) -> Iterator[Any]:
+        if self.skip:
+            return self._rest()
+        if self.rewind is not None:
+            self._put_back(self.rewind)
+        iterated = self.states()
+        return self._entries(iterated, iter(self.sampler), self.states())  # a sampler may draw as soon as it is iterated
+
+    def _entries(self, iterated: list[Tensor], entries: Iterator[Any], after: list[Tensor]) -> Iterator[Any]:
+        if self.rewind is not None:
+            self._put_back(after)
+            self.rewind = None
+        self.began = [iterated, self.states()]
+        yield from entries
+
+    def _rest(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0
-        if skip == 0:
-            self.began = [torch.get_rng_state(), *(generator.get_state() for generator in self._generators())]
-            yield from self.sampler
-            return
         with forked_rng():
             entries = self._restarted(skip)
         yield from entries
+
+    def generator_states(self) -> list[Tensor]:
+        """The states of the generators other than the global one."""
+        return [generator.get_state() for generator in self._generators()]
+
+    def put_back(self, states: list[Tensor]) -> None:
+        """Put the generators other than the global one into these states."""
+        own = self._generators()
+        if len(states) != len(own):
+            raise ValueError(
+                "this state was saved with a loader that has another set of generators; resume with the loader as it was"
+            )
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state.cpu())
+
+    def states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *self.generator_states()]
+
+    def _put_back(self, states: list[Tensor]) -> None:
+        self.put_back(states[1:])
+        torch.set_rng_state(states[0].cpu())
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def _restarted(self, skip: int) -> Iterator[Any]:
-        own = self._generators()
-        began = self.began or []
-        if len(began) != 1 + len(own):
-            raise ValueError(
-                "this state was saved with a loader that has another set of generators; resume with the loader as it was"
-            )
-        torch.set_rng_state(began[0].cpu())
-        for generator, state in zip(own, began[1:], strict=True):
-            generator.set_state(state.cpu())
+        iterated, asked = self.began or [[], []]
+        self._put_back(iterated)
         entries = iter(self.sampler)
-        taken = sum(1 for _ in islice(entries, skip))
-        if taken < skip:
-            raise ValueError(
-                f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the data and "
-                "batch size as they were"
-            )
-        return entries
+        self._put_back(asked)
+        return skipped(entries, skip)
 
     def _generators(self) -> list[torch.Generator]:
         """The generators behind the sampling other than the global one, each once."""
-        found = {id(self.generator): self.generator}
-        inner: Any = self.sampler
+        held, inner = [self.generator], self.sampler
         while inner is not None:
-            found.setdefault(id(getattr(inner, "generator", None)), getattr(inner, "generator", None))
+            held += getattr(inner, "__dict__", {}).values()
             inner = getattr(inner, "sampler", None)
-        return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
+        return list({id(generator): generator for generator in held if isinstance(generator, torch.Generator)}.values())
+
+
+def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
+    """What is left of some entries after as many as were taken before."""
+    taken = sum(1 for _ in islice(entries, skip))
+    if taken < skip:
+        raise ValueError(
+            f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the data and "
+            "batch size as they were"
+        )
+    return entries
 
 
 class MembersOnly:

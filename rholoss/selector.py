@@ -13,7 +13,7 @@ from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.guest import device_of
-from rholoss.indexing import IndexedBatch
+from rholoss.indexing import IndexedBatch, as_index
 from rholoss.scoring import Forward, Loss, Scorer
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
 from rholoss.source import CandidateSource, how_many, natural_batch_size
@@ -101,21 +101,10 @@ class Selector(ABC):
         """Called with each selected batch before it is handed back; for methods that learn along."""
 
     def __iter__(self) -> Iterator[Any]:
-        self.epoch += not self._fresh
+        self.epoch += not (self._fresh or self._source.resuming)
         self._fresh = False
-        batches = iter(self._source)
-        for candidates in batches:
-            if len(candidates.index) >= self.n_b:
-                yield self._select(candidates)
-                continue
-            if next(batches, None) is not None:
-                raise ValueError(
-                    f"a candidate batch has {len(candidates.index)} examples, fewer than n_b = {self.n_b}, and it is not the "
-                    "last; "
-                    "pass a smaller batch_size, or let the loader yield larger batches"
-                )
-            if not self._drop_last:
-                yield self._select(candidates)
+        for candidates in self._source.epoch(self.n_b, self._drop_last):
+            yield self._select(candidates)
 
     def __len__(self) -> int:
         """Selected batches in an epoch."""
@@ -138,7 +127,7 @@ class Selector(ABC):
             raise ValueError(
                 f"cannot choose n_b = {self.n_b} of {len(index)} candidates; pass more of them, or a smaller batch_size"
             )
-        return self._select(IndexedBatch(index, batch))
+        return self._select(IndexedBatch(as_index(index), batch))
 
     def mean_loss(self, losses: Tensor) -> Tensor:
         """The loss to train on: the mean of the selected examples' losses, each times its weight where the method has weights.
@@ -181,7 +170,7 @@ class Selector(ABC):
         """
         self._source.set_epoch(epoch)
         if epoch != self.epoch:
-            self._source.resume(None)
+            self._source.abandon()
         self.epoch = epoch
         self._fresh = True
 
@@ -211,9 +200,8 @@ class Selector(ABC):
                     f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build the selector as it "
                     "was when saved"
                 )
-        self.step, self.epoch = state["step"], state["epoch"]
-        self._fresh = state["fresh"] or state["source"] is not None
         self._source.resume(state["source"])
+        self.step, self.epoch, self._fresh = state["step"], state["epoch"], state["fresh"]
         self._generator.set_state(state["generator"].cpu())
         self.load_extra_state(state["extra"])
 

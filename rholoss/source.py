@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.guest import forked_rng
 from rholoss.indexing import IndexedBatch, IndexedBatches, altered, attach_index, check_indexed, is_map_style, refuse_unindexed
-from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sampler
+from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sampler, skipped
 
 
 class CandidateSource:
@@ -34,23 +34,26 @@ class CandidateSource:
 
     def __init__(self, loader: Any, n_B: int | None = None, members: Tensor | None = None) -> None:
         door = loader if isinstance(loader, IndexedBatches) else None
-        inner: Any = loader.batches if door else loader
+        inner: Any = loader.batches if door is not None else loader
         map_style = is_map_style(inner)
         if door is None and not map_style:
             refuse_unindexed(loader)
         self.loader = inner
-        self.drop_last = bool(getattr(inner, "drop_last", False))
+        batching = getattr(inner, "batch_sampler", None)
+        self.drop_last = bool(getattr(inner, "drop_last", False) or getattr(batching, "drop_last", False))
         self.dataset_length = _length(inner.dataset) if map_style else None
         self.position: int | None = None
-        self._to_skip = 0
-        self._running: object = None
+        self._running: object = None  # the iteration in progress; None with a position: the next one goes on from there
+        self._told: int | None = None
+        self._seed_was_drawn = False
+        self._began: Any = None
         self._sampler: PositionedSampler | None = None
         changes = self._changes(n_B, members, map_style)
-        if map_style and not door:
+        if map_style and door is None:
             inner = attach_index(inner, **changes)
         elif changes:
             inner = altered(inner, **changes)
-        self.batches: Iterable[Any] = door.over(inner) if door else inner
+        self.batches: Iterable[Any] = door.over(inner) if door is not None else inner
 
     def _changes(self, n_B: int | None, members: Tensor | None, map_style: bool) -> dict[str, Any]:
         """The changes to the loader that make it draw candidate batches, from any position on."""
@@ -74,45 +77,101 @@ class CandidateSource:
             batching = self._sampler = PositionedSampler(batching, loader.generator)
         return {"batch_sampler": batching, "batch_size": n_B, "drop_last": False}
 
+    @property
+    def resuming(self) -> bool:
+        """Whether the next iteration goes on with an epoch."""
+        return self.position is not None and self._running is None
+
     def __iter__(self) -> Iterator[IndexedBatch]:
-        """An epoch's candidate batches; after ``resume``, the rest of that epoch's. The state is read as it goes."""
-        skip, self._to_skip = self._to_skip, 0
-        if self._sampler is not None and skip:
-            with forked_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before
-                items = iter(self.batches)
-        else:
-            items = islice(iter(self.batches), skip, None)
-        self.position = skip
+        return self.epoch(0, drop_last=False)
+
+    def epoch(self, n_b: int, drop_last: bool) -> Iterator[IndexedBatch]:
+        """An epoch's candidate batches, those at the end of fewer than n_b dropped or not; after ``resume``, the rest of that
+        epoch's. The state is read as it goes.
+        """
+        skip = (self.position or 0) if self.resuming else 0
         self._running = this = object()
+        self.position = skip
         try:
+            items = self._items(skip)
             for item in items:
-                self.position += 1
-                yield check_indexed(item, self.loader)
+                if self._running is this:
+                    self.position += 1
+                n = len(check_indexed(item, self.loader).index)
+                if n < n_b:
+                    if next(items, None) is not None:
+                        raise ValueError(
+                            f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
+                            "pass a smaller batch_size, or let the loader yield larger batches"
+                        )
+                    if drop_last:
+                        return
+                yield item
         finally:
             if self._running is this:
-                self.position = None
+                self.position = self._running = None
 
-    def state(self) -> tuple[int, list[Tensor] | None] | None:
-        """The position in the epoch in progress and the random state in which its sampler began; None between epochs."""
-        return None if self.position is None else (self.position, self._sampler.began if self._sampler else None)
+    def _items(self, skip: int) -> Iterator[Any]:
+        if self._sampler is None:
+            if not skip:
+                self._began = [torch.get_rng_state()]
+                return iter(self.batches)
+            with forked_rng():
+                torch.set_rng_state(self._began[0].cpu())
+                return skipped(iter(self.batches), skip)
+        self._sampler.skip = skip
+        self._sampler.rewind, self._seed_was_drawn = self._sampler.states() if self._seed_was_drawn else None, False
+        if not skip:
+            return iter(self.batches)
+        with forked_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before
+            return iter(self.batches)
 
-    def resume(self, state: tuple[int, list[Tensor] | None] | None) -> None:
-        """Let the next iteration go on from a state; from None, begin an epoch.
+    def state(self) -> dict[str, Any]:
+        """The position in the epoch in progress (None between epochs), the random states in which its sampler began, and those of
+        the generators now.
+        """
+        inner = self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
+        return {
+            "position": self.position,
+            "began": None if self.position is None else self._began if self._sampler is None else self._sampler.began,
+            "generators": [] if self._sampler is None else self._sampler.generator_states(),
+            "workers": getattr(inner, "persistent_workers", False) and getattr(inner, "_iterator", None) is not None,
+            "told": self._told,
+            "N": self.dataset_length,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on from a state, or begin an epoch if it is of between epochs.
 
         A sampler is put back to its random state and its entries are skipped without being read; other iterables are read up to
         the position. The global random state stays as it is.
         """
-        self.position, began = state if state is not None else (None, None)
-        self._to_skip = self.position or 0
+        if state["position"] is not None and state["N"] != self.dataset_length:
+            raise ValueError(
+                f"this state was saved in mid-epoch over a dataset of {state['N']} examples, got {self.dataset_length}; "
+                "resume with the data as they were"
+            )
         if self._sampler is not None:
-            self._sampler.skip, self._sampler.began = self._to_skip, began
+            self._sampler.put_back(state["generators"])
+            self._sampler.began = state["began"]
+            # Workers that were running draw no seed for another epoch, but new ones do.
+            self._seed_was_drawn = state["position"] is None and state["workers"]
+        else:
+            self._began = state["began"]
+        self.position, self._running = state["position"], None
+        if state["told"] is not None:
+            self.set_epoch(state["told"])
+
+    def abandon(self) -> None:
+        """Let the next iteration begin an epoch."""
+        self.position = self._running = None
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the running workers of a loader that keeps them."""
-        state = {**vars(self), "_running": None}
+        state = {**vars(self), "_running": None}  # a copy goes on where this is
         if isinstance(self.batches, DataLoader):
             state["batches"] = altered(self.batches)
         return state
@@ -121,7 +180,7 @@ class CandidateSource:
         """How many selected batches an epoch yields; one too many at most, where the last candidate batch cannot be known."""
         batching = self._sampler.sampler if self._sampler else None
         tail = 0
-        if drop_last and isinstance(batching, BatchSampler) and not batching.drop_last:
+        if drop_last and isinstance(batching, BatchSampler) and not getattr(batching, "drop_last", True):
             tail = len(batching.sampler) % batching.batch_size  # type: ignore[arg-type]
         return len(self) - (0 < tail < n_b)
 
@@ -132,6 +191,7 @@ class CandidateSource:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, the batch sampler and the dataset which epoch it is, where they want to know."""
+        self._told = epoch
         for part in ("sampler", "batch_sampler", "dataset"):
             tell: Callable[[int], Any] | None = getattr(getattr(self.loader, part, None), "set_epoch", None)
             if tell is not None:
@@ -175,6 +235,7 @@ def how_many(loader: Any, keep: float | None, batch_size: int | None) -> tuple[i
 
 
 def _describe(loader: Any) -> str:
+    loader = loader.batches if isinstance(loader, IndexedBatches) else loader
     if not isinstance(loader, DataLoader):
         return f"{type(loader).__name__} has no sampler of single indices and no batch_size"
     if loader.batch_sampler is None:

@@ -67,9 +67,9 @@ def sweep(
 def _in_order(data: Any, batch_size: int | None) -> CandidateSource:
     """The data, each example that may be drawn once, without moving the generator of a loader that shuffles."""
     door = data if isinstance(data, IndexedBatches) else None
-    loader = door.batches if door else data
+    loader = door.batches if door is not None else data
     if not isinstance(loader, DataLoader):
-        if door:
+        if door is not None:
             return CandidateSource(door)
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             raise TypeError(f"expected a map-style dataset, a DataLoader or IndexedBatches, got {type(data).__name__}")
@@ -79,7 +79,7 @@ def _in_order(data: Any, batch_size: int | None) -> CandidateSource:
         indices = drawable(loader, len(loader.dataset))  # type: ignore[arg-type]
         if indices is not None:
             loader = altered(loader, sampler=indices.tolist(), batch_size=size, generator=None)
-    return CandidateSource(door.over(loader) if door else loader, size if plain_sampler(loader) is not None else None)
+    return CandidateSource(door.over(loader) if door is not None else loader, size if plain_sampler(loader) is not None else None)
 
 
 def _reporter(progress: Progress) -> Callable[[int, int | None], None]:
