@@ -323,6 +323,12 @@ def test_a_pair_of_mappings_is_two_columns_also_where_there_are_two_examples():
     assert same(cut(batch([1, 2]), Rows(torch.tensor([1])), 2), batch([2]))
 
 
+def test_three_mappings_for_three_examples_are_refused():
+    views = tuple({"tokens": y_of([i, i + 1, i + 2])} for i in (1, 10, 100))
+    with pytest.raises(ValueError, match="could be 3 columns or 3 examples"):
+        cut(views, Rows(torch.tensor([1])), 3)
+
+
 def test_a_bare_list_of_three_rgb_images_is_never_taken_for_three_columns():
     images = [torch.full((3, 4, 4), float(i)) for i in range(3)]
     with pytest.raises(ValueError, match="could be 3 columns or 3 examples"):
@@ -435,6 +441,7 @@ def test_what_can_move_itself_does_and_what_cannot_stays():
     packed, array, thing = pack_sequence([torch.ones(3), torch.ones(2)]), np.arange(2), object()
     moved = move([packed, array, thing, ["a", None]], torch.device("meta"))
     assert moved[0].data.is_meta
+    assert moved[0].batch_sizes is packed.batch_sizes  # which has to stay on the CPU
     assert moved[1] is array
     assert moved[2] is thing
     assert moved[3] == ["a", None]

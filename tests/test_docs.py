@@ -81,4 +81,3 @@ def test_every_public_name_is_on_the_api_page():
 def test_every_method_is_in_the_table_and_nothing_else():
     table = (ROOT / "docs" / "pages" / "methods.md").read_text()
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == rholoss.selector_names()
-

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import random
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,14 @@ class Stream(IterableDataset):
         return ((100 + i, *points[i]) for i in ids)
 
 
+class ShuffledStream(Stream):
+    """Shuffles with the global generator."""
+
+    def __iter__(self):
+        points = Points(48)
+        return ((100 + i, *points[i]) for i in torch.randperm(48).tolist())
+
+
 def pair_up(examples):
     ids, x, y = zip(*examples, strict=True)
     return torch.tensor(ids), (torch.stack(x), torch.stack(y))
@@ -90,8 +99,28 @@ class KeepsItsGenerator(Sampler):
         return N
 
 
+class Sharded(Sampler):
+    """Every other batch of a batch sampler, as accelerate's BatchSamplerShard."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self):
+        return (batch for place, batch in enumerate(self.batch_sampler) if place % 2 == 0)
+
+    def __len__(self):
+        return -(-len(self.batch_sampler) // 2)
+
+
 def seeded(seed=5):
     return torch.Generator().manual_seed(seed)
+
+
+def stateful(**options):
+    loader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+        return loader(Points(), batch_size=10, shuffle=True, **options)
 
 
 LOADERS = {
@@ -115,13 +144,18 @@ LOADERS = {
         Points(), batch_sampler=BatchSampler(RandomSampler(range(N), generator=seeded()), 10, False), **o
     ),
     "sampler with its own generator": lambda **o: DataLoader(Points(), batch_size=10, sampler=KeepsItsGenerator(), **o),
+    "stateful": stateful,
     "door": lambda **o: IndexedBatches(
         DataLoader([(100 + i, *Points()[i]) for i in range(N)], batch_size=10, shuffle=True, collate_fn=pair_up, **o)
     ),
+    "shuffled stream": lambda **o: IndexedBatches(DataLoader(ShuffledStream(), batch_size=8, collate_fn=pair_up, **o)),
     "stream": lambda **o: IndexedBatches(DataLoader(Stream(), batch_size=8, collate_fn=pair_up, **o)),
 }
 OWN_BATCHES = {
     "draws at once": lambda **o: DataLoader(Points(), batch_sampler=DrawsAtOnce(), **o),
+    "sharded": lambda **o: DataLoader(
+        Points(), batch_sampler=Sharded(BatchSampler(RandomSampler(range(N), generator=seeded()), 10, False)), **o
+    ),
     "draws as it goes": lambda **o: DataLoader(Points(), batch_sampler=DrawsAsItGoes(), **o),
     "pairs": lambda: IndexedBatches(
         [(torch.arange(i, i + 10), (Points().x[i : i + 10], Points().y[i : i + 10])) for i in (0, 20, 40)]
@@ -142,6 +176,16 @@ class Run:
 
     def flat(self):
         return [step for epoch in self.selected for step in epoch]
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
+    return a == b
 
 
 def new(loader, method="uniform", **mode):
@@ -189,7 +233,7 @@ def train(selector, resume=None, say_epoch=False, leave=None):
             if leave and len(run.selected[epoch]) == leave.get(epoch):
                 break
         run.ended[epoch] = checkpoint(selector, epoch + 1)
-    run.rng = torch.get_rng_state()
+    run.rng = [torch.get_rng_state(), *(g.get_state() for g in [getattr(selector.loader, "generator", None)] if g is not None)]
     return run
 
 
@@ -200,7 +244,7 @@ def check_resume(make, whole, steps, **options):
         assert resumed.flat() == whole.flat()[step:], f"resumed after step {step}"
         before = sum(len(epoch) for epoch in whole.selected[:1])
         assert resumed.selected[2] == whole.selected[2] or step > before, f"resumed after step {step}: epochs are shifted"
-        assert torch.equal(resumed.rng, whole.rng), f"resumed after step {step}: the global generator is elsewhere"
+        assert equal(resumed.rng, whole.rng), f"resumed after step {step}: the generators are elsewhere"
 
 
 def some(whole, k=3, seed=0):
@@ -265,7 +309,9 @@ def test_a_run_can_be_killed_again_and_again():
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("loader", ["shuffled", "own generator", "subset, own generator", "two generators", "replacement"])
+@pytest.mark.parametrize(
+    "loader", ["shuffled", "own generator", "subset, own generator", "two generators", "replacement", "stateful"]
+)
 def test_a_run_resumed_between_epochs_selects_what_the_uninterrupted_run_selects(loader, workers):
     def make():
         return new(LOADERS[loader](**WORKERS[workers]), "train_loss", keep=0.5)
@@ -274,7 +320,7 @@ def test_a_run_resumed_between_epochs_selects_what_the_uninterrupted_run_selects
     for epoch in (0, 1):
         resumed = train(make(), whole.ended[epoch])
         assert resumed.selected[epoch + 1 :] == whole.selected[epoch + 1 :], f"resumed after epoch {epoch}"
-        assert torch.equal(resumed.rng, whole.rng)
+        assert equal(resumed.rng, whole.rng)
 
 
 @pytest.mark.parametrize("loader", ["shuffled", "own generator", "stream"])
@@ -373,16 +419,6 @@ def test_saying_another_epoch_after_loading_begins_that_epoch():
 
 
 # What a resume leaves alone.
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.parametrize("loader", ["shuffled", "own generator", "short end", "stream"])
@@ -496,6 +532,19 @@ def test_a_selector_can_be_set_back_from_within_its_loop():
     again = [selector.last.index.tolist() for _ in selector]
     assert again[0] == chosen[1]
     assert len(again) == 2
+
+
+def test_an_iteration_that_was_given_up_does_not_move_the_one_in_progress():
+    selector = new(LOADERS["own generator"](), keep=0.5)
+    given_up = iter(selector)
+    next(given_up)
+    in_progress = iter(selector)
+    next(in_progress)
+    state = selector.state_dict()
+    next(given_up)
+    assert selector.state_dict()["source"]["position"] == state["source"]["position"] == 1
+    given_up.close()
+    assert selector.state_dict()["source"]["position"] == 1
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["deepcopy", "pickle"])

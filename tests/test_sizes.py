@@ -175,6 +175,31 @@ def test_the_length_is_that_of_the_sampler(sampler, drop_last, keep):
     assert sizes(selector) == expected
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shuffle": True},
+        {"sampler": SubsetRandomSampler(range(10, 33))},
+        {"sampler": list(range(10, 60))},
+        {"sampler": [1, 50, 50, 51, 52]},
+        {"sampler": DistributedSampler(range(80), num_replicas=3, rank=1)},
+    ],
+    ids=["in order", "shuffled", "subset", "list", "repeats", "distributed"],
+)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_length_is_right_where_some_examples_are_never_drawn(options, drop_last):
+    loader = loader_of(80, 8, drop_last, **options)
+    selector = build_selector("selection_via_proxy", loader, scores=torch.arange(80.0), keep=0.5)
+    assert len(selector) == len(sizes(selector))
+
+
+def test_the_length_is_not_told_where_the_draws_decide_it():
+    loader = loader_of(80, 8, sampler=WeightedRandomSampler([1.0] * 80, 200))
+    with pytest.raises(TypeError, match=r"has no len|cannot be known"):
+        len(build_selector("selection_via_proxy", loader, scores=torch.arange(80.0), keep=0.5))
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_keeping_everything_gives_the_batches_of_the_plain_loop(drop_last, shuffle):
