@@ -86,10 +86,10 @@ def move(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True)
     if isinstance(batch, _PER_BATCH):
         return batch
-    parts = _parts(batch)
-    if parts is not None:
-        return _rebuilt(batch, [move(part, device) for _, part in parts])
     to: Callable[[torch.device], Any] | None = getattr(batch, "to", None)
+    parts = _parts(batch)
+    if parts is not None and not (isinstance(batch, tuple) and callable(to)):  # a PackedSequence keeps a part on the CPU
+        return _rebuilt(batch, [move(part, device) for _, part in parts])
     return to(device) if callable(to) else batch
 
 
@@ -131,7 +131,7 @@ def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: 
     if not columns:
         return True
     kinds = {(type(value), getattr(value, "dtype", None), getattr(value, "ndim", None)) for value in values}
-    if len(kinds) > 1 or (field == "batch" and n == 2):  # (x, y) is two columns, also where there are two examples
+    if n == 1 or len(kinds) > 1 or (field == "batch" and n == 2):  # (x, y) is two columns, also where there are two examples
         return False
     if field != "batch" and isinstance(values, list) and all(isinstance(value, Mapping) for value in values):
         return True  # such as the targets of object detection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -38,12 +38,10 @@ class PositionedSampler:
         if self.rewind is not None:
             self._put_back(self.rewind)
         iterated = self.states()
-        return self._entries(iterated, iter(self.sampler), self.states())  # a sampler may draw as soon as it is iterated
+        return self._entries(iterated, iter(self.sampler))  # a sampler may draw as soon as it is iterated
 
-    def _entries(self, iterated: list[Tensor], entries: Iterator[Any], after: list[Tensor]) -> Iterator[Any]:
-        if self.rewind is not None:
-            self._put_back(after)
-            self.rewind = None
+    def _entries(self, iterated: list[Tensor], entries: Iterator[Any]) -> Iterator[Any]:
+        self.rewind = None
         self.began = [iterated, self.states()]
         yield from entries
 
@@ -89,7 +87,7 @@ class PositionedSampler:
         held, inner = [self.generator], self.sampler
         while inner is not None:
             held += getattr(inner, "__dict__", {}).values()
-            inner = getattr(inner, "sampler", None)
+            inner = getattr(inner, "sampler", getattr(inner, "batch_sampler", None))
         return list({id(generator): generator for generator in held if isinstance(generator, torch.Generator)}.values())
 
 
@@ -120,8 +118,15 @@ class MembersOnly:
         return (index for index in self.sampler if self.members[index])
 
     def __len__(self) -> int:
-        indices = getattr(self.sampler, "indices", None)
-        return sum(self.members) if indices is None else sum(self.members[index] for index in indices)
+        sampler: Any = self.sampler
+        if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and len(sampler) == len(self.members)):
+            if not getattr(sampler, "replacement", False):
+                return sum(self.members)
+        elif type(sampler) is SubsetRandomSampler:
+            return sum(self.members[index] for index in sampler.indices)
+        elif isinstance(sampler, (DistributedSampler, Sequence)):  # drawing it moves no generator
+            return sum(1 for _ in self)
+        raise TypeError(f"the number of members that a {type(sampler).__name__} draws cannot be known before it is drawn")
 
 
 def plain_sampler(loader: Any) -> Any | None:

@@ -323,8 +323,14 @@ def test_a_pair_of_mappings_is_two_columns_also_where_there_are_two_examples():
     assert same(cut(batch([1, 2]), Rows(torch.tensor([1])), 2), batch([2]))
 
 
-def test_three_mappings_for_three_examples_are_refused():
-    views = tuple({"tokens": y_of([i, i + 1, i + 2])} for i in (1, 10, 100))
+@pytest.mark.parametrize("batch", [[x_of([4])], (x_of([4]),), {"state": (x_of([4]),)}, ({"tokens": x_of([4])},)])
+def test_one_column_of_one_example_is_the_same_either_way(batch):
+    assert same(cut(batch, Rows(torch.tensor([0])), 1), batch)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_three_mappings_for_three_examples_are_refused(kind):
+    views = kind({"tokens": y_of([i, i + 1, i + 2])} for i in (1, 10, 100))
     with pytest.raises(ValueError, match="could be 3 columns or 3 examples"):
         cut(views, Rows(torch.tensor([1])), 3)
 

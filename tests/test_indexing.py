@@ -57,6 +57,17 @@ class SortsItsIndices(Numbers):
         return [read[i] for i in asked]
 
 
+class FirstIsSlow(Numbers):
+    def __getitem__(self, i):
+        time.sleep(0.3 if i == 0 else 0)
+        return super().__getitem__(i)
+
+
+class Broken(Numbers):
+    def __getitem__(self, i):
+        raise RuntimeError(f"no file for {i}")
+
+
 class WholeBatches(Numbers):
     """Returns whole batches: for a list of indices with batch_size=None, or at once to be collated by the identity."""
 
@@ -292,11 +303,6 @@ def test_keys_that_are_no_integers_are_refused():
 
 
 def test_batches_come_out_of_order_with_their_own_indices():
-    class FirstIsSlow(Numbers):
-        def __getitem__(self, i):
-            time.sleep(0.3 if i == 0 else 0)
-            return super().__getitem__(i)
-
     try:
         loader = DataLoader(FirstIsSlow(), batch_size=8, num_workers=2, in_order=False)
     except TypeError:
@@ -346,10 +352,6 @@ def test_workers_can_be_spawned():
 
 
 def test_an_error_in_a_worker_reaches_the_loop():
-    class Broken(Numbers):
-        def __getitem__(self, i):
-            raise RuntimeError(f"no file for {i}")
-
     with pytest.raises(RuntimeError, match="no file for 0") as error:
         agreeing(uniform(DataLoader(Broken(), batch_size=8, num_workers=1)))
     traceback.clear_frames(error.tb)  # PyTorch waits 5 s for workers that only the garbage collector finds

@@ -68,6 +68,7 @@ def test_a_tenth_is_kept_where_nothing_is_said():
     assert (selector.n_b, selector.n_B) == (8, 80)
 
 
+@settings(deadline=None)
 @given(n_b=st.integers(1, 300), keep=st.floats(1e-6, 1))
 def test_there_are_never_fewer_candidates_than_are_kept(n_b, keep):
     selector = uniform(loader_of(10, n_b), keep=keep)
