@@ -102,7 +102,7 @@ class CandidateSource:
                     if next(items, None) is not None:
                         raise ValueError(
                             f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
-                            "pass a smaller batch_size or a loader of larger batches (over a stream with several workers, with drop_last=True)"
+                            "pass a smaller batch_size, or larger batches (of a stream with several workers, drop_last=True)"
                         )
                     if drop_last:
                         return
