@@ -3,8 +3,8 @@
     python examples/scoring_mode.py [--seeds 10] [--steps 400]
 
 The data, the irreducible-loss model and the loop are those of quickstart.py; only the network has BatchNorm, with and without
-dropout, and only the mode in which RHO-LOSS scores differs. Prints a table as Markdown: medians over the seeds, lowest and highest
-in brackets.
+dropout, and only the mode in which RHO-LOSS scores differs. Prints a table as Markdown: medians over the seeds, lowest and
+highest in brackets.
 """
 
 from __future__ import annotations
