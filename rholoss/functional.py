@@ -3,8 +3,6 @@
 Shapes: n_B candidates, C classes, K stochastic forward passes. Higher scores are kept.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

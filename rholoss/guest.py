@@ -1,7 +1,5 @@
 """A guest in the user's run: whatever a block does to a model's modes and buffers and to random state is put back."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

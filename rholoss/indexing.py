@@ -78,13 +78,14 @@ class IndexedBatches:
         if callable(self.index):
             return IndexedBatch(as_index(self.index(item)), item)
         try:
-            return IndexedBatch(as_index(item[self.index]), item)
+            found = item[self.index]
         except (KeyError, IndexError, TypeError) as error:
             fields = f"the keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
             raise type(error)(
                 f"expected the indices of a batch at {self.index!r}, got {fields}; pass its key, its position or a function as "
                 "index="
             ) from error
+        return IndexedBatch(as_index(found), item)
 
 
 def as_index(values: Any) -> Tensor:
@@ -142,6 +143,8 @@ def is_map_style(loader: object) -> bool:
 def refuse_unindexed(loader: object) -> None:
     """Raise the error that says how to tell the indices of a loader that cannot tell them itself."""
     name = type(loader).__name__
+    if hasattr(loader, "candidate_batches"):
+        raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
     if isinstance(loader, DataLoader):
         raise TypeError(
             f"a {name} over the IterableDataset {type(loader.dataset).__name__} does not say which examples it yields; {_DOOR}"
@@ -150,7 +153,7 @@ def refuse_unindexed(loader: object) -> None:
         raise TypeError(
             f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields; {_DOOR}"
         )
-    raise TypeError(f"expected a DataLoader, got {name}")
+    raise TypeError(f"expected a DataLoader as the first argument, got {name}")
 
 
 def check_indexed(item: Any, loader: object) -> IndexedBatch:

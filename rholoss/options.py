@@ -1,7 +1,5 @@
 """The options that every selector takes, as a type."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -32,14 +32,20 @@ def register(name: str) -> Callable[[Build], Build]:
         >>> [batch.tolist() for batch in build_selector("newest", loader, keep=0.4)]
         [[103, 104], [108, 109]]
     """
+    if not isinstance(name, str):
+        raise TypeError(f"register takes a name, as in @register('newest'), got {name!r}")
 
     def add(build: Build) -> Build:
-        if name in _METHODS and _METHODS[name] is not build:
+        if name in _METHODS and _whence(_METHODS[name]) != _whence(build):  # a cell of a notebook may run again
             raise ValueError(f"a selector named {name!r} is registered already, {_METHODS[name].__name__}; choose another name")
         _METHODS[name] = build
         return build
 
     return add
+
+
+def _whence(build: Callable[..., Selector]) -> tuple[str, str]:
+    return build.__module__, build.__qualname__
 
 
 def selector_names() -> list[str]:
@@ -73,6 +79,8 @@ def build_selector(
         ValueError: no method has this name, or it needs an ingredient that was not given.
     """
     if isinstance(selector, Selector):
+        if selector.loader is not loader or options:
+            raise ValueError("a selector that is built already keeps its own loader and options; pass its name or class instead")
         return selector
     build = selector if callable(selector) else _METHODS.get(selector)
     if build is None:

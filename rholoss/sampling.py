@@ -1,7 +1,5 @@
 """Samplers behind the candidate batches: resumable, and restricted to members."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -118,15 +116,12 @@ class MembersOnly:
         return (index for index in self.sampler if self.members[index])
 
     def __len__(self) -> int:
-        sampler: Any = self.sampler
-        if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and len(sampler) == len(self.members)):
-            if not getattr(sampler, "replacement", False):
-                return sum(self.members)
-        elif type(sampler) is SubsetRandomSampler:
-            return sum(self.members[index] for index in sampler.indices)
-        elif isinstance(sampler, (DistributedSampler, Sequence)):  # drawing it moves no generator
-            return sum(1 for _ in self)
-        raise TypeError(f"the number of members that a {type(sampler).__name__} draws cannot be known before it is drawn")
+        drawn = _each_draw(self.sampler, len(self.members))
+        if drawn is None:
+            raise TypeError(
+                f"the number of members that a {type(self.sampler).__name__} draws cannot be known before it is drawn"
+            )
+        return sum(self.members[index] for index in drawn)
 
 
 def plain_sampler(loader: Any) -> Any | None:
@@ -141,6 +136,16 @@ def plain_sampler(loader: Any) -> Any | None:
 def drawable(loader: Any, n: int) -> Tensor | None:
     """The indices that a loader over n examples may draw, int64; None where only drawing tells."""
     sampler = plain_sampler(loader)
-    if isinstance(sampler, SubsetRandomSampler):
-        return torch.as_tensor(sampler.indices)
-    return torch.arange(n) if isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)) else None
+    if isinstance(sampler, (RandomSampler, DistributedSampler)):
+        return torch.arange(n)
+    draws = _each_draw(sampler, n)
+    return None if draws is None else torch.as_tensor(draws)
+
+
+def _each_draw(sampler: Any, n: int) -> Sequence[int] | None:
+    """What a sampler over n examples draws in an epoch, in any order; None where only drawing tells."""
+    if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == n):
+        return range(n)
+    if isinstance(sampler, DistributedSampler):  # drawing it moves no generator
+        return list(sampler)
+    return sampler.indices if type(sampler) is SubsetRandomSampler else sampler if isinstance(sampler, Sequence) else None

@@ -1,7 +1,5 @@
 """Numbers that change with the step; any function of the step will do as well."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

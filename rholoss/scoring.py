@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +13,11 @@ from torch import Tensor
 from rholoss.batches import RowRange, cut, move
 from rholoss.guest import Mode, device_of, untouched
 
+Forward = Callable[[Any, Any], tuple[Any, Any]]
+"""``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
 
-class Forward(Protocol):
-    """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
-
-    def __call__(self, model: Any, batch: Any, /) -> tuple[Any, Any]: ...
-
-
-class Loss(Protocol):
-    """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
-
-    def __call__(self, outputs: Any, targets: Any, /) -> Tensor: ...
+Loss = Callable[[Any, Any], Tensor]
+"""``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
 
 
 def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
@@ -48,7 +42,15 @@ def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
                 f"expected a mapping with 'labels' or 'label', got the keys {list(batch)}; pass forward=(model, batch) -> "
                 "(outputs, targets)"
             )
-        outputs = model(**{key: value for key, value in batch.items() if key != name and isinstance(value, Tensor)})
+        inputs = {key: value for key, value in batch.items() if key != name and isinstance(value, Tensor)}
+        try:
+            outputs = model(**inputs)
+        except TypeError as error:
+            if "unexpected keyword argument" in str(error):
+                raise TypeError(
+                    f"{error}; the batch has {list(inputs)}: pass forward=(model, batch) -> (outputs, targets)"
+                ) from error
+            raise
         return _logits(outputs), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return _logits(model(batch[0])), batch[1]
@@ -75,8 +77,8 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
     """
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
         raise TypeError(
-            f"expected tensors, got outputs {type(outputs).__name__} and targets {type(targets).__name__}; pass loss=(outputs, "
-            "targets) -> (n,)"
+            f"expected tensors, got outputs {type(outputs).__name__} and targets {type(targets).__name__}; "
+            "let forward= return tensors, or pass loss=(outputs, targets) -> (n,)"
         )
     if targets.is_floating_point():
         if outputs.shape != targets.shape:
@@ -95,7 +97,7 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
             f"{tuple(targets.shape)}; "
             "pass loss=(outputs, targets) -> (n,)"
         )
-    losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+    losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
     if targets.ndim == 1:
         return losses
     counted = (targets != -100).flatten(1)

@@ -1,7 +1,5 @@
 """What was chosen and why, and the checks on what a method hands back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,11 +51,14 @@ def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
     return score.detach()
 
 
-def checked_choice(positions: Any, weights: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | None]:
+def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | None]:
     """A choice with its positions ascending; refused unless it is n_b positions, distinct where they carry no weights.
 
     On an accelerator only shapes are looked at.
     """
+    if not isinstance(choice, tuple) or len(choice) != 2:
+        raise TypeError(f"choose must return (positions, weights), where weights may be None, got {_describe(choice)}")
+    positions, weights = choice
     if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.shape != (n_b,):
         raise ValueError(f"choose must return {n_b} positions, int64 of shape ({n_b},), got {_describe(positions)}")
     if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (n_b,)):

@@ -16,7 +16,8 @@ from rholoss.guest import device_of
 from rholoss.indexing import IndexedBatch, as_index
 from rholoss.scoring import Forward, Loss, Scorer
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
-from rholoss.source import CandidateSource, how_many, natural_batch_size
+from rholoss.sizes import how_many, natural_batch_size
+from rholoss.source import CandidateSource
 
 
 class Selector(ABC):
@@ -225,9 +226,8 @@ class Selector(ABC):
         n_B, n_b = len(candidates), min(self.n_b, len(candidates))
         score = check_score(self.score(candidates), n_B, candidates.device)
         score = self._finite(type(self).__name__, score, candidates)
-        positions, weights = self.choose(candidates, score, n_b)
-        if type(self).choose is not Selector.choose:
-            positions, weights = checked_choice(positions, weights, n_b, n_B)
+        choice = self.choose(candidates, score, n_b)
+        positions, weights = choice if type(self).choose is Selector.choose else checked_choice(choice, n_b, n_B)
         index = candidates.index
         self.last = Selection(index[positions], positions, weights, score, index, self.step, self.epoch, candidates.notes)
         selected = batch if n_b == n_B and weights is None else cut(batch, Rows(positions), n_B)

@@ -77,13 +77,18 @@ class IrreducibleLossStore:
         Raises:
             ValueError: a loss is not one value per example, or not finite.
         """
-        index, losses = sweep(model, data, forward=forward, loss=loss, batch_size=batch_size, dtype=dtype, progress=progress)
-        _refuse_not_finite(losses, index)
+        index, losses, n = sweep(model, data, forward=forward, loss=loss, batch_size=batch_size, dtype=dtype, progress=progress)
+        bad = index[~torch.isfinite(losses)]
+        if len(bad):
+            raise ValueError(
+                f"the loss of {len(bad):,} of {len(index):,} examples under the irreducible-loss model is not finite: indices "
+                f"{_some(bad.sort().values.tolist())}; check its weights and these examples"
+            )
         meta = {"model": type(model).__name__, "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "default_loss"}
         unique = index.unique()
         by_index = losses.new_empty(len(unique)).index_copy_(0, torch.searchsorted(unique, index), losses)
-        dense = len(unique) > 0 and int(unique[0]) == 0 and int(unique[-1]) == len(unique) - 1
-        return cls(by_index, None if dense else unique, meta=meta)
+        whole = len(unique) == n and int(unique[-1]) == n - 1
+        return cls(by_index, None if whole else unique, meta=meta)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -169,7 +174,7 @@ class IrreducibleLossStore:
                 "IrreducibleLossStore.from_model(il_model, dataset)"
             )
         if index is not None:
-            _refuse_not_finite(self._known(index.to(self.device)), index)
+            refuse_not_finite(self._known(index.to(self.device)), index)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the store to one ``.npz`` file; if that fails, a file that was there stays as it was.
@@ -212,7 +217,8 @@ def _sorted_by_id(losses: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return losses[order], ids
 
 
-def _refuse_not_finite(losses: Tensor, index: Tensor) -> None:
+def refuse_not_finite(losses: Tensor, index: Tensor) -> None:
+    """Raise a ValueError that names the examples without a finite irreducible loss, if there are any."""
     finite = torch.isfinite(losses).to(index.device)
     if not bool(finite.all()):
         which = index[~finite].sort().values

@@ -1,7 +1,5 @@
 """A store on disk: one ``.npz`` file with a format number, no pickle, written whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile
@@ -13,6 +11,7 @@ import numpy as np
 
 FORMAT = 1
 _FIELDS: dict[str, Any] = {"losses": np.dtype("<f4"), "ids": np.dtype("<i8")}
+_UNREADABLE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError)
 
 
 def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
@@ -59,19 +58,10 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         raise
     except _NewerFormatError as newer:
         raise ValueError(f"{path} has store format {newer.version}, this rholoss reads up to {FORMAT}; upgrade rholoss") from None
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        AttributeError,
-        UnicodeError,
-    ) as error:
+    except _UNREADABLE as error:
+        why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
         raise ValueError(
-            f"{path} is not a store that can be read: expected a .npz file written by IrreducibleLossStore.save, and {error}; "
+            f"{path} is not a store that can be read ({why}): expected a .npz file written by IrreducibleLossStore.save; "
             "copy it again, or make the store anew"
         ) from error
     for name, array in arrays.items():

@@ -1,7 +1,5 @@
 """One pass over a whole dataset under one model, each example with its index."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +12,8 @@ from rholoss.guest import forked_rng
 from rholoss.indexing import IndexedBatches, altered, is_map_style
 from rholoss.sampling import drawable, plain_sampler
 from rholoss.scoring import Forward, Loss, Scorer
-from rholoss.source import CandidateSource, natural_batch_size
+from rholoss.sizes import natural_batch_size
+from rholoss.source import CandidateSource
 
 Progress = bool | Callable[[int, int | None], None] | None
 
@@ -29,7 +28,7 @@ def sweep(
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int | None]:
     """Measure every example of a dataset under a model in eval mode.
 
     Args:
@@ -43,7 +42,7 @@ def sweep(
         progress: see ``IrreducibleLossStore.from_model``.
 
     Returns:
-        Indices (N,), int64, and values (N,), float32, on the CPU, in the order of the data.
+        Indices (N,), int64, and values (N,), float32, on the CPU, in the order of the data; and the dataset's length, or None.
     """
     scorer = Scorer(forward, loss, "eval", dtype, None)
     source = _in_order(data, batch_size)
@@ -61,7 +60,7 @@ def sweep(
             report(done, total)
     if not indices:
         raise ValueError("expected at least one example to score, got none")
-    return torch.cat(indices), torch.cat(values)
+    return torch.cat(indices), torch.cat(values), total
 
 
 def _in_order(data: Any, batch_size: int | None) -> CandidateSource:

@@ -1,7 +1,5 @@
 """The contract of a selector, as checks that anyone can run on their own."""
 
-from __future__ import annotations
-
 import copy
 import io
 import random
@@ -21,7 +19,7 @@ _N, _N_B, _FEATURES, _CLASSES = 99, 6, 5, 3  # 4 candidate batches of 24 at keep
 
 
 def check_selector(selector: str | Callable[..., Selector], **options: Any) -> None:
-    """Run the contract that every selector keeps, on a small classification problem.
+    """Run the contract that every selector keeps, on a small classification problem, with batches (x, y) and with dicts.
 
     Batches of n_b with the rows that ``last`` says, everything kept at keep = 1, a short end as documented, mappings handed back
     as mappings, the model, the batch and all random state left as they were, the same choices from the same seed, and exact
@@ -39,7 +37,9 @@ def check_selector(selector: str | Callable[..., Selector], **options: Any) -> N
         >>> from rholoss.testing import check_selector
         >>> check_selector("rho_loss")
     """
-    for check in (_batches, _keep_all, _short_end, _mappings, _guest, _seed, _resume):
+    if isinstance(selector, Selector):
+        raise TypeError("check_selector builds the selector itself; pass its class, its name or a function that builds it")
+    for check in (_guest, _batches, _keep_all, _short_end, _mappings, _seed, _resume):
         check(_Problem(selector, options))
 
 
@@ -110,15 +110,17 @@ def _short_end(problem: _Problem) -> None:
         assert len(selector) == len(expected), f"len(selector) must be {len(expected)}, got {len(selector)}"
 
 
+def _collate(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    x, y = torch.utils.data.default_collate(examples)
+    return {"x": x, "labels": y, "text": [str(round(float(value) * _N)) for value in x[:, 0]], "task": "toy"}
+
+
+def _forward(model: Any, batch: Any) -> tuple[Any, Any]:
+    return model(batch["x"]), batch["labels"]
+
+
 def _mappings(problem: _Problem) -> None:
-    def collate(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        x, y = torch.utils.data.default_collate(examples)
-        return {"x": x, "labels": y, "text": [str(round(float(value) * _N)) for value in x[:, 0]], "task": "toy"}
-
-    def forward(model: Any, batch: Any) -> tuple[Any, Any]:
-        return model(batch["x"]), batch["labels"]
-
-    selector = problem.build(loader={"collate_fn": collate}, forward=forward)
+    selector = problem.build(loader={"collate_fn": _collate}, forward=_forward)
     for batch in selector:
         assert type(batch) is dict, f"a dict must come back as a dict, got {type(batch).__name__}"
         texts = [int(text) for text in batch["text"]]
@@ -128,21 +130,28 @@ def _mappings(problem: _Problem) -> None:
 
 
 def _guest(problem: _Problem) -> None:
-    selector = problem.build()
-    candidates = list(selector.candidate_batches)
-    before = (_state(problem.model), [copy.deepcopy(batch) for batch in candidates], _random_states())
-    for batch in candidates:
-        if len(batch.index) >= _N_B:
-            selector.select(batch)
-    after = (_state(problem.model), candidates, _random_states())
-    for what, old, new in zip(("the model", "the candidate batches", "global random state"), before, after, strict=True):
-        assert _same(old, new), f"selecting must leave {what} as before: values, modes and gradients"
-    assert torch.is_grad_enabled(), "selecting must leave grad mode as it was"
+    cures = {
+        "the model": "read candidates.outputs, or run a model with candidates.under(model)",
+        "the candidate batches": "copy what is to be changed",
+        "global random state": "draw from candidates.rand() or candidates.generator",
+    }
+    for collate, forward in ((None, None), (_collate, _forward)):
+        selector = problem.build(loader={"collate_fn": collate}, forward=forward)
+        batches = list(selector.candidate_batches)
+        before = (_state(problem.model), _named(copy.deepcopy(batches)), _random_states())
+        for batch in batches:
+            if len(batch.index) >= _N_B:
+                selector.select(batch)
+        after = (_state(problem.model), _named(batches), _random_states())
+        for (what, cure), old, new in zip(cures.items(), before, after, strict=True):
+            changed = [name for name in {**old, **new} if not (name in old and name in new and _same(old[name], new[name]))]
+            assert not changed, f"selecting must leave {what} as before, but changed {', '.join(changed[:3])}; {cure}"
+        assert torch.is_grad_enabled(), "selecting must leave grad mode as it was"
 
 
 def _seed(problem: _Problem) -> None:
     first, second = ([i for _ in s for i in s.last.index.tolist()] for s in (problem.build(seed=4), problem.build(seed=4)))  # type: ignore[union-attr]
-    assert first == second, "the same seed must give the same choices"
+    assert first == second, "the same seed must give the same choices; draw from candidates.rand() or candidates.generator"
 
 
 def _resume(problem: _Problem) -> None:
@@ -168,16 +177,24 @@ def _resume(problem: _Problem) -> None:
     resumed, _ = follow(shuffled(), state)
     same = min(len(chosen) - at, len(resumed))
     assert same > 2, "an epoch must yield batches after a resume as before"
-    assert resumed[:same] == chosen[at : at + same], "after load_state_dict the choices must be those that would have followed"
+    assert resumed[:same] == chosen[at : at + same], (
+        "after load_state_dict the choices must be those that would have followed; keep what score remembers in extra_state"
+    )
 
 
-def _state(model: nn.Module) -> list[Any]:
-    values = [tensor.clone() for tensor in model.state_dict().values()]
-    return [*values, [module.training for module in model.modules()], [parameter.grad for parameter in model.parameters()]]
+def _state(model: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = {f"the value of {name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    state |= {f"the mode of module {name or 'model'}": module.training for name, module in model.named_modules()}
+    return state | {f"the gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
 
 
-def _random_states() -> list[Any]:
-    return [torch.get_rng_state(), random.getstate(), list(np.random.get_state())[1:3]]  # noqa: NPY002
+def _named(batches: list[Any]) -> dict[str, Any]:
+    return {f"batch {i}": dict(batch) if isinstance(batch, dict) else list(batch) for i, (_, batch) in enumerate(batches)}
+
+
+def _random_states() -> dict[str, Any]:
+    numpys = list(np.random.get_state())[1:3]  # noqa: NPY002
+    return {"torch's generator": torch.get_rng_state(), "Python's random": random.getstate(), "NumPy's np.random": numpys}
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -185,6 +202,8 @@ def _same(old: Any, new: Any) -> bool:
         return torch.equal(old, new)
     if isinstance(old, np.ndarray):
         return np.array_equal(old, new)
+    if isinstance(old, dict):
+        return list(old) == list(new) and all(_same(old[key], new[key]) for key in old)
     if isinstance(old, (list, tuple)):
         return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
     return bool(old == new)

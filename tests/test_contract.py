@@ -52,7 +52,15 @@ class Leaky(Hardest):
 
 class Scribbling(Hardest):
     def score(self, candidates):
-        candidates.batch[0].add_(0.5 / 99)
+        if isinstance(candidates.batch, list):
+            candidates.batch[0].add_(0.5 / 99)
+        return candidates.loss
+
+
+class Adding(Hardest):
+    def score(self, candidates):
+        if isinstance(candidates.batch, dict):
+            candidates.batch["seen"] = True
         return candidates.loss
 
 
@@ -77,9 +85,10 @@ def test_a_subclass_with_one_method_keeps_the_contract():
     ("broken", "message"),
     [
         (Forgetful, "seed|would have followed"),
-        (Rude, "leave the model as before"),
-        (Leaky, "global random state"),
-        (Scribbling, "rows of the batch|hand back|candidate batches"),
+        (Rude, "leave the model as before, but changed the mode of module 1; read candidates.outputs"),
+        (Leaky, r"leave global random state as before, but changed torch's generator; draw from candidates.rand"),
+        (Scribbling, "leave the candidate batches as before, but changed batch 0.*; copy"),
+        (Adding, "leave the candidate batches as before"),
         (Cutting, "n_b = 6 examples, got 5"),
     ],
 )
@@ -101,6 +110,7 @@ def test_a_choice_that_is_out_of_order_is_put_in_order():
         ((torch.tensor([1, 2, 3]), None), r"4 positions, int64 of shape \(4,\), got torch.int64 of shape \(3,\)"),
         ((torch.tensor([0.0, 1, 2, 3]), None), "got torch.float32 of shape"),
         (([0, 1, 2, 3], None), "got list"),
+        (torch.tensor([0, 1, 2, 3]), r"must return \(positions, weights\).*got torch.int64"),
         ((torch.tensor([0, 1, 2, 3]), torch.ones(3)), "one weight per position"),
     ],
 )
@@ -109,7 +119,7 @@ def test_a_choice_that_is_not_n_b_positions_is_refused(choice, message, data, ne
         def choose(self, candidates, score, n_b):
             return choice
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         next(iter(Choosy(DataLoader(data, batch_size=4), net, keep=0.25)))
 
 
@@ -149,3 +159,8 @@ def test_minus_infinity_ranks_last(data, net):
     selector = Excluding(DataLoader(data, batch_size=4), net, keep=0.25)
     for step, _ in enumerate(selector):
         assert step == 6 or (selector.last.index % 2 == 0).all()  # at the end there are only 4 candidates
+
+
+def test_check_selector_refuses_a_selector_that_is_built_already(data, net):
+    with pytest.raises(TypeError, match="builds the selector itself"):
+        check_selector(Hardest(DataLoader(data, batch_size=4), net))

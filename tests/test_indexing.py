@@ -610,7 +610,7 @@ def test_what_is_no_loader_is_refused_by_its_name(thing):
 
 
 def test_none_is_refused():
-    with pytest.raises(TypeError, match="expected a DataLoader, got NoneType"):
+    with pytest.raises(TypeError, match="expected a DataLoader as the first argument, got NoneType"):
         uniform(None, batch_size=1)
 
 

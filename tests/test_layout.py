@@ -12,9 +12,27 @@ import rholoss
 
 PACKAGE = Path(rholoss.__file__).parent
 LAYERS = [
-    "schedules", "functional", "batches", "guest", "indexing", "sampling", "scoring", "options", "source", "sweep", "storefile",
-    "store", "candidates", "selection", "selector", "registry", "selectors", "testing", "__init__",
-]  # fmt: skip
+    "schedules",
+    "functional",
+    "batches",
+    "guest",
+    "indexing",
+    "sampling",
+    "sizes",
+    "scoring",
+    "options",
+    "source",
+    "sweep",
+    "storefile",
+    "store",
+    "candidates",
+    "selection",
+    "selector",
+    "registry",
+    "selectors",
+    "testing",
+    "__init__",
+]
 RUNTIME = {"torch", "numpy", "typing_extensions"}
 
 

@@ -66,7 +66,7 @@ def test_outputs_and_targets_that_do_not_fit_are_refused_rather_than_broadcast(o
 
 
 def test_outputs_that_are_no_tensor_need_a_loss():
-    with pytest.raises(TypeError, match=r"outputs list and targets Tensor; pass loss="):
+    with pytest.raises(TypeError, match=r"outputs list and targets Tensor; let forward= return tensors, or pass loss="):
         default_loss([1.0], torch.zeros(1))
 
 

@@ -295,10 +295,11 @@ def test_the_batches_of_a_stream_are_the_candidates_where_a_batch_size_is_said(n
     assert sizes(uniform(IndexedBatches(loader), batch_size=2)) == expected
 
 
-def test_a_generator_of_batches_is_taken_once():
+def test_a_generator_of_batches_is_taken_once_and_its_second_epoch_is_an_error_rather_than_empty():
     selector = uniform(IndexedBatches(pair for pair in pairs(5, 6)), batch_size=2)
     assert sizes(selector) == [2, 2]
-    assert sizes(selector) == []
+    with pytest.raises(ValueError, match="nothing to iterate: pass batches that can be iterated anew"):
+        sizes(selector)
 
 
 def test_the_length_of_what_has_none_is_an_error():
@@ -308,9 +309,7 @@ def test_the_length_of_what_has_none_is_an_error():
         len(uniform(IndexedBatches(DataLoader(Numbers(9), batch_size=2, collate_fn=with_ids)), keep=0.5))
 
 
-def test_no_batches_give_an_epoch_of_none():
-    selector = uniform(IndexedBatches([]), batch_size=2)
-    assert (len(selector), sizes(selector)) == (0, [])
+def test_a_sampler_that_draws_nothing_gives_an_epoch_of_none():
     empty = loader_of(9, 4, sampler=[])
     assert (len(uniform(empty, keep=0.5)), sizes(uniform(empty, keep=0.5))) == (0, [])
 

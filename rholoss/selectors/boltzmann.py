@@ -1,7 +1,5 @@
 """RHO-LOSS drawn at a temperature instead of ranked."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Selectors made of other selectors: a schedule of methods, and selection with weights one step old."""
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -31,6 +29,11 @@ class CompositeSelector(Selector):
     def parts(self) -> list[Selector]:
         """All selectors that this one is made of."""
         raise NotImplementedError
+
+    def check_parts(self) -> None:
+        """Refuse a part that was built on other data."""
+        if any(part.loader is not self.loader for part in self.parts()):
+            raise ValueError("the selectors that a selector is made of must be built on the same loader as itself")
 
     def score(self, candidates: Candidates) -> Tensor:
         part, seen = self.part_for(candidates)
@@ -92,6 +95,7 @@ class SwitchSelector(CompositeSelector):
             )
         self.stages = dict(sorted(stages.items()))
         self.unit = unit
+        self.check_parts()
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         now = candidates.epoch if self.unit == "epoch" else candidates.step
@@ -121,6 +125,7 @@ class StaleSelector(CompositeSelector):
         super().__init__(loader, model, **options)
         self.method = method
         self.stale_model = copy.deepcopy(model)
+        self.check_parts()
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         return self.method, candidates.under(self.stale_model)

@@ -1,7 +1,5 @@
 """Selection by the norm of the gradient with respect to the logits: the highest, or a weighted draw."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

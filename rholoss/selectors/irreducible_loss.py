@@ -1,7 +1,5 @@
 """Selection by irreducible loss alone: the easiest examples for a model that did not see them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

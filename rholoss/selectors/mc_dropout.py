@@ -1,7 +1,5 @@
 """Methods of active learning, on several forward passes with dropout."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The ground of every method that looks irreducible losses up."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +8,7 @@ from typing_extensions import Unpack
 from rholoss.candidates import Candidates
 from rholoss.options import Options
 from rholoss.selector import Selector
-from rholoss.store import IrreducibleLossStore
+from rholoss.store import IrreducibleLossStore, refuse_not_finite
 
 
 class StoreSelector(Selector):
@@ -30,8 +28,8 @@ class StoreSelector(Selector):
     def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[Options]) -> None:
         if not isinstance(store, IrreducibleLossStore):
             raise TypeError(
-                f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; wrap losses by index in "
-                "IrreducibleLossStore(losses)"
+                f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; make one with "
+                "IrreducibleLossStore.from_model(il_model, dataset), .load(path), or of losses by index"
             )
         super().__init__(loader, model, **options)
         store.refuse_gaps(self._source.drawable(), self._source.dataset_length)
@@ -40,4 +38,7 @@ class StoreSelector(Selector):
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
         self.store = self.store.to(candidates.index.device)
-        return self.store[candidates.index]
+        losses = self.store[candidates.index]
+        if losses.device.type == "cpu":  # elsewhere looking would stall the queue, and the check of the score follows
+            refuse_not_finite(losses, candidates.index)
+        return losses

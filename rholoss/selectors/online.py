@@ -1,7 +1,5 @@
 """RHO-LOSS with the irreducible-loss model scored online, where no table can be made beforehand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

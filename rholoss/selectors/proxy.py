@@ -1,7 +1,5 @@
 """RHO-LOSS scored by a small model for a large one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

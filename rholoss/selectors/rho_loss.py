@@ -1,7 +1,5 @@
 """RHO-LOSS: the method the library exists for."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from rholoss import functional

@@ -1,7 +1,5 @@
 """Selection by training loss: the hardest examples, noise included."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from rholoss.candidates import Candidates

@@ -1,7 +1,5 @@
 """Uniform selection: the baseline that every method has to beat."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from rholoss.candidates import Candidates

@@ -1,7 +1,5 @@
 """Selection via proxy: one fixed part of the dataset, chosen once by a small model."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
@@ -45,10 +43,11 @@ def proxy_scores(
         raise ValueError(
             f"by must be one of {sorted(_MEASURES)}, got {by!r}; for forgetting, pass scores=ForgettingCounts(...).scores()"
         )
-    index, values = sweep(
-        proxy, data, measure=lambda outputs, targets, n: _MEASURES[by](outputs), forward=forward, progress=progress
+    index, values, n = sweep(
+        proxy, data, measure=lambda outputs, targets, _: _MEASURES[by](outputs), forward=forward, progress=progress
     )
-    n = len(getattr(data, "dataset", data))
+    if n is None:
+        raise TypeError(f"ranking a dataset needs one of known length, got {type(data).__name__}; pass scores= instead")
     return torch.full((n,), -torch.inf).index_copy_(0, index, values)
 
 
