@@ -34,21 +34,19 @@ class Candidates:
         batch: Any,
         model: Any,
         scorer: Scorer,
-        *,
-        generator: torch.Generator,
         device: torch.device,
-        step: int = 0,
-        epoch: int = 0,
+        when: tuple[int, int],
+        generator: torch.Generator,
     ) -> None:
         self.index = index.to(device, non_blocking=True)
         self.batch = batch
         self.device = self.index.device
-        self.step = step
-        self.epoch = epoch
+        self.step, self.epoch = when
         self.generator = generator
         self.notes: dict[str, Tensor] = {}
         self._model = model
         self._scorer = scorer
+        self._mode = scorer.mode
         self._pair: tuple[Any, Any] | None = None
         self._loss: Tensor | None = None
         self._others: dict[tuple[int, Mode | None], Candidates] = {}
@@ -85,7 +83,7 @@ class Candidates:
         if self._pair is None and not self._scorer.in_one_pass(len(self)):
             return self._run(fn)
         outputs, targets = self._outputs_and_targets()
-        with torch.no_grad():
+        with self._scorer.around(self._model, self._mode, self._seed(self._mode)):
             return fn(outputs, targets, len(self))
 
     def sampled(self, fn: Callable[[Any, Any, int], Tensor], passes: int) -> Tensor:
@@ -101,7 +99,7 @@ class Candidates:
         key = (id(model), mode)
         if key not in self._others:
             other = copy.copy(self)
-            other._model, other._scorer = model, self._scorer if mode is None else self._scorer.in_mode(mode)
+            other._model, other._mode = model, mode or self._mode
             other._pair, other._loss, other._others = None, None, {}
             other.index = self.index.to(device_of(model) or self.device, non_blocking=True)
             other.device = other.index.device
@@ -129,7 +127,9 @@ class Candidates:
     def _run(self, fn: Callable[[Any, Any, int], Any], mode: Mode | None = None) -> Any:
         if self._model is None:
             raise ValueError("a loss or outputs need a model; pass it as the second argument, after the loader")
-        seed = None
-        if (mode or self._scorer.mode) != "eval":  # what a forward pass draws comes from the selector's generator
-            seed = int(torch.randint(2**62, (), generator=self.generator))
-        return self._scorer.run(self._model, self.batch, len(self), fn, mode, seed)
+        mode = mode or self._mode
+        return self._scorer.run(self._model, self.batch, len(self), fn, mode, self._seed(mode))
+
+    def _seed(self, mode: Mode) -> int | None:
+        """A seed for what a forward pass draws, from the selector's generator; eval mode draws nothing."""
+        return None if mode == "eval" else int(torch.randint(2**62, (), generator=self.generator))

@@ -30,7 +30,7 @@ def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     References:
         Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
     """
-    _check_logits(logits, 2)
+    check_logits(logits, 2)
     if targets.shape != logits.shape[:1]:
         raise ValueError(f"targets must be one class per example, shape ({len(logits)},), got {tuple(targets.shape)}")
     onehot = F.one_hot(targets.long(), logits.shape[-1])
@@ -43,7 +43,7 @@ def predictive_entropy(logits: Tensor) -> Tensor:
     Args:
         logits: shape (K, n_B, C).
     """
-    _check_logits(logits, 3)
+    check_logits(logits, 3)
     return torch.special.entr(logits.float().softmax(-1).mean(0)).sum(-1)
 
 
@@ -53,7 +53,7 @@ def conditional_entropy(logits: Tensor) -> Tensor:
     Args:
         logits: shape (K, n_B, C).
     """
-    _check_logits(logits, 3)
+    check_logits(logits, 3)
     return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean(0)
 
 
@@ -79,7 +79,7 @@ def least_confidence(logits: Tensor) -> Tensor:
     References:
         Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.
     """
-    _check_logits(logits, 2)
+    check_logits(logits, 2)
     return 1 - logits.float().softmax(-1).amax(-1)
 
 
@@ -111,7 +111,7 @@ def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
     """
     n_B = len(score)
-    mass = score.double()
+    mass = score.double().clamp(min=0)
     mass = torch.where(mass.sum() > 0, mass, torch.ones_like(mass))
     p = mass / mass.sum()
     positions = torch.searchsorted(p.cumsum(0), uniform.double(), right=True).clamp(max=n_B - 1).sort().values
@@ -125,25 +125,12 @@ def overlap(positions: Tensor, others: Tensor) -> Tensor:
         positions: distinct, shape (n_b,), int64.
         others: distinct, shape (m,), int64.
     """
-    return torch.isin(positions, others).float().mean()
+    return torch.isin(positions, others, assume_unique=True).float().mean()
 
 
-def _check_logits(logits: Tensor, ndim: int) -> None:
+def check_logits(logits: Tensor, ndim: int) -> None:
+    """Refuse what are not logits of shape (n_B, C), or (K, n_B, C)."""
     if not isinstance(logits, Tensor) or logits.ndim != ndim:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         expected = "(n_B, C)" if ndim == 2 else "(K, n_B, C)"
         raise ValueError(f"logits must have shape {expected}, got {got}; this method needs the logits of a classifier as outputs")
-
-
-__all__ = [
-    "bald",
-    "conditional_entropy",
-    "gradient_norm",
-    "gumbel",
-    "importance_sample",
-    "least_confidence",
-    "overlap",
-    "predictive_entropy",
-    "reducible_loss",
-    "top",
-]

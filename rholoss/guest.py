@@ -41,7 +41,7 @@ def untouched(model: Any, device: torch.device | None, mode: Mode = "eval", seed
     """Run a block under no_grad with a model in a mode, then give back modes, buffers and random state as they were.
 
     Args:
-        model: a module, or any callable.
+        model: a module or its method; of any other callable the modes cannot be set.
         device: the model's device.
         mode: ``"eval"``; ``"train"``: as the modules are; ``"dropout"``: all in train mode but those that keep running
             statistics.
@@ -49,7 +49,8 @@ def untouched(model: Any, device: torch.device | None, mode: Mode = "eval", seed
 
     Each module's own flag is set and put back, not ``model.train(...)``, which would thaw a frozen BatchNorm.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    model = module_of(model)
+    modules = list(model.modules()) if model is not None else []
     flags = [(module, module.training) for module in modules]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -75,14 +76,19 @@ def _same_buffers(modules: list[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for module, name, buffer, value in saved:
-            buffer.copy_(value)
+            buffer.data.copy_(value)  # .data: a backward pass may be waiting for this very buffer
             if getattr(module, name) is not buffer:
                 setattr(module, name, buffer)
 
 
+def module_of(model: Any) -> nn.Module | None:
+    """A model if it is a module, the module of a bound method such as ``module.forward``, or None for another callable."""
+    model = getattr(model, "__self__", model)
+    return model if isinstance(model, nn.Module) else None
+
+
 def device_of(model: Any) -> torch.device | None:
     """The device of a model's parameters or buffers, or None if it has none."""
-    if not isinstance(model, nn.Module):
-        return None
-    held = next(itertools.chain(model.parameters(), model.buffers()), None)
+    module = module_of(model)
+    held = None if module is None else next(itertools.chain(module.parameters(), module.buffers()), None)
     return None if held is None else held.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from rholoss.guest import Mode, device_of, untouched
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
+
+Reduce = Callable[[Any, Any, int], Any]
+"""``reduce(outputs, targets, n)``: what to keep of n examples."""
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
@@ -65,7 +69,8 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
 
     Args:
         outputs: logits, shape (n, C) or, for sequences, (n, T, C); or predictions, any shape (n, ...).
-        targets: classes, shape (n,) or (n, T), integer, where -100 is not counted; or values, the shape of ``outputs``, floating.
+        targets: classes, shape (n,) or (n, T), integer, where -100 is not counted; or values, the shape of ``outputs``, floating
+            (soft labels and 0/1 in floating numbers are values here: pass ``loss`` for another reading).
 
     Returns:
         Shape (n,). Cross-entropy in nats, for sequences the mean over the tokens that count (0 where none does);
@@ -86,22 +91,14 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
                 f"outputs and floating targets must have one shape, got {tuple(outputs.shape)} and {tuple(targets.shape)}; "
                 "reshape one of them in forward=, or pass loss="
             )
-        return (
-            (outputs.float() - targets.float()).square().flatten(1).mean(1)
-            if outputs.ndim > 1
-            else (outputs.float() - targets.float()).square()
-        )
-    if outputs.ndim < 2 or outputs.shape[:-1] != targets.shape:
+        return (outputs.float() - targets.float()).square().reshape(len(outputs), -1).mean(1)
+    if outputs.ndim not in (2, 3) or outputs.shape[-1] == 1 or outputs.shape[:-1] != targets.shape:
         raise ValueError(
-            f"expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), got outputs {tuple(outputs.shape)} and targets "
-            f"{tuple(targets.shape)}; "
-            "pass loss=(outputs, targets) -> (n,)"
+            "expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), where C is at least 2, got outputs "
+            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; pass loss=(outputs, targets) -> (n,)"
         )
-    losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
-    if targets.ndim == 1:
-        return losses
-    counted = (targets != -100).flatten(1)
-    return losses.flatten(1).sum(1) / counted.sum(1).clamp(min=1)
+    losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten().long(), reduction="none").reshape(len(targets), -1)
+    return losses.sum(1) / (targets != -100).reshape(len(targets), -1).sum(1).clamp(min=1)
 
 
 def _logits(outputs: Any) -> Any:
@@ -137,48 +134,39 @@ class Scorer:
     ) -> None:
         if mode not in ("eval", "train"):
             raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
-        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        if chunk_size is not None and (not isinstance(chunk_size, Integral) or chunk_size < 1):
             raise ValueError(
                 f"chunk_size must be a whole number of examples, at least 1, or None for all at once, got {chunk_size!r}"
             )
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"dtype must be a floating dtype such as torch.bfloat16, or None for the model's own precision, got {dtype!r}"
-            )
+        if dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype must be torch.bfloat16, torch.float16, or None for the model's own precision, got {dtype!r}")
         self.forward: Forward = forward or default_forward
         self.loss: Loss = loss or default_loss
         self.mode: Mode = mode
         self.dtype = dtype
-        self.chunk_size = chunk_size
-
-    def in_mode(self, mode: Mode) -> Scorer:
-        """The same scorer in another mode."""
-        return Scorer(self.forward, self.loss, mode, self.dtype, self.chunk_size)
+        self.chunk_size = None if chunk_size is None else int(chunk_size)
 
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
         return check_loss(self.loss(outputs, targets), n)
 
-    def run(
-        self,
-        model: Any,
-        batch: Any,
-        n: int,
-        reduce: Callable[[Any, Any, int], Any],
-        mode: Mode | None = None,
-        seed: int | None = None,
-    ) -> Any:
-        """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
+    @contextmanager
+    def around(self, model: Any, mode: Mode | None = None, seed: int | None = None) -> Iterator[torch.device | None]:
+        """The context in which a model is scored; gives the model's device."""
         device = device_of(model)
-        with untouched(model, device, mode or self.mode, seed), self._autocast(device):
+        with untouched(model, device, mode or self.mode, seed), self.autocast(device):
+            yield device
+
+    def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
+        """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
+        with self.around(model, mode, seed) as device:
             parts = []
             done = 0
             for chunk, start, stop in self._chunks(batch, n):
                 pair = self.forward(model, move(chunk, device) if device is not None else chunk)
                 if not (isinstance(pair, tuple) and len(pair) == 2):
                     raise TypeError(f"forward(model, batch) must return a pair (outputs, targets), got {type(pair).__name__}")
-                part = reduce(*pair, stop - start)
-                parts.append(_from_row(part, done - start))
+                parts.append(_from_row(reduce(*pair, stop - start), done - start, self.in_one_pass(n)))
                 done = stop
         return _joined(parts)
 
@@ -196,7 +184,8 @@ class Scorer:
             yield cut(batch, RowRange(start, start + size), n), start, start + size
 
     @contextmanager
-    def _autocast(self, device: torch.device | None) -> Iterator[None]:
+    def autocast(self, device: torch.device | None) -> Iterator[None]:
+        """Autocast in the scoring dtype, or as it is around the call."""
         kind = device.type if device is not None else "cpu"
         ambient = torch.is_autocast_enabled(kind)
         if self.dtype is None and not ambient:
@@ -207,12 +196,18 @@ class Scorer:
             yield
 
 
-def _from_row(part: Any, row: int) -> Any:
-    if row <= 0:
+def _from_row(part: Any, row: int, whole: bool) -> Any:
+    """The rows of one chunk's result from a row on; all of them if there is but one chunk."""
+    if whole:
         return part
     if isinstance(part, tuple):
-        return tuple(_from_row(p, row) for p in part)
-    return part[row:]
+        return tuple(_from_row(p, row, whole) for p in part)
+    if not isinstance(part, Tensor):
+        kind = type(part).__name__
+        raise TypeError(
+            f"outputs of type {kind} cannot be joined over chunks; let forward= return tensors, or leave chunk_size=None"
+        )
+    return part[max(row, 0) :]
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -220,9 +215,4 @@ def _joined(parts: list[Any]) -> Any:
         return parts[0]
     if isinstance(parts[0], tuple):
         return tuple(_joined(list(column)) for column in zip(*parts, strict=True))
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    raise TypeError(
-        f"outputs of type {type(parts[0]).__name__} cannot be joined over chunks; let forward= return tensors, or leave "
-        "chunk_size=None"
-    )
+    return torch.cat(parts)

@@ -48,7 +48,7 @@ def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
         )
     if score.dtype == torch.bool or score.is_complex():
         raise TypeError(f"score must be a number that can be ranked, got dtype {score.dtype}; convert it with .float()")
-    return score.detach()
+    return score.detach() if score.is_floating_point() else score.detach().double()
 
 
 def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | None]:
@@ -100,30 +100,37 @@ class FiniteCheck:
         bad = score.isnan() | score.isposinf()
         if score.device.type != "cuda":
             if bool(bad.any()):
-                raise _not_rankable(name, bad, candidates)
+                raise _not_rankable(name, bad, candidates.index, candidates.computed_loss, candidates.step)
             return score
-        while self._pending and self._pending[0][0].query():
-            _, flag, explain = self._pending.pop(0)
-            if bool(flag):
-                raise explain()
+        self._raise_if(lambda arrived: arrived.query())
         flag = torch.empty((), dtype=torch.bool, pin_memory=True)
         flag.copy_(bad.any(), non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(score.device))
-        self._pending.append((arrived, flag, partial(_not_rankable, name, bad, candidates)))
+        explain = partial(_not_rankable, name, bad, candidates.index, candidates.computed_loss, candidates.step)
+        self._pending.append((arrived, flag, explain))
         return score.masked_fill(bad, -torch.inf)
+
+    def wait(self) -> None:
+        """Raise for what was found and has not arrived yet; for the end of an epoch."""
+        self._raise_if(lambda arrived: arrived.synchronize() is None)
+
+    def _raise_if(self, ready: Callable[[Any], bool]) -> None:
+        while self._pending and ready(self._pending[0][0]):
+            _, flag, explain = self._pending.pop(0)
+            if bool(flag):
+                raise explain()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_pending": []}
 
 
-def _not_rankable(name: str, bad: Tensor, candidates: Candidates) -> ValueError:
-    loss = candidates.computed_loss
+def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, step: int) -> ValueError:
     if loss is not None and not bool(torch.isfinite(loss[bad]).all()):
         why = "the model's loss is not finite for them: has training diverged?"
     else:
         why = "check what score() computes, and that each has a finite irreducible loss where one is used"
     return ValueError(
-        f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {candidates.step}: "
-        f"indices {candidates.index[bad].tolist()[:5]}; {why}"
+        f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {step}: "
+        f"indices {index[bad].tolist()[:5]}; {why}"
     )

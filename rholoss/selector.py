@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -106,6 +107,7 @@ class Selector(ABC):
         self._fresh = False
         for candidates in self._source.epoch(self.n_b, self._drop_last):
             yield self._select(candidates)
+        self._finite.wait()
 
     def __len__(self) -> int:
         """Selected batches in an epoch."""
@@ -186,7 +188,7 @@ class Selector(ABC):
             "fresh": self._fresh,
             "source": self._source.state(),
             "generator": self._generator.get_state(),
-            "extra": self.extra_state(),
+            "extra": copy.deepcopy(self.extra_state()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -201,10 +203,10 @@ class Selector(ABC):
                     f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build the selector as it "
                     "was when saved"
                 )
+        self.load_extra_state(state["extra"])
         self._source.resume(state["source"])
         self.step, self.epoch, self._fresh = state["step"], state["epoch"], state["fresh"]
         self._generator.set_state(state["generator"].cpu())
-        self.load_extra_state(state["extra"])
 
     def extra_state(self) -> dict[str, Any]:
         """What a method has to add to the state; nothing here."""
@@ -221,8 +223,8 @@ class Selector(ABC):
         device = self.scoring_device
         if self._device is not None:
             batch = move(batch, device if self._device == "model" else torch.device(self._device))
-        when: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "generator": self._generator}
-        candidates = Candidates(index, batch, self.model, self._scorer, device=device, **when)
+        when = (self.step, self.epoch)
+        candidates = Candidates(index, batch, self.model, self._scorer, device, when, self._generator)
         n_B, n_b = len(candidates), min(self.n_b, len(candidates))
         score = check_score(self.score(candidates), n_B, candidates.device)
         score = self._finite(type(self).__name__, score, candidates)

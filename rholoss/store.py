@@ -42,7 +42,7 @@ class IrreducibleLossStore:
             raise TypeError(f"irreducible losses must be floating, got {losses.dtype}")
         if losses.ndim != 1:
             raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(losses.shape)}")
-        self.losses = losses.float()
+        self.losses = losses.float().clone()
         self.ids: Tensor | None = None
         self.meta = dict(meta or {})
         if ids is not None:
@@ -87,7 +87,7 @@ class IrreducibleLossStore:
         meta = {"model": type(model).__name__, "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "default_loss"}
         unique = index.unique()
         by_index = losses.new_empty(len(unique)).index_copy_(0, torch.searchsorted(unique, index), losses)
-        whole = len(unique) == n and int(unique[-1]) == n - 1
+        whole = len(unique) == n and int(unique[0]) == 0 and int(unique[-1]) == n - 1
         return cls(by_index, None if whole else unique, meta=meta)
 
     def __len__(self) -> int:
@@ -97,9 +97,11 @@ class IrreducibleLossStore:
         """Irreducible losses of the examples with these indices, shape (n,), in nats; NaN where an example has none.
 
         Raises:
-            IndexError: an index is outside 0 to N-1, for a store without ids (on the CPU; checked once for a dataset elsewhere).
+            IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
         """
-        if self.ids is None:
+        if not len(self):
+            return torch.full(index.shape, torch.nan, device=self.device)
+        if self.ids is None and self.device.type == "cpu":
             try:
                 return self.losses.index_select(0, index)
             except (IndexError, RuntimeError) as error:
@@ -109,8 +111,9 @@ class IrreducibleLossStore:
                 raise IndexError(
                     f"expected indices from 0 to {len(self) - 1}, got {_some(out)}; was this store made for another dataset?"
                 ) from error
-        position = torch.searchsorted(self.ids, index).clamp(max=len(self) - 1)
-        return torch.where(self.ids[position] == index, self.losses[position], torch.nan)
+        position = (index if self.ids is None else torch.searchsorted(self.ids, index)).clamp(0, len(self) - 1)
+        found = position == index if self.ids is None else self.ids[position] == index
+        return torch.where(found, self.losses[position], torch.nan)
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +145,7 @@ class IrreducibleLossStore:
             )
         other = other.to(self.device)
         ids = torch.arange(len(self), device=self.device) if self.ids is None else torch.cat([self.ids, _ids(other)]).unique()
-        mine, theirs = self._known(ids), other._known(ids)
+        mine, theirs = self[ids], other[ids]
         both = torch.isfinite(mine) & torch.isfinite(theirs)
         if both.any():
             raise ValueError(
@@ -151,9 +154,6 @@ class IrreducibleLossStore:
         return IrreducibleLossStore(
             torch.where(torch.isnan(mine), theirs, mine), None if self.ids is None else ids, meta={**other.meta, **self.meta}
         )
-
-    def _known(self, index: Tensor) -> Tensor:
-        return self[index] if len(self) else torch.full(index.shape, torch.nan, device=self.device)
 
     def refuse_gaps(self, index: Tensor | None, dataset_length: int | None) -> None:
         """Check that this store belongs to a dataset and knows every example that may be drawn from it.
@@ -174,7 +174,7 @@ class IrreducibleLossStore:
                 "IrreducibleLossStore.from_model(il_model, dataset)"
             )
         if index is not None:
-            refuse_not_finite(self._known(index.to(self.device)), index)
+            refuse_not_finite(self[index.to(self.device)], index)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the store to one ``.npz`` file; if that fails, a file that was there stays as it was.

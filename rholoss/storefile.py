@@ -2,8 +2,7 @@
 
 import json
 import os
-import zipfile
-import zlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,25 +10,31 @@ import numpy as np
 
 FORMAT = 1
 _FIELDS: dict[str, Any] = {"losses": np.dtype("<f4"), "ids": np.dtype("<i8")}
-_UNREADABLE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError)
 
 
 def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Write to a temporary name in the same folder, flush to the disk, then rename: readers see the old file or the new one."""
     path = os.fspath(path)
     text = json.dumps({"format": FORMAT, "kind": "rholoss.IrreducibleLossStore", "meta": dict(meta)})
-    partial = f"{path}.{os.getpid()}.partial"
+    handle, partial = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", suffix=".partial", dir=os.path.dirname(path) or ".")
     try:
-        with open(partial, "xb") as file:
+        with open(handle, "wb") as file:
             fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
             np.savez(file, header=np.array(text), **fields)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException:
-        if os.path.exists(partial):
-            os.unlink(partial)
+        os.unlink(partial)
         raise
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -45,25 +50,25 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
             file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
                 raise ValueError("it has no header")
+            if file.zip is None or file.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
+                raise ValueError("a checksum does not fit")
             header = json.loads(str(file["header"]))
             if not isinstance(header, dict) or header.get("kind") != "rholoss.IrreducibleLossStore":
                 raise ValueError("its header is another program's")
-            version = header.get("format")
-            if not isinstance(version, int) or version < 1:
-                raise ValueError(f"its format number is {version!r}")
-            if version > FORMAT:
-                raise _NewerFormatError(version)
-            arrays = {name: file[name] for name in file.files if name != "header"}
+            if not isinstance(header.get("format"), int) or header["format"] < 1:
+                raise ValueError(f"its format number is {header.get('format')!r}")
+            newer = header["format"] > FORMAT
+            arrays = {} if newer else {name: file[name] for name in file.files if name != "header"}
     except FileNotFoundError:
         raise
-    except _NewerFormatError as newer:
-        raise ValueError(f"{path} has store format {newer.version}, this rholoss reads up to {FORMAT}; upgrade rholoss") from None
-    except _UNREADABLE as error:
+    except Exception as error:  # a damaged file can fail in any way
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
         raise ValueError(
             f"{path} is not a store that can be read ({why}): expected a .npz file written by IrreducibleLossStore.save; "
             "copy it again, or make the store anew"
         ) from error
+    if newer:
+        raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():
         if name not in _FIELDS or array.dtype != _FIELDS[name] or array.ndim != 1:
             raise ValueError(
@@ -72,8 +77,3 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     if "losses" not in arrays:
         raise ValueError(f"{path} is damaged: it has no losses; make the store anew")
     return arrays, header.get("meta", {})
-
-
-class _NewerFormatError(Exception):
-    def __init__(self, version: int) -> None:
-        self.version = version

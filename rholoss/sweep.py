@@ -64,7 +64,7 @@ def sweep(
 
 
 def _in_order(data: Any, batch_size: int | None) -> CandidateSource:
-    """The data, each example that may be drawn once, without moving the generator of a loader that shuffles."""
+    """The data, each example that may be drawn once (all, if only drawing tells), without moving a loader's generator."""
     door = data if isinstance(data, IndexedBatches) else None
     loader = door.batches if door is not None else data
     if not isinstance(loader, DataLoader):
@@ -74,10 +74,10 @@ def _in_order(data: Any, batch_size: int | None) -> CandidateSource:
             raise TypeError(f"expected a map-style dataset, a DataLoader or IndexedBatches, got {type(data).__name__}")
         return CandidateSource(DataLoader(data, batch_size=batch_size or 256))
     size = batch_size or natural_batch_size(loader)
-    if is_map_style(loader):
-        indices = drawable(loader, len(loader.dataset))  # type: ignore[arg-type]
-        if indices is not None:
-            loader = altered(loader, sampler=indices.tolist(), batch_size=size, generator=None)
+    if is_map_style(loader) and loader.batch_sampler is not None:
+        n, size = len(loader.dataset), size or 256  # type: ignore[arg-type]
+        indices = drawable(loader, n)
+        loader = altered(loader, sampler=range(n) if indices is None else indices.tolist(), batch_size=size, generator=None)
     return CandidateSource(door.over(loader) if door is not None else loader, size if plain_sampler(loader) is not None else None)
 
 

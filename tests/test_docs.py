@@ -38,7 +38,6 @@ def what_a_reader_has():
     return {
         "torch": torch,
         "train_set": train_set,
-        "is_wrong": torch.zeros(320, dtype=torch.bool),
         "loader": loader,
         "model": model,
         "il_model": il_model,
@@ -46,7 +45,6 @@ def what_a_reader_has():
         "store": store,
         "RhoLossSelector": RhoLossSelector,
         "IrreducibleLossStore": IrreducibleLossStore,
-        "selector_for_framework": RhoLossSelector(loader, model, store),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "criterion": nn.CrossEntropyLoss(),
     }
@@ -81,3 +79,11 @@ def test_every_public_name_is_on_the_api_page():
 def test_every_method_is_in_the_table_and_nothing_else():
     table = (ROOT / "docs" / "pages" / "methods.md").read_text()
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == rholoss.selector_names()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_a_page_has_no_gap_and_no_dead_link(page):
+    text = page.read_text()
+    assert not re.search(r"TODO|TBD|[A-Z]+_TABLE|URL-OF", text)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target

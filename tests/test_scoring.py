@@ -143,8 +143,8 @@ def test_a_selector_that_reads_the_loss_needs_a_model():
         ({"mode": "test"}, "mode must be 'eval' or 'train', got 'test'"),
         ({"chunk_size": 0}, "chunk_size must be .* at least 1"),
         ({"chunk_size": 2.5}, "chunk_size must be .* got 2.5"),
-        ({"dtype": torch.int8}, "dtype must be a floating dtype"),
-        ({"dtype": "bf16"}, "dtype must be a floating dtype"),
+        ({"dtype": torch.float64}, "dtype must be torch.bfloat16, torch.float16, or None"),
+        ({"dtype": "bf16"}, "got 'bf16'"),
     ],
 )
 def test_wrong_scoring_options_are_refused(options, message):

@@ -114,11 +114,29 @@ class TestFromModel:
         rest = DataLoader(data, batch_size=8, sampler=[i for i in range(100) if i not in part])
         assert store.merge(IrreducibleLossStore.from_model(net, rest)).ids.tolist() == list(range(100))
 
-    def test_of_a_loader_with_batches_of_its_own(self, data, net):
-        batches = [[5, 3, 99], [0, 42], [7]]
-        store = IrreducibleLossStore.from_model(net, DataLoader(data, batch_sampler=batches))
-        assert store.ids.tolist() == [0, 3, 5, 7, 42, 99]
-        torch.testing.assert_close(store[torch.tensor([42, 99])], losses_of(net, data)[[42, 99]])
+    @pytest.mark.parametrize(
+        "drawing",
+        [
+            {"batch_sampler": [[5, 3, 99], [0, 42], [7]]},
+            {"batch_sampler": BatchSampler(range(100), 30, drop_last=True)},
+            {"batch_size": 8, "sampler": WeightedRandomSampler(torch.ones(100), 100)},
+        ],
+        ids=["own batches", "a dropped tail", "weighted"],
+    )
+    def test_of_a_loader_that_cannot_be_asked_what_it_draws_scores_everything_once(self, data, net, drawing):
+        store = IrreducibleLossStore.from_model(net, DataLoader(data, **drawing))
+        torch.testing.assert_close(store[torch.arange(100)], losses_of(net, data))
+
+    def test_keeps_ids_that_are_not_0_to_n(self, data, net):
+        x, y = data.tensors
+        store = IrreducibleLossStore.from_model(net, IndexedBatches([(torch.tensor([-1, 1, 2]), (x[:3], y[:3]))]))
+        assert store.ids.tolist() == [-1, 1, 2]
+
+    def test_keeps_its_own_copy_of_the_losses(self):
+        losses = torch.zeros(3)
+        store = IrreducibleLossStore(losses)
+        losses.fill_(9)
+        assert store.losses.tolist() == [0, 0, 0]
 
     def test_of_batches_that_carry_their_index(self, data, net):
         x, y = data.tensors
@@ -304,14 +322,17 @@ class TestFile:
 
     def test_cut_short_or_with_a_flipped_bit_is_refused_or_still_right(self, tmp_path):
         path = tmp_path / "il.npz"
-        store = IrreducibleLossStore(torch.arange(200) / 7, ids=torch.arange(200) * 3, meta={"data": "toy"})
+        store = IrreducibleLossStore(torch.arange(5000) / 7, ids=torch.arange(5000) * 3, meta={"data": "toy"})
         store.save(path)
         whole = path.read_bytes()
         generator = np.random.default_rng(0)
         damaged = [whole[: generator.integers(len(whole))] for _ in range(60)]
-        for _ in range(240):
+        headers = [
+            i for name in (b"header.npy", b"losses.npy", b"ids.npy") for i in range(whole.find(name), whole.find(name) + 150)
+        ]
+        for place in [*generator.integers(len(whole), size=240), *headers]:
             bits = bytearray(whole)
-            bits[generator.integers(len(whole))] ^= 1 << generator.integers(8)
+            bits[place] ^= 1 << generator.integers(8)
             damaged.append(bytes(bits))
         refused = 0
         for content in damaged:
@@ -324,7 +345,7 @@ class TestFile:
             else:
                 assert torch.equal(loaded.losses, store.losses)
                 assert torch.equal(loaded.ids, store.ids)
-        assert refused > 200
+        assert refused > 300
 
     def test_that_cannot_be_written_leaves_the_old_one_and_nothing_else(self, tmp_path):
         path = tmp_path / "il.npz"

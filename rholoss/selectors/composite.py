@@ -26,14 +26,21 @@ class CompositeSelector(Selector):
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         """Which selector decides on these candidates, and as whom it is to see them."""
 
+    @abstractmethod
     def parts(self) -> list[Selector]:
         """All selectors that this one is made of."""
-        raise NotImplementedError
 
     def check_parts(self) -> None:
-        """Refuse a part that was built on other data."""
-        if any(part.loader is not self.loader for part in self.parts()):
-            raise ValueError("the selectors that a selector is made of must be built on the same loader as itself")
+        """Refuse a part whose own loader, model, way of scoring or way of drawing would go unused."""
+        for part in self.parts():
+            if part.loader is not self.loader or part.model not in (None, self.model):
+                raise ValueError(f"{type(part).__name__} must be built on the same loader and model as {type(self).__name__}")
+            if part.model is not None and vars(part._scorer) != vars(self._scorer):
+                raise ValueError(
+                    f"{type(part).__name__} must score as {type(self).__name__} does: same forward, loss, mode, dtype, chunk_size"
+                )
+            if type(part)._make_source is not Selector._make_source:
+                raise ValueError(f"{type(part).__name__} draws its own candidates and cannot be a part of {type(self).__name__}")
 
     def score(self, candidates: Candidates) -> Tensor:
         part, seen = self.part_for(candidates)
@@ -48,10 +55,13 @@ class CompositeSelector(Selector):
         part.after_select(seen, selection, batch)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"parts": [part.extra_state() for part in self.parts()]}
+        return {"parts": [[type(part).__name__, part.extra_state()] for part in self.parts()]}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        for part, its in zip(self.parts(), state["parts"], strict=True):
+        saved, mine = [name for name, _ in state["parts"]], [type(part).__name__ for part in self.parts()]
+        if saved != mine:
+            raise ValueError(f"this state cannot be loaded: expected parts {mine}, got {saved}; build the selector as it was")
+        for part, (_, its) in zip(self.parts(), state["parts"], strict=True):
             part.load_extra_state(its)
 
 
@@ -125,9 +135,12 @@ class StaleSelector(CompositeSelector):
         super().__init__(loader, model, **options)
         self.method = method
         self.stale_model = copy.deepcopy(model)
+        self._copied = -2  # the step whose weights the copy holds
         self.check_parts()
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
+        if self._copied not in (candidates.step - 1, candidates.step):
+            self._copy_weights(candidates.step)  # at the first step nothing older is known
         return self.method, candidates.under(self.stale_model)
 
     def parts(self) -> list[Selector]:
@@ -135,17 +148,24 @@ class StaleSelector(CompositeSelector):
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         super().after_select(candidates, selection, batch)
+        self._copy_weights(candidates.step)
+
+    def _copy_weights(self, step: int) -> None:
         with torch.no_grad():
             fresh = [*self.model.parameters(), *self.model.buffers()]
             for old, new in zip([*self.stale_model.parameters(), *self.stale_model.buffers()], fresh, strict=True):
                 old.copy_(new)
+        for old_module, module in zip(self.stale_model.modules(), self.model.modules(), strict=True):
+            old_module.training = module.training
+        self._copied = step
 
     def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "stale_model": self.stale_model.state_dict()}
+        return {**super().extra_state(), "stale_model": self.stale_model.state_dict(), "copied": self._copied}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.stale_model.load_state_dict(state["stale_model"])
+        self._copied = state["copied"]
 
 
 @register("rho_loss_then_uniform")

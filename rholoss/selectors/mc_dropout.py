@@ -29,6 +29,7 @@ class DropoutSelector(Selector):
             raise ValueError(f"passes must be a whole number of forward passes, at least 1, got {passes!r}")
         super().__init__(loader, model, **options)
         self.passes = passes
+        self._checked = False
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor: ...
@@ -42,6 +43,7 @@ class DropoutSelector(Selector):
         losses = candidates.losses_of
 
         def both(outputs: Tensor, targets: Any, n: int) -> Tensor:
+            functional.check_logits(outputs, 2)
             return torch.cat([outputs.float(), losses(outputs, targets, n)[:, None]], dim=1)
 
         drawn = candidates.sampled(both, self.passes)
@@ -62,7 +64,8 @@ class BaldSelector(DropoutSelector):
 
     def score(self, candidates: Candidates) -> Tensor:
         logits = self.logits(candidates)
-        if candidates.step == 0 and self.passes > 1 and bool((logits == logits[0]).all()):
+        self._checked, first = True, not self._checked
+        if first and self.passes > 1 and bool((logits == logits[0]).all()):
             raise ValueError(
                 f"{type(self).__name__} needs a model with dropout: {self.passes} passes in train mode gave the same outputs, so "
                 "every score is 0"

@@ -57,7 +57,7 @@ class OnlineRhoLossSelector(Selector):
             return
         device = device_of(self.irreducible_model)
         seed = int(torch.randint(2**62, (), generator=candidates.generator))
-        with torch.enable_grad(), forked_rng(device, seed):
+        with torch.enable_grad(), forked_rng(device, seed), self._scorer.autocast(device):
             losses = self._scorer.losses(
                 *self._scorer.forward(self.irreducible_model, move(batch, device or candidates.device)), len(selection.index)
             )

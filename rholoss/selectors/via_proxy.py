@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.indexing import is_map_style
 from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.scoring import Forward
@@ -119,20 +120,27 @@ class SelectionViaProxy(Selector):
             raise ValueError(
                 f"scores must be one number per example, shape (N,), none of them NaN, got shape {tuple(self.scores.shape)}"
             )
+        self._keep = options.get("keep")
         super().__init__(loader, model, **options)
         self.n_B = self.n_b
 
     def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
-        n = len(loader.dataset)
-        if len(self.scores) != n:
-            raise ValueError(
-                f"scores must be one number per example of the dataset, shape ({n},), got {tuple(self.scores.shape)}"
-            )
-        ranked = int(self.scores.isfinite().sum())
-        members = torch.zeros(n, dtype=torch.bool)
-        members[functional.top(self.scores, max(1, round(ranked * self.n_b / (n_B or loader.batch_size))))] = True
-        self.members = members
-        return CandidateSource(loader, self.n_b, members)
+        if not is_map_style(loader):
+            raise TypeError(f"selection via proxy needs a DataLoader over a map-style dataset, got {type(loader).__name__}")
+        if len(self.scores) != len(loader.dataset):
+            expected, got = (len(loader.dataset),), tuple(self.scores.shape)
+            raise ValueError(f"scores must be one number per example of the dataset, shape {expected}, got {got}")
+        share = self._keep or self.n_b / (n_B or loader.batch_size)
+        self.members = torch.zeros(len(self.scores), dtype=torch.bool)
+        self.members[functional.top(self.scores, max(1, round(int(self.scores.isfinite().sum()) * share)))] = True
+        return CandidateSource(loader, self.n_b, self.members)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"members": self.members}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if not torch.equal(state["members"].cpu(), self.members):
+            raise ValueError("this state cannot be loaded: it is of another part of the dataset; pass the scores as they were")
 
     def score(self, candidates: Candidates) -> Tensor:
         self.scores = self.scores.to(candidates.device)
