@@ -86,8 +86,11 @@ class CandidateSource:
         return self.epoch(0, drop_last=False)
 
     def epoch(self, n_b: int, drop_last: bool) -> Iterator[IndexedBatch]:
-        """An epoch's candidate batches, those at the end of fewer than n_b dropped or not; after ``resume``, the rest of that
-        epoch's. The state is read as it goes.
+        """An epoch's candidate batches, or after ``resume`` the rest of them.
+
+        Args:
+            n_b: only the last may have fewer examples.
+            drop_last: whether to drop it then.
         """
         skip = (self.position or 0) if self.resuming else 0
         self._running = this = object()
@@ -114,6 +117,7 @@ class CandidateSource:
                 self.position = self._running = None
 
     def _items(self, skip: int) -> Iterator[Any]:
+        """What the loader yields after the first ``skip`` items, drawn as they would have been."""
         if self._sampler is None:
             if not skip:
                 self._began = [torch.get_rng_state()]
@@ -129,9 +133,7 @@ class CandidateSource:
             return iter(self.batches)
 
     def state(self) -> dict[str, Any]:
-        """The position in the epoch in progress (None between epochs), the random states in which its sampler began, and those of
-        the generators now.
-        """
+        """The position in the epoch in progress, the random states in which it began, and those of the generators now."""
         inner = self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
         return {
             "position": self.position,

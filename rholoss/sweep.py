@@ -47,7 +47,8 @@ def sweep(
     scorer = Scorer(forward, loss, "eval", dtype, None)
     source = _in_order(data, batch_size)
     report = _reporter(progress)
-    total = source.dataset_length
+    sampler = None if source.dataset_length is None else plain_sampler(source.loader)
+    total = source.dataset_length if sampler is None else len(sampler)
     indices: list[Tensor] = []
     values: list[Tensor] = []
     done = 0
@@ -60,7 +61,7 @@ def sweep(
             report(done, total)
     if not indices:
         raise ValueError("expected at least one example to score, got none")
-    return torch.cat(indices), torch.cat(values), total
+    return torch.cat(indices), torch.cat(values), source.dataset_length
 
 
 def _in_order(data: Any, batch_size: int | None) -> CandidateSource:

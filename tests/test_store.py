@@ -161,6 +161,10 @@ class TestFromModel:
         seen = []
         IrreducibleLossStore.from_model(net, data, batch_size=40, progress=lambda done, total: seen.append((done, total)))
         assert seen == [(40, 100), (80, 100), (100, 100)]
+        seen.clear()
+        loader = DataLoader(data, batch_size=20, sampler=SubsetRandomSampler(range(50)))
+        IrreducibleLossStore.from_model(net, loader, progress=lambda done, total: seen.append((done, total)))
+        assert seen == [(20, 50), (40, 50), (50, 50)]
 
     def test_draws_a_bar_if_asked(self, data, net, capsys):
         IrreducibleLossStore.from_model(net, data, batch_size=50, progress=True)
