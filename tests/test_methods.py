@@ -4,6 +4,7 @@ import ast
 import copy
 import importlib
 import inspect
+import pkgutil
 import sys
 import types
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
 
 import rholoss
-from rholoss import IrreducibleLossStore, functional, registry, schedules
+from rholoss import IrreducibleLossStore, functional, registry, schedules, selectors
 from rholoss.selectors import ForgettingCounts, SwitchSelector, UniformSelector, proxy_scores
 
 N_B, N_CANDIDATES, STEPS, PASSES = 4, 16, 4, 3
@@ -351,10 +352,7 @@ def loaded(module, tree, monkeypatch):
         return changed, dict(registry._METHODS)
 
 
-METHOD_MODULES = [
-    "boltzmann", "composite", "gradient_norm", "irreducible_loss", "mc_dropout", "online", "proxy", "rho_loss", "train_loss",
-    "uniform", "via_proxy",
-]  # fmt: skip
+METHOD_MODULES = sorted(module.name for module in pkgutil.iter_modules(selectors.__path__) if module.name != "needs_store")
 
 
 def fails(check):
