@@ -5,8 +5,6 @@ one row per example, or lists with one entry per example. Scalars, strings and `
 through.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections import UserDict

@@ -80,11 +80,17 @@ class Candidates:
 
         The outputs of all chunks are never kept together.
         """
-        if self._pair is None and not self._scorer.in_one_pass(len(self)):
-            return self._run(fn)
-        outputs, targets = self._outputs_and_targets()
-        with self._scorer.around(self._model, self._mode, self._seed(self._mode)):
-            return fn(outputs, targets, len(self))
+        if self._pair is not None:
+            with self._scorer.around(self._model, self._mode, self._seed(self._mode)):
+                return fn(*self._pair, len(self))
+        whole = self._scorer.in_one_pass(len(self))
+
+        def keeping(outputs: Any, targets: Any, n: int) -> Any:
+            if whole:  # held anyway until the pass is over, so that reading outputs later costs nothing
+                self._pair = outputs, targets
+            return fn(outputs, targets, n)
+
+        return self._run(keeping)
 
     def sampled(self, fn: Callable[[Any, Any, int], Tensor], passes: int) -> Tensor:
         """``fn(outputs, targets, n)`` for each of several passes with dropout, shape (passes, n_B, ...).

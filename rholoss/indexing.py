@@ -61,7 +61,7 @@ class IndexedBatches:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the running workers of a loader that keeps them."""
-        return {**vars(self), "batches": altered(self.batches) if isinstance(self.batches, DataLoader) else self.batches}
+        return {**vars(self), "batches": idle(self.batches)}
 
     def over(self, batches: Iterable[Any]) -> IndexedBatches:
         """The same door in front of other batches."""
@@ -133,6 +133,11 @@ def altered(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     if hasattr(twin, "_initial_iter_for_state_dict"):  # a StatefulDataLoader that was asked for its state
         vars(twin).update(_initial_iter_for_state_dict=False)
     return twin
+
+
+def idle(batches: Any) -> Any:
+    """A loader without the running workers that it keeps, which no pickle can hold; anything else as it is."""
+    return altered(batches) if isinstance(batches, DataLoader) else batches
 
 
 def is_map_style(loader: object) -> bool:

@@ -45,8 +45,12 @@ class PositionedSampler:
 
     def _rest(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0
+        iterated, asked = self.began or [[], []]
         with forked_rng():
-            entries = self._restarted(skip)
+            self._put_back(iterated)
+            entries = iter(self.sampler)
+            self._put_back(asked)
+            entries = skipped(entries, skip)
         yield from entries
 
     def generator_states(self) -> list[Tensor]:
@@ -72,13 +76,6 @@ class PositionedSampler:
 
     def __len__(self) -> int:
         return len(self.sampler)
-
-    def _restarted(self, skip: int) -> Iterator[Any]:
-        iterated, asked = self.began or [[], []]
-        self._put_back(iterated)
-        entries = iter(self.sampler)
-        self._put_back(asked)
-        return skipped(entries, skip)
 
     def _generators(self) -> list[torch.Generator]:
         """The generators behind the sampling other than the global one, each once."""

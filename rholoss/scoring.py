@@ -1,7 +1,5 @@
 """One way to compute a loss, for the candidates and for irreducible losses, that leaves no trace in the user's run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
@@ -203,9 +201,9 @@ def _from_row(part: Any, row: int, whole: bool) -> Any:
     if isinstance(part, tuple):
         return tuple(_from_row(p, row, whole) for p in part)
     if not isinstance(part, Tensor):
-        kind = type(part).__name__
         raise TypeError(
-            f"outputs of type {kind} cannot be joined over chunks; let forward= return tensors, or leave chunk_size=None"
+            f"outputs of type {type(part).__name__} cannot be joined over chunks; "
+            "let forward= return tensors, or leave chunk_size=None"
         )
     return part[max(row, 0) :]
 

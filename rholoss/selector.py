@@ -1,7 +1,5 @@
 """The shell around every method: wraps a loader and a model, yields selected batches."""
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

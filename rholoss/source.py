@@ -1,16 +1,23 @@
 """Where candidate batches come from: the user's loader, drawn in candidate batches of n_B, from any position on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler
 
 from rholoss.guest import forked_rng
-from rholoss.indexing import IndexedBatch, IndexedBatches, altered, attach_index, check_indexed, is_map_style, refuse_unindexed
+from rholoss.indexing import (
+    IndexedBatch,
+    IndexedBatches,
+    altered,
+    attach_index,
+    check_indexed,
+    idle,
+    is_map_style,
+    refuse_unindexed,
+)
 from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sampler, skipped
 from rholoss.sizes import describe
 
@@ -175,10 +182,7 @@ class CandidateSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the running workers of a loader that keeps them."""
-        state = {**vars(self), "_running": None}  # a copy goes on where this is
-        if isinstance(self.batches, DataLoader):
-            state["batches"] = altered(self.batches)
-        return state
+        return {**vars(self), "_running": None, "batches": idle(self.batches)}  # a copy goes on where this is
 
     def count(self, n_b: int, drop_last: bool) -> int:
         """How many selected batches an epoch yields; one too many at most, where the last candidate batch cannot be known."""
@@ -190,8 +194,9 @@ class CandidateSource:
 
     def drawable(self) -> Tensor | None:
         """Indices that may be drawn, int64; None where only drawing tells."""
-        own = self.dataset_length is not None and self.batches is not self.loader and not isinstance(self.batches, IndexedBatches)
-        return drawable(self.loader, self.dataset_length or 0) if own else None
+        if self.dataset_length is None or isinstance(self.batches, IndexedBatches):  # behind a door, indices are what it says
+            return None
+        return drawable(self.loader, self.dataset_length)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, the batch sampler and the dataset which epoch it is, where they want to know."""

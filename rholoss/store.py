@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +43,7 @@ class IrreducibleLossStore:
             raise TypeError(f"irreducible losses must be floating, got {losses.dtype}")
         if losses.ndim != 1:
             raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(losses.shape)}")
-        self.losses = losses.float().clone()
+        self.losses = losses.to(torch.float32, copy=True)
         self.ids: Tensor | None = None
         self.meta = dict(meta or {})
         if ids is not None:
@@ -128,7 +129,8 @@ class IrreducibleLossStore:
         """This store on a device; itself if it is there."""
         if torch.device(device) == self.device:
             return self
-        moved = IrreducibleLossStore(self.losses.to(device), meta=self.meta)
+        moved = copy.copy(self)
+        moved.losses = self.losses.to(device)
         moved.ids = None if self.ids is None else self.ids.to(device)
         return moved
 
@@ -144,7 +146,10 @@ class IrreducibleLossStore:
                 "of them ids, or neither"
             )
         other = other.to(self.device)
-        ids = torch.arange(len(self), device=self.device) if self.ids is None else torch.cat([self.ids, _ids(other)]).unique()
+        if self.ids is None or other.ids is None:
+            ids = torch.arange(len(self), device=self.device)
+        else:
+            ids = torch.cat([self.ids, other.ids]).unique()
         mine, theirs = self[ids], other[ids]
         both = torch.isfinite(mine) & torch.isfinite(theirs)
         if both.any():
@@ -227,11 +232,6 @@ def refuse_not_finite(losses: Tensor, index: Tensor) -> None:
             f"{_some(which.tolist())}. "
             "Score them with IrreducibleLossStore.from_model, or keep the loader's sampler from drawing them"
         )
-
-
-def _ids(store: IrreducibleLossStore) -> Tensor:
-    assert store.ids is not None
-    return store.ids
 
 
 def _size(store: IrreducibleLossStore) -> str:

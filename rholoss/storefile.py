@@ -1,8 +1,9 @@
 """A store on disk: one ``.npz`` file with a format number, no pickle, written whole or not at all."""
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,25 +17,18 @@ def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: M
     """Write to a temporary name in the same folder, flush to the disk, then rename: readers see the old file or the new one."""
     path = os.fspath(path)
     text = json.dumps({"format": FORMAT, "kind": "rholoss.IrreducibleLossStore", "meta": dict(meta)})
-    handle, partial = tempfile.mkstemp(prefix=f"{os.path.basename(path)}.", suffix=".partial", dir=os.path.dirname(path) or ".")
+    fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
+    partial = f"{path}.{secrets.token_hex(8)}.partial"
     try:
-        with open(handle, "wb") as file:
-            fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
+        with open(partial, "xb") as file:
             np.savez(file, header=np.array(text), **fields)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException:
-        os.unlink(partial)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
         raise
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """One pass over a whole dataset under one model, each example with its index."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -85,14 +86,13 @@ def _in_order(data: Any, batch_size: int | None) -> CandidateSource:
 def _reporter(progress: Progress) -> Callable[[int, int | None], None]:
     if callable(progress):
         return progress
-    wanted = progress if progress is not None else sys.stderr.isatty()
-    if not wanted:
+    if progress is None:
+        progress = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+    if not progress:
         return lambda done, total: None
     try:
         from tqdm import tqdm
     except ImportError:
-        if progress is None:
-            return lambda done, total: None
         raise ImportError(
             "progress=True draws its bar with tqdm, which is not installed; run: pip install 'rholoss[progress]'"
         ) from None

@@ -375,6 +375,12 @@ class TestFile:
         with pytest.raises(OSError, match="nowhere"):
             IrreducibleLossStore([0.5]).save(tmp_path / "nowhere" / "il.npz")
 
+    def test_in_the_place_of_a_folder_is_an_os_error_that_leaves_nothing_behind(self, tmp_path):
+        (tmp_path / "il.npz").mkdir()
+        with pytest.raises(OSError, match="il.npz"):
+            IrreducibleLossStore([0.5]).save(tmp_path / "il.npz")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["il.npz"]
+
     def test_with_metadata_that_is_no_json_is_refused_before_anything_is_written(self, tmp_path):
         with pytest.raises(TypeError, match="JSON"):
             IrreducibleLossStore([0.5], meta={"model": nn.Linear(1, 1)}).save(tmp_path / "il.npz")

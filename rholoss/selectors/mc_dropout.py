@@ -40,11 +40,10 @@ class DropoutSelector(Selector):
 
     def logits_and_loss(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Logits of each pass, shape (K, n_B, C), and the mean loss over the same passes, shape (n_B,), in nats."""
-        losses = candidates.losses_of
 
         def both(outputs: Tensor, targets: Any, n: int) -> Tensor:
             functional.check_logits(outputs, 2)
-            return torch.cat([outputs.float(), losses(outputs, targets, n)[:, None]], dim=1)
+            return torch.cat([outputs.float(), candidates.losses_of(outputs, targets, n)[:, None]], dim=1)
 
         drawn = candidates.sampled(both, self.passes)
         return drawn[..., :-1], drawn[..., -1].mean(0)

@@ -58,9 +58,8 @@ class OnlineRhoLossSelector(Selector):
         device = device_of(self.irreducible_model)
         seed = int(torch.randint(2**62, (), generator=candidates.generator))
         with torch.enable_grad(), forked_rng(device, seed), self._scorer.autocast(device):
-            losses = self._scorer.losses(
-                *self._scorer.forward(self.irreducible_model, move(batch, device or candidates.device)), len(selection.index)
-            )
+            pair = self._scorer.forward(self.irreducible_model, move(batch, device or candidates.device))
+            losses = self._scorer.losses(*pair, len(selection.index))
             self.irreducible_optimizer.zero_grad()
             losses.mean().backward()
             self.irreducible_optimizer.step()
@@ -69,10 +68,8 @@ class OnlineRhoLossSelector(Selector):
     def extra_state(self) -> dict[str, Any]:
         if self.irreducible_optimizer is None:
             return {}
-        return {
-            "irreducible_model": self.irreducible_model.state_dict(),
-            "irreducible_optimizer": self.irreducible_optimizer.state_dict(),
-        }
+        model, optimizer = self.irreducible_model.state_dict(), self.irreducible_optimizer.state_dict()
+        return {"irreducible_model": model, "irreducible_optimizer": optimizer}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if self.irreducible_optimizer is not None:
