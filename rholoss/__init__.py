@@ -7,8 +7,15 @@ Start with ``IrreducibleLossStore`` (what a model that never trained on an examp
 """
 
 from rholoss.candidates import Candidates as Candidates
+from rholoss.crossfit import cross_fit as cross_fit
+from rholoss.fitting import Fit as Fit
+from rholoss.fitting import fit_irreducible_model as fit_irreducible_model
+from rholoss.ids import hash_ids as hash_ids
 from rholoss.indexing import IndexedBatch as IndexedBatch
 from rholoss.indexing import IndexedBatches as IndexedBatches
+from rholoss.models import Checkpoints as Checkpoints
+from rholoss.parts import Part as Part
+from rholoss.parts import split as split
 from rholoss.registry import build_selector as build_selector
 from rholoss.registry import register as register
 from rholoss.registry import selector_names as selector_names
@@ -20,13 +27,20 @@ from rholoss.store import IrreducibleLossStore as IrreducibleLossStore
 __version__ = "0.1.0"
 __all__ = [
     "Candidates",
+    "Checkpoints",
+    "Fit",
     "IndexedBatch",
     "IndexedBatches",
     "IrreducibleLossStore",
+    "Part",
     "RhoLossSelector",
     "Selection",
     "Selector",
     "build_selector",
+    "cross_fit",
+    "fit_irreducible_model",
+    "hash_ids",
     "register",
     "selector_names",
+    "split",
 ]

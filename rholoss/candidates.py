@@ -21,6 +21,7 @@ class Candidates:
     Attributes:
         device: the scoring device.
         index: indices of the examples in the dataset, shape (n_B,), int64, on the scoring device.
+        loader_index: the same, where the loader left them.
         batch: the candidate batch, of the user's own type, where the loader left it.
         step: how many batches were selected before this one.
         epoch: which pass over the data this is, from 0.
@@ -38,6 +39,7 @@ class Candidates:
         when: tuple[int, int],
         generator: torch.Generator,
     ) -> None:
+        self.loader_index = index
         self.index = index.to(device, non_blocking=True)
         self.batch = batch
         self.device = self.index.device

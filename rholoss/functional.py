@@ -18,6 +18,20 @@ def reducible_loss(loss: Tensor, irreducible_loss: Tensor) -> Tensor:
     return loss - irreducible_loss
 
 
+def bounded_reducible_loss(loss: Tensor, irreducible_loss: Tensor) -> Tensor:
+    """Reducible loss in probability, exp(-irreducible loss) - exp(-loss), shape (n_B,), in (-1, 1) for likelihoods.
+
+    By how much the irreducible-loss model finds the target more probable than the model does. However sure the model becomes that
+    a target is wrong, the score of one that is improbable for both stays near 0.
+    """
+    return torch.exp(-irreducible_loss) - torch.exp(-loss)
+
+
+def gated(score: Tensor, irreducible_loss: Tensor, highest: float) -> Tensor:
+    """The score, and -inf where the irreducible loss is above ``highest``, shape (n_B,): these rank below all others."""
+    return torch.where(irreducible_loss > highest, -torch.inf, score)
+
+
 def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     """L2 norm of the cross-entropy's gradient with respect to the logits, ||softmax(z) - onehot(y)||, shape (n_B,).
 

@@ -1,10 +1,13 @@
 """A guest in the user's run: whatever a block does to a model's modes and buffers and to random state is put back."""
 
+import hashlib
 import itertools
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,6 +37,26 @@ def forked_rng(device: torch.device | None = None, seed: int | None = None) -> I
         torch.set_rng_state(cpu)
         if module:
             module.set_rng_state(accelerator, *where)
+
+
+@contextmanager
+def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
+    """Run a block from a seed made of some numbers, for PyTorch, NumPy and Python alike, then put all generators back.
+
+    Args:
+        *parts: whole numbers; each combination is a seed of its own, the same in every process.
+        device: an accelerator whose generator may be used in the block.
+    """
+    seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "little")
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        with forked_rng(device, seed):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

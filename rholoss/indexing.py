@@ -7,9 +7,13 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from rholoss.ids import are_names, hash_ids
+from rholoss.parts import Part
 
 _DOOR = (
     "wrap it in rholoss.IndexedBatches(loader, index=...) and say where a batch holds the indices of its examples, "
@@ -89,14 +93,16 @@ class IndexedBatches:
 
 
 def as_index(values: Any) -> Tensor:
-    """Indices as an int64 tensor of shape (n,).
+    """Indices as an int64 tensor of shape (n,); names are hashed, see ``rholoss.hash_ids``.
 
     Raises:
-        TypeError: the values are not integers.
+        TypeError: the values are neither integers nor names.
         ValueError: they are not one per example.
     """
     try:
-        index = torch.as_tensor(values)
+        if are_names(values):
+            return hash_ids(values)
+        index = torch.as_tensor(values if isinstance(values, (Tensor, list, tuple, range)) else np.asarray(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"
@@ -188,12 +194,16 @@ class _IndexedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> _Read:
-        return _Read(index, self.dataset[index])
+        return _Read(self._original(index), self.dataset[index])
 
     def __getitems__(self, indices: Any) -> _Read:
         read_many = getattr(self.dataset, "__getitems__", None)
         asked = copy.copy(indices)  # a dataset may sort the list that it is asked with
-        return _Read(asked, read_many(indices) if read_many else [self.dataset[i] for i in indices])
+        return _Read(self._original(asked), read_many(indices) if read_many else [self.dataset[i] for i in indices])
+
+    def _original(self, positions: Any) -> Any:
+        """Of a part, the indices that its examples have in the whole dataset."""
+        return self.dataset.indices[positions] if isinstance(self.dataset, Part) else positions
 
 
 class _IndexedCollate:

@@ -18,6 +18,7 @@ from rholoss.indexing import (
     is_map_style,
     refuse_unindexed,
 )
+from rholoss.parts import Part, whole_length
 from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sampler, skipped
 from rholoss.sizes import describe
 
@@ -78,7 +79,8 @@ class CandidateSource:
                 "pass batch_size= to select from the batches that come"
             )
         if members is not None:
-            sampler = MembersOnly(sampler, members)
+            part = loader.dataset
+            sampler = MembersOnly(sampler, members[part.indices] if isinstance(part, Part) else members)
         batching: Any = BatchSampler(sampler, n_B, drop_last=False)
         if map_style:
             batching = self._sampler = PositionedSampler(batching, loader.generator)
@@ -196,7 +198,9 @@ class CandidateSource:
         """Indices that may be drawn, int64; None where only drawing tells."""
         if self.dataset_length is None or isinstance(self.batches, IndexedBatches):  # behind a door, indices are what it says
             return None
-        return drawable(self.loader, self.dataset_length)
+        dataset = self.loader.dataset
+        positions = drawable(self.loader, len(dataset))
+        return dataset.indices[positions] if positions is not None and isinstance(dataset, Part) else positions
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, the batch sampler and the dataset which epoch it is, where they want to know."""
@@ -209,6 +213,6 @@ class CandidateSource:
 
 def _length(dataset: Any) -> int | None:
     try:
-        return len(dataset)
+        return whole_length(dataset)
     except (TypeError, NotImplementedError):
         return None

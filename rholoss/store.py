@@ -5,27 +5,39 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from rholoss.indexing import as_index
+from rholoss.fingerprint import fingerprint
+from rholoss.ids import some
+from rholoss.making import Making
+from rholoss.predictions import losses_of_predictions
+from rholoss.progress import Progress
+from rholoss.provenance import merged, refuse_strangers
 from rholoss.scoring import Forward, Loss
-from rholoss.storefile import read_store, write_store
-from rholoss.sweep import Progress, sweep
+from rholoss.shards import in_memory, on_disk, rank
+from rholoss.table import LossTable
 
 
-class IrreducibleLossStore:
+class IrreducibleLossStore(LossTable):
     """The irreducible loss of every example: its loss under a model that never trained on it.
 
     Args:
-        losses: irreducible losses in nats, shape (N,), floating; NaN where an example has none. Kept as float32.
-        ids: the index of each, shape (N,), int64, distinct, in any order. None: the indices are 0 to N-1.
+        losses: irreducible losses in nats, at least 0, shape (N,), floating; NaN where an example has none. A tensor, an array, a
+            list, or a column of a data frame. Kept as float32.
+        ids: the index of each, shape (N,), int64, distinct, in any order; or a name of each, which is hashed, see
+            ``rholoss.hash_ids``. None: the indices are 0 to N-1.
         meta: what made these losses; JSON values by string. Saved with the store.
 
+    Attributes:
+        losses: shape (N,), float32, in the order of the ids.
+        ids: shape (N,), int64, ascending; None for indices 0 to N-1.
+        meta: what made these losses.
+        is_mapped: whether the arrays lie in memory-mapped files.
+
     Raises:
-        ValueError: the losses are not one-dimensional, or the ids do not match them or repeat.
+        ValueError: the losses are not one-dimensional, or negative, or the ids do not match them or repeat.
         TypeError: the losses are not floating.
 
     Examples:
@@ -37,18 +49,6 @@ class IrreducibleLossStore:
         tensor([0.2500])
     """
 
-    def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | None = None) -> None:
-        losses = torch.as_tensor(losses).detach()
-        if not losses.is_floating_point():
-            raise TypeError(f"irreducible losses must be floating, got {losses.dtype}")
-        if losses.ndim != 1:
-            raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(losses.shape)}")
-        self.losses = losses.to(torch.float32, copy=True)
-        self.ids: Tensor | None = None
-        self.meta = dict(meta or {})
-        if ids is not None:
-            self.losses, self.ids = _sorted_by_id(self.losses, as_index(ids).to(losses.device))
-
     @classmethod
     def from_model(
         cls,
@@ -59,12 +59,19 @@ class IrreducibleLossStore:
         loss: Loss | None = None,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
+        views: int = 1,
+        seed: int = 0,
+        path: str | os.PathLike[str] | None = None,
+        mapped: bool = False,
+        distributed: bool = False,
         progress: Progress = None,
     ) -> IrreducibleLossStore:
         """Score every example with the irreducible-loss model, in eval mode, without leaving a trace in the model.
 
         Args:
-            model: the irreducible-loss model: trained, but never on the examples of ``data``.
+            model: the irreducible-loss model: trained, but never on the examples of ``data``. Any callable, such as a pretrained
+                or zero-shot classifier; a ``Fit``, which is checked not to have seen them; or several models, a list or
+                ``Checkpoints``, whose mean loss is taken.
             data: the dataset that training will read (without augmentation, in the paper), a loader over it, or
                 ``IndexedBatches``. Of a loader, the collate function, workers and sampler are used; no example is dropped at
                 the end.
@@ -72,80 +79,120 @@ class IrreducibleLossStore:
             loss: ``(outputs, targets) -> (n,)``; the one that the selector is given.
             batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
             dtype: autocast dtype; None for the model's own precision.
+            views: passes over the data, whose mean loss is taken: for data that are augmented or masked at random.
+            seed: of the augmentation.
+            path: where to save the store. The work done is kept beside it, in ``path.parts``, so that a run that was killed goes
+                on from there; the file comes out the same. If the finished store is there already, it is read.
+            mapped: save it as a folder of memory-mapped arrays, for stores that are larger than memory.
+            distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
+                with a ``path``, it is one that all of them see.
             progress: ``True`` for a bar (needs the extra ``rholoss[progress]``), ``False`` for none, None for a bar on a terminal
                 where it is installed, or a function called with (examples done, examples in all or None).
 
         Raises:
-            ValueError: a loss is not one value per example, or not finite.
+            ValueError: a loss is not one value per example, not finite, or negative; the model was fitted on some of the
+                examples; or what is at ``path`` was made by something else.
         """
-        index, losses, n = sweep(model, data, forward=forward, loss=loss, batch_size=batch_size, dtype=dtype, progress=progress)
-        bad = index[~torch.isfinite(losses)]
-        if len(bad):
-            raise ValueError(
-                f"the loss of {len(bad):,} of {len(index):,} examples under the irreducible-loss model is not finite: indices "
-                f"{_some(bad.sort().values.tolist())}; check its weights and these examples"
-            )
-        meta = {"model": type(model).__name__, "loss": getattr(loss, "__name__", type(loss).__name__) if loss else "default_loss"}
-        unique = index.unique()
-        by_index = losses.new_empty(len(unique)).index_copy_(0, torch.searchsorted(unique, index), losses)
-        whole = len(unique) == n and int(unique[0]) == 0 and int(unique[-1]) == n - 1
-        return cls(by_index, None if whole else unique, meta=meta)
+        making = Making(
+            model, data, forward=forward, loss=loss, batch_size=batch_size, dtype=dtype, views=views, seed=seed, progress=progress
+        )
+        if path is None:
+            return cls._of(*in_memory(making, distributed))
+        process, processes = rank() if distributed else (0, 1)
+        whole = on_disk(making, os.fspath(path), mapped, process, processes)
+        if distributed:
+            torch.distributed.barrier()
+            whole = whole or on_disk(making, os.fspath(path), mapped, process, processes)
+        assert whole
+        return cls.load(path)
 
-    def __len__(self) -> int:
-        return len(self.losses)
+    @classmethod
+    def score_share(
+        cls,
+        model: Any,
+        data: Any,
+        path: str | os.PathLike[str],
+        *,
+        process: int,
+        processes: int,
+        mapped: bool = False,
+        **options: Any,
+    ) -> IrreducibleLossStore | None:
+        """Score one process's share of the data; whichever process is done last saves the store at ``path`` and returns it.
 
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """Irreducible losses of the examples with these indices, shape (n,), in nats; NaN where an example has none.
+        The processes need know nothing of each other, and may run at different times, if they see the same ``path``. The file is
+        the one that a single process writes.
+
+        Args:
+            model: see ``from_model``, as are
+            data: and
+            path: and
+            mapped: and
+            process: which process this is, from 0 to ``processes`` - 1.
+            processes: how many there are.
+            **options: of ``from_model``.
+
+        Returns:
+            The store, or None while other shares are missing.
+        """
+        if not 0 <= process < processes:
+            raise ValueError(f"process must be from 0 to processes - 1, got process={process} of processes={processes}")
+        whole = on_disk(Making(model, data, **options), os.fspath(path), mapped, process, processes)
+        return cls.load(path) if whole else None
+
+    @classmethod
+    def from_predictions(
+        cls,
+        predictions: Any,
+        targets: Any,
+        ids: Any = None,
+        *,
+        kind: Literal["logits", "probabilities"] = "logits",
+        meta: Mapping[str, Any] | None = None,
+    ) -> IrreducibleLossStore:
+        """Irreducible losses from what a classifier predicted elsewhere: its cross-entropy for the label of each example.
+
+        Args:
+            predictions: shape (N, C), floating: a tensor, an array (also a memory-mapped one, read a part at a time) or lists.
+            targets: classes, shape (N,), integer.
+            ids: see ``IrreducibleLossStore``.
+            kind: whether the predictions are logits or probabilities.
+            meta: what made them.
 
         Raises:
-            IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
+            ValueError: the shapes do not fit, probabilities do not sum to 1, or a loss is not finite; the message says which row.
+
+        Examples:
+            >>> import torch
+            >>> store = IrreducibleLossStore.from_predictions([[0.25, 0.75], [0.5, 0.5]], [1, 0], kind="probabilities")
+            >>> store.losses
+            tensor([0.2877, 0.6931])
         """
-        if not len(self):
-            return torch.full(index.shape, torch.nan, device=self.device)
-        if self.ids is None and self.device.type == "cpu":
-            try:
-                return self.losses.index_select(0, index)
-            except (IndexError, RuntimeError) as error:
-                out = index[(index < 0) | (index >= len(self))].tolist()
-                if not out:
-                    raise
-                raise IndexError(
-                    f"expected indices from 0 to {len(self) - 1}, got {_some(out)}; was this store made for another dataset?"
-                ) from error
-        position = (index if self.ids is None else torch.searchsorted(self.ids, index)).clamp(0, len(self) - 1)
-        found = position == index if self.ids is None else self.ids[position] == index
-        return torch.where(found, self.losses[position], torch.nan)
+        losses, tally = losses_of_predictions(predictions, targets, kind)
+        return cls(losses, ids, meta={"loss": "default_loss", "tally": tally.state(), **(meta or {})})
 
-    @property
-    def device(self) -> torch.device:
-        return self.losses.device
+    def merge(self, *others: IrreducibleLossStore) -> IrreducibleLossStore:
+        """The examples of several stores; each example's irreducible loss may be known to one of them only.
 
-    @property
-    def coverage(self) -> float:
-        """Share of the store's examples whose irreducible loss is known and finite, in [0, 1]."""
-        return float(torch.isfinite(self.losses).double().mean()) if len(self) else 0.0
+        Args:
+            *others: stores of the same data, made with the same loss by the same model, or other folds of the same cross-fit.
 
-    def to(self, device: torch.device | str) -> IrreducibleLossStore:
-        """This store on a device; itself if it is there."""
-        if torch.device(device) == self.device:
+        Raises:
+            ValueError: two know some example, they hold different numbers of examples without ids, or their metadata say that
+                they were made from other data, by another model or with another loss.
+        """
+        for other in others[1:]:
+            self = self.merge(others[0])
+            others = (other,)
+        if not others:
             return self
-        moved = copy.copy(self)
-        moved.losses = self.losses.to(device)
-        moved.ids = None if self.ids is None else self.ids.to(device)
-        return moved
-
-    def merge(self, other: IrreducibleLossStore) -> IrreducibleLossStore:
-        """The examples of both stores; each example's irreducible loss may be known to one of them only.
-
-        Raises:
-            ValueError: both know some example, or they hold different numbers of examples without ids.
-        """
+        other = others[0].to(self.device)
         if (self.ids is None) != (other.ids is None) or (self.ids is None and len(self) != len(other)):
             raise ValueError(
-                f"stores without ids must hold the same examples to be merged, got {_size(self)} and {_size(other)}; give both "
+                f"stores without ids must hold the same examples to be merged, got {self.size} and {other.size}; give both "
                 "of them ids, or neither"
             )
-        other = other.to(self.device)
+        refuse_strangers(self.meta, other.meta)
         if self.ids is None or other.ids is None:
             ids = torch.arange(len(self), device=self.device)
         else:
@@ -154,89 +201,19 @@ class IrreducibleLossStore:
         both = torch.isfinite(mine) & torch.isfinite(theirs)
         if both.any():
             raise ValueError(
-                f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {_some(ids[both].tolist())}"
+                f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {some(ids[both].tolist())}"
             )
-        return IrreducibleLossStore(
-            torch.where(torch.isnan(mine), theirs, mine), None if self.ids is None else ids, meta={**other.meta, **self.meta}
-        )
+        losses, meta = torch.where(torch.isnan(mine), theirs, mine), merged(self.meta, other.meta)
+        n = (meta.get("data") or {}).get("length")
+        whole = self.ids is None or (len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1)
+        return IrreducibleLossStore(losses, None if whole else ids, meta=meta)
 
-    def refuse_gaps(self, index: Tensor | None, dataset_length: int | None) -> None:
-        """Check that this store belongs to a dataset and knows every example that may be drawn from it.
+    def belongs_to(self, data: Any) -> IrreducibleLossStore:
+        """This store, for a dataset that holds the same examples in another form, such as under another transform.
 
         Args:
-            index: the indices that may be drawn, int64; None where only drawing tells.
-            dataset_length: N, or None where it is not known.
-
-        Raises:
-            ValueError: the lengths differ, or an irreducible loss is missing, NaN or infinite; the message names how many and
-                which.
+            data: the dataset, or a loader over it; what it looks like now is what the store is checked against from here on.
         """
-        if self.ids is None and dataset_length is not None and dataset_length != len(self):
-            raise ValueError(
-                f"this store holds the irreducible losses of {len(self):,} examples, but the loader's dataset has "
-                f"{dataset_length:,}: "
-                "it was made for another dataset. Make it from the dataset that the loader reads, with "
-                "IrreducibleLossStore.from_model(il_model, dataset)"
-            )
-        if index is not None:
-            refuse_not_finite(self[index.to(self.device)], index)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the store to one ``.npz`` file; if that fails, a file that was there stays as it was.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        arrays = {"losses": self.losses.cpu().numpy()}
-        if self.ids is not None:
-            arrays["ids"] = self.ids.cpu().numpy()
-        write_store(path, arrays, self.meta)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
-        """Read a store that ``save`` wrote. Nothing in the file is ever executed.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not a store, is damaged, or is of a newer format; the message names it.
-        """
-        arrays, meta = read_store(path)
-        try:
-            return cls(arrays["losses"], arrays.get("ids"), meta=meta)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} is damaged: {error}; make the store anew") from error
-
-    def __repr__(self) -> str:
-        return f"IrreducibleLossStore({_size(self)}, coverage={self.coverage:.1%}, device={self.device})"
-
-
-def _sorted_by_id(losses: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    if ids.shape != losses.shape:
-        raise ValueError(f"expected one id per irreducible loss, got {len(ids):,} ids for {len(losses):,} losses")
-    ids, order = ids.sort(stable=True)
-    repeated = ids[1:][ids[1:] == ids[:-1]].unique()
-    if len(repeated):
-        raise ValueError(
-            f"{len(repeated):,} ids appear more than once: {_some(repeated.tolist())}; every example has one irreducible loss"
-        )
-    return losses[order], ids
-
-
-def refuse_not_finite(losses: Tensor, index: Tensor) -> None:
-    """Raise a ValueError that names the examples without a finite irreducible loss, if there are any."""
-    finite = torch.isfinite(losses).to(index.device)
-    if not bool(finite.all()):
-        which = index[~finite].sort().values
-        raise ValueError(
-            f"{len(which):,} of {len(index):,} examples have no finite irreducible loss (missing, NaN or infinite): indices "
-            f"{_some(which.tolist())}. "
-            "Score them with IrreducibleLossStore.from_model, or keep the loader's sampler from drawing them"
-        )
-
-
-def _size(store: IrreducibleLossStore) -> str:
-    return f"{len(store):,} examples" + ("" if store.ids is None else " with ids")
-
-
-def _some(values: list[int], most: int = 5) -> str:
-    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most:,} more" if len(values) > most else "")
+        twin = copy.copy(self)
+        twin.meta = {**self.meta, "data": fingerprint(data)}
+        return twin

@@ -1,27 +1,29 @@
-"""A store on disk: one ``.npz`` file with a format number, no pickle, written whole or not at all."""
+"""A store on disk: one ``.npz`` file, or a folder of memory-mapped arrays; no pickle, and written whole or not at all."""
 
 import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
-from typing import Any
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
 
 import numpy as np
 
 FORMAT = 1
+KIND = "rholoss.IrreducibleLossStore"
+MANIFEST = "store.json"
 _FIELDS: dict[str, Any] = {"losses": np.dtype("<f4"), "ids": np.dtype("<i8")}
+_BLOCK = 1 << 20
 
 
-def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write to a temporary name in the same folder, flush to the disk, then rename: readers see the old file or the new one."""
-    path = os.fspath(path)
-    text = json.dumps({"format": FORMAT, "kind": "rholoss.IrreducibleLossStore", "meta": dict(meta)})
-    fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[IO[bytes]]:
+    """A file to write to: under a temporary name, flushed to the disk, then renamed. Readers see the old file or the new one."""
     partial = f"{path}.{secrets.token_hex(8)}.partial"
     try:
         with open(partial, "xb") as file:
-            np.savez(file, header=np.array(text), **fields)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -31,37 +33,93 @@ def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: M
         raise
 
 
+def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write one ``.npz`` file.
+
+    Raises:
+        OSError: it cannot be written; a file that was there stays as it was.
+    """
+    header = np.array(_header(meta))
+    fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
+    with written_whole(os.fspath(path)) as file:
+        np.savez(file, header=header, **fields)
+
+
+def write_mapped(
+    path: str | os.PathLike[str], n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]
+) -> None:
+    """Write a folder of arrays that can be memory-mapped, a piece at a time.
+
+    Args:
+        path: the folder. A store that is there stays readable until the new one is whole.
+        n: rows in all.
+        pieces: arrays by field, joined along the rows; all with the same fields.
+        meta: JSON values by string.
+
+    Raises:
+        OSError: it cannot be written; a store that was there stays as it was.
+    """
+    path = os.fspath(path)
+    header = _header(meta)
+    os.makedirs(path, exist_ok=True)
+    old = set(os.listdir(path))
+    partial = {name: os.path.join(path, f"{name}.{secrets.token_hex(8)}.partial") for name in _FIELDS}
+    files: dict[str, IO[bytes]] = {}
+    checksums: dict[str, int] = {}
+    try:
+        with contextlib.ExitStack() as stack:
+            for piece in pieces:
+                for name, array in piece.items():
+                    if name not in files:
+                        files[name] = stack.enter_context(open(partial[name], "xb"))
+                        shape = {"descr": _FIELDS[name].str, "fortran_order": False, "shape": (n,)}
+                        np.lib.format.write_array_header_1_0(files[name], shape)
+                        checksums[name] = 0
+                    content = np.ascontiguousarray(array, dtype=_FIELDS[name]).tobytes()
+                    checksums[name] = zlib.crc32(content, checksums[name])
+                    files[name].write(content)
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        names = {name: f"{name}-{checksum:08x}.npy" for name, checksum in checksums.items()}
+        for name, final in names.items():
+            os.replace(partial[name], os.path.join(path, final))
+        with written_whole(os.path.join(path, MANIFEST)) as manifest:
+            text = json.dumps({"header": json.loads(header), "rows": n, "arrays": names})
+            manifest.write(f"{zlib.crc32(text.encode()):08x}\n{text}\n".encode())
+    except BaseException:
+        for name in partial.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        raise
+    for name in old - {MANIFEST, *names.values()}:  # of the store that was there
+        if name.split("-")[0] in _FIELDS:
+            os.unlink(os.path.join(path, name))
+
+
 def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the metadata of a store file.
+    """The arrays and the metadata of a store; the arrays of a folder are memory-mapped, copied on write.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no store, is damaged, or is of a newer format; the message names it.
+        ValueError: it is no store, is damaged, or is of a newer format; the message names it.
     """
     path = os.fspath(path)
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
+        raise ValueError(f"{path} is a folder without a {MANIFEST}: it is not a store, or its writing has not finished")
     try:
-        with open(path, "rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
-                raise ValueError("it has no header")
-            if file.zip is None or file.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
-                raise ValueError("a checksum does not fit")
-            header = json.loads(str(file["header"]))
-            if not isinstance(header, dict) or header.get("kind") != "rholoss.IrreducibleLossStore":
-                raise ValueError("its header is another program's")
-            if not isinstance(header.get("format"), int) or header["format"] < 1:
-                raise ValueError(f"its format number is {header.get('format')!r}")
-            newer = header["format"] > FORMAT
-            arrays = {} if newer else {name: file[name] for name in file.files if name != "header"}
+        header, arrays = _read_folder(path) if os.path.isdir(path) else _read_npz(path)
     except FileNotFoundError:
-        raise
+        if not os.path.isdir(path):
+            raise
+        raise ValueError(f"{path} is damaged: an array is missing; copy it again, or make the store anew") from None
     except Exception as error:  # a damaged file can fail in any way
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
         raise ValueError(
-            f"{path} is not a store that can be read ({why}): expected a .npz file written by IrreducibleLossStore.save; "
-            "copy it again, or make the store anew"
+            f"{path} is not a store that can be read ({why}): expected a .npz file written by IrreducibleLossStore.save, or a "
+            "folder; copy it again, or make the store anew"
         ) from error
-    if newer:
+    if header["format"] > FORMAT:
         raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():
         if name not in _FIELDS or array.dtype != _FIELDS[name] or array.ndim != 1:
@@ -71,3 +129,54 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     if "losses" not in arrays:
         raise ValueError(f"{path} is damaged: it has no losses; make the store anew")
     return arrays, header.get("meta", {})
+
+
+def _header(meta: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, "kind": KIND, "meta": dict(meta)})
+
+
+def _checked_header(header: Any) -> dict[str, Any]:
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise ValueError("its header is another program's")
+    if not isinstance(header.get("format"), int) or header["format"] < 1:
+        raise ValueError(f"its format number is {header.get('format')!r}")
+    return header
+
+
+def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with open(path, "rb") as raw:
+        file = np.load(raw, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
+            raise ValueError("it has no header")
+        if file.zip is None or file.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
+            raise ValueError("a checksum does not fit")
+        header = _checked_header(json.loads(str(file["header"])))
+        newer = header["format"] > FORMAT
+        return header, {} if newer else {name: file[name] for name in file.files if name != "header"}
+
+
+def _read_folder(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with open(os.path.join(path, MANIFEST), "rb") as file:
+        checksum, text = file.read().rstrip(b"\n").split(b"\n")
+    if int(checksum, 16) != zlib.crc32(text):
+        raise ValueError("the checksum of its manifest does not fit")
+    manifest = json.loads(text)
+    header = _checked_header(manifest["header"])
+    arrays: dict[str, np.ndarray] = {}
+    for name, inner in {} if header["format"] > FORMAT else manifest["arrays"].items():
+        where = os.path.join(path, os.path.basename(inner))
+        array = np.load(where, mmap_mode="c", allow_pickle=False)
+        if array.shape != (manifest["rows"],) or _checksum(where, array.offset) != int(inner.split("-")[1].split(".")[0], 16):
+            raise ValueError(f"the checksum of {inner} does not fit")
+        arrays[name] = array
+    return header, arrays
+
+
+def _checksum(path: str, offset: int) -> int:
+    """The checksum of a file from a position on, read a block at a time."""
+    checksum = 0
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while block := file.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

@@ -23,7 +23,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from rholoss import IndexedBatch, IndexedBatches, build_selector
+from rholoss import IndexedBatch, IndexedBatches, build_selector, hash_ids
 
 N = 40
 
@@ -296,10 +296,16 @@ def test_a_sampler_that_yields_one_index_with_batch_size_none_is_refused():
         next(iter(selector))
 
 
-def test_keys_that_are_no_integers_are_refused():
-    selector = uniform(DataLoader({"a": 1, "b": 2}, batch_size=2, sampler=["a", "b"]), batch_size=1)
+def test_keys_that_are_neither_integers_nor_names_are_refused():
+    selector = uniform(DataLoader({(0, "a"): 1, (0, "b"): 2}, batch_size=2, sampler=[(0, "a"), (0, "b")]), batch_size=1)
     with pytest.raises(TypeError, match=r"indices must be integers, one per example, got list.*IndexedBatches"):
         next(iter(selector))
+
+
+def test_names_are_hashed():
+    selector = uniform(DataLoader({"a": 1, "b": 2}, batch_size=2, sampler=["a", "b"]), batch_size=1)
+    next(iter(selector))
+    assert selector.last.candidate_index.tolist() == hash_ids(["a", "b"]).tolist()
 
 
 def test_batches_come_out_of_order_with_their_own_indices():
@@ -621,7 +627,6 @@ def test_none_is_refused():
         (torch.tensor([1.0, 2.0]), TypeError, "indices must be integers, got dtype torch.float32"),
         ([True, False], TypeError, "indices must be integers, got dtype torch.bool"),
         (np.array([1j]), TypeError, "indices must be integers, got dtype torch.complex128"),
-        (["a", "b"], TypeError, "indices must be integers, one per example, got list: "),
         ("ab", TypeError, "indices must be integers, one per example, got str: ab"),
         (None, TypeError, "indices must be integers, one per example, got NoneType"),
         ({"id": 1}, TypeError, "indices must be integers, one per example, got dict"),

@@ -4,6 +4,7 @@ import ast
 import copy
 import importlib
 import inspect
+import math
 import pkgutil
 import sys
 import types
@@ -240,6 +241,10 @@ def check_formulas(module):
     positions, weights = module.importance_sample(torch.zeros(4), torch.tensor([0.1, 0.6]))
     assert positions.tolist() == [0, 2]
     assert weights.tolist() == [1, 1]
+    loss, irreducible_loss = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([2.0, 0.5, 3.5])
+    bounded = [math.exp(-b) - math.exp(-a) for a, b in zip(loss.tolist(), irreducible_loss.tolist(), strict=True)]
+    torch.testing.assert_close(module.bounded_reducible_loss(loss, irreducible_loss), torch.tensor(bounded))
+    assert module.gated(loss, irreducible_loss, 2.0).tolist() == [0.0, 1.0, -math.inf]
     assert module.overlap(torch.tensor([1, 2, 3, 4]), torch.tensor([4, 9, 1])).item() == 0.5
 
 

@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
+from rholoss.fingerprint import difference, fingerprint
+from rholoss.ids import some
 from rholoss.options import Options
 from rholoss.selector import Selector
-from rholoss.store import IrreducibleLossStore, refuse_not_finite
+from rholoss.store import IrreducibleLossStore
+
+_CHUNK = 1 << 20  # indices that are looked up at a time
 
 
 class StoreSelector(Selector):
@@ -21,8 +26,8 @@ class StoreSelector(Selector):
         **options: see ``Selector``.
 
     Raises:
-        ValueError: the store is another dataset's, or lacks the irreducible loss of an example that may be drawn; the message
-            says which.
+        ValueError: the store is another dataset's, also the same dataset's in another order or with other labels, or lacks the
+            irreducible loss of an example that may be drawn; the message says which.
     """
 
     def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[Options]) -> None:
@@ -32,13 +37,76 @@ class StoreSelector(Selector):
                 "IrreducibleLossStore.from_model(il_model, dataset), .load(path), or of losses by index"
             )
         super().__init__(loader, model, **options)
-        store.refuse_gaps(self._source.drawable(), self._source.dataset_length)
+        refuse_gaps(store, self._source.drawable(), self._source.dataset_length)
+        refuse_other_data(store, loader)
         self.store = store
 
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
+        if self.store.is_mapped:  # stays on the disk; looked up by the index as the loader gave it, which is on the CPU
+            losses = self.store[candidates.loader_index.cpu()]
+            refuse_not_finite(losses, candidates.loader_index)
+            return losses.to(candidates.device, non_blocking=True)
         self.store = self.store.to(candidates.index.device)
         losses = self.store[candidates.index]
         if losses.device.type == "cpu":  # elsewhere looking would stall the queue, and the check of the score follows
             refuse_not_finite(losses, candidates.index)
         return losses
+
+
+def refuse_gaps(store: IrreducibleLossStore, index: Tensor | None, dataset_length: int | None) -> None:
+    """Check that a store knows every example that may be drawn from a dataset.
+
+    Args:
+        store: the store.
+        index: the indices that may be drawn, int64; None where only drawing tells.
+        dataset_length: N, or None where it is not known.
+
+    Raises:
+        ValueError: the lengths differ, or an irreducible loss is missing, NaN or infinite; the message names how many and which.
+    """
+    if store.ids is None and dataset_length is not None and dataset_length != len(store):
+        raise ValueError(
+            f"this store holds the irreducible losses of {len(store):,} examples, but the loader's dataset has "
+            f"{dataset_length:,}: it was made for another dataset. Make it from the dataset that the loader reads, with "
+            "IrreducibleLossStore.from_model(il_model, dataset)"
+        )
+    if index is not None:
+        unknown = [part[~torch.isfinite(store[part.to(store.device)]).to(part.device)] for part in index.split(_CHUNK)]
+        _refuse(torch.cat(unknown) if unknown else index[:0], len(index))
+
+
+def refuse_other_data(store: IrreducibleLossStore, data: Any) -> None:
+    """Check that data are those that a store was made of, by the fingerprint that it keeps.
+
+    Args:
+        store: the store; nothing is checked where it has no fingerprint.
+        data: a map-style dataset or a loader over one; nothing is checked of other data.
+
+    Raises:
+        ValueError: they have another length, other labels or another order.
+    """
+    saved = store.meta.get("data")
+    now = fingerprint(data) if saved else None
+    how = difference(saved, now) if saved and now else None
+    if how:
+        raise ValueError(
+            f"this store was made from other data than the loader reads: {how}. Make the store anew from this dataset; if its "
+            "examples are the same, in the same order, and only their transform is another, pass store.belongs_to(dataset)"
+        )
+
+
+def refuse_not_finite(losses: Tensor, index: Tensor) -> None:
+    """Raise a ValueError that names the examples without a finite irreducible loss, if there are any."""
+    finite = torch.isfinite(losses).to(index.device)
+    if not bool(finite.all()):
+        _refuse(index[~finite], len(index))
+
+
+def _refuse(unknown: Tensor, n: int) -> None:
+    if len(unknown):
+        raise ValueError(
+            f"{len(unknown):,} of {n:,} examples have no finite irreducible loss (missing, NaN or infinite): indices "
+            f"{some(unknown.sort().values.tolist())}. "
+            "Score them with IrreducibleLossStore.from_model, or keep the loader's sampler from drawing them"
+        )

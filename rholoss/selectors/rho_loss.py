@@ -1,11 +1,17 @@
 """RHO-LOSS: the method the library exists for."""
 
+from numbers import Real
+from typing import Any
+
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selectors.needs_store import StoreSelector
+from rholoss.store import IrreducibleLossStore
 
 
 @register("rho_loss")
@@ -19,6 +25,10 @@ class RhoLossSelector(StoreSelector):
         loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
+        max_irreducible_loss: candidates with a higher irreducible loss, in nats, rank below all others and their share is left in
+            ``selector.last.notes["gated"]``; ``math.log(C)`` gates out what the irreducible-loss model finds less probable than a
+            guess among C classes. None, as in the paper: no gate.
+        bounded: score in probability, exp(-irreducible loss) - exp(-loss), rather than in nats as in the paper.
         **options: see ``Selector``.
 
     Raises:
@@ -40,5 +50,30 @@ class RhoLossSelector(StoreSelector):
         equation 3.
     """
 
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        store: IrreducibleLossStore,
+        *,
+        max_irreducible_loss: float | None = None,
+        bounded: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        if max_irreducible_loss is not None and (not isinstance(max_irreducible_loss, Real) or not max_irreducible_loss > 0):
+            raise ValueError(
+                "max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got "
+                f"{max_irreducible_loss!r}"
+            )
+        super().__init__(loader, model, store, **options)
+        self.max_irreducible_loss = max_irreducible_loss
+        self.bounded = bounded
+
     def score(self, candidates: Candidates) -> Tensor:
-        return functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))
+        loss, irreducible_loss = candidates.loss, self.irreducible_loss(candidates)
+        formula = functional.bounded_reducible_loss if self.bounded else functional.reducible_loss
+        score = formula(loss, irreducible_loss)
+        if self.max_irreducible_loss is None:
+            return score
+        candidates.notes["gated"] = (irreducible_loss > self.max_irreducible_loss).float().mean()
+        return functional.gated(score, irreducible_loss, self.max_irreducible_loss)

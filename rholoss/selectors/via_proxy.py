@@ -10,11 +10,13 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.indexing import is_map_style
 from rholoss.options import Options
+from rholoss.parts import whole_length
+from rholoss.progress import Progress, reporter
 from rholoss.registry import register
 from rholoss.scoring import Forward
 from rholoss.selector import Selector
 from rholoss.source import CandidateSource
-from rholoss.sweep import Progress, sweep
+from rholoss.sweep import Sweep
 
 _MEASURES = {
     "entropy": lambda logits: functional.predictive_entropy(logits[None]),
@@ -44,9 +46,15 @@ def proxy_scores(
         raise ValueError(
             f"by must be one of {sorted(_MEASURES)}, got {by!r}; for forgetting, pass scores=ForgettingCounts(...).scores()"
         )
-    index, values, n = sweep(
-        proxy, data, measure=lambda outputs, targets, _: _MEASURES[by](outputs), forward=forward, progress=progress
-    )
+    sweep, report, seen = Sweep(data, forward=forward), reporter(progress, what="ranking"), 0
+
+    def count(n: int) -> None:
+        nonlocal seen
+        seen += n
+        report(seen, sweep.total)
+
+    index, values = sweep.run(proxy, lambda outputs, targets, _: _MEASURES[by](outputs), seen=count)
+    n = sweep.dataset_length
     if n is None:
         raise TypeError(f"ranking a dataset needs one of known length, got {type(data).__name__}; pass scores= instead")
     return torch.full((n,), -torch.inf).index_copy_(0, index, values)
@@ -127,8 +135,9 @@ class SelectionViaProxy(Selector):
     def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
         if not is_map_style(loader):
             raise TypeError(f"selection via proxy needs a DataLoader over a map-style dataset, got {type(loader).__name__}")
-        if len(self.scores) != len(loader.dataset):
-            expected, got = (len(loader.dataset),), tuple(self.scores.shape)
+        n = whole_length(loader.dataset)
+        if len(self.scores) != n:
+            expected, got = (n,), tuple(self.scores.shape)
             raise ValueError(f"scores must be one number per example of the dataset, shape {expected}, got {got}")
         share = self._keep or self.n_b / (n_B or loader.batch_size)
         self.members = torch.zeros(len(self.scores), dtype=torch.bool)

@@ -1,0 +1,126 @@
+"""Irreducible losses without a holdout: models fitted on some folds of the data score the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from rholoss.fingerprint import digest
+from rholoss.indexing import altered, is_map_style
+from rholoss.models import as_models, describe
+from rholoss.parts import Part, labels_of, mixed
+from rholoss.sampling import drawable
+from rholoss.sizes import natural_batch_size
+from rholoss.store import IrreducibleLossStore
+
+
+def cross_fit(
+    data: Any,
+    fit: Callable[[Part], Any],
+    folds: int | Tensor = 2,
+    *,
+    only: Iterable[int] | int | None = None,
+    seed: int = 0,
+    labels: Any = None,
+    **options: Any,
+) -> IrreducibleLossStore:
+    """Score every example by models that did not train on it: for each fold, models fitted on all the others.
+
+    Nothing has to be held out: the model in training then trains on all of the data. Folds may be scored in separate processes,
+    each with ``only`` its own, and their stores merged.
+
+    Args:
+        data: a map-style dataset, a part of one, or a loader over one: its collate function and workers are used for scoring, and
+            only what its sampler may draw is divided into folds.
+        fit: fits a model on a part of the dataset and returns it; or returns a ``Fit``, or several models, whose mean loss is
+            taken. Validation examples have to come out of that part as well. It must begin from new weights every time.
+        folds: how many folds, at least 2; drawn by ``seed``, with the labels in proportion. Or the fold of each example, shape
+            (N,), integer: examples that belong together, such as copies or frames of one film, should share a fold.
+        only: score these folds, and leave the other examples out of the store; None for all.
+        seed: of the folds.
+        labels: what to keep in proportion, shape (N,), integer; None: the dataset's own, where it shows them.
+        **options: of ``IrreducibleLossStore.from_model``, other than ``path``, ``mapped`` and ``distributed``.
+
+    Returns:
+        The store of all examples, or of those of the folds in ``only``.
+
+    Raises:
+        ValueError: a fold leaked: a ``Fit`` has seen examples that it is to score; or a fold is empty.
+        TypeError: the data cannot be read by index, or an option cannot be had here.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from rholoss import cross_fit, fit_irreducible_model, split
+        >>> def fit(part):
+        ...     rest, training, validation = split(part, holdout=0.8, validation=0.19)
+        ...     return fit_irreducible_model(torch.nn.Linear(5, 3), training, validation, epochs=2)
+        >>> cross_fit(TensorDataset(torch.randn(200, 5), torch.randint(3, (200,))), fit)
+        IrreducibleLossStore(200 examples, coverage=100.0%, device=cpu)
+
+    References:
+        Mindermann et al., ICML 2022, section 4, "irreducible loss model training without a holdout set", with two folds.
+    """
+    refused = {"path", "mapped", "distributed"} & set(options)
+    if refused:
+        raise TypeError(
+            f"cross_fit does not take {', '.join(sorted(refused))}; score folds with only=, save and merge their stores"
+        )
+    loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=options.get("batch_size") or 256)
+    if not is_map_style(loader) or loader.batch_sampler is None:
+        raise TypeError(f"cross_fit needs a dataset that is read by index, an example at a time, got {type(data).__name__}")
+    dataset: Any = loader.dataset
+    fold_of = _folds(loader, folds, seed, labels)
+    count = int(fold_of.max()) + 1
+    wanted = range(count) if only is None else [only] if isinstance(only, int) else list(only)
+    if not wanted or min(wanted) < 0 or max(wanted) >= count:
+        raise ValueError(f"only must name folds from 0 to {count - 1}, got {list(wanted)}")
+    plan = digest(fold_of.numpy().astype("<i8").tobytes())
+    stores = []
+    for fold in wanted:
+        training, scored = (torch.nonzero(where).flatten() for where in ((fold_of != fold) & (fold_of >= 0), fold_of == fold))
+        models = fit(Part(dataset, training))
+        store = IrreducibleLossStore.from_model(models, _over(loader, scored), **options)
+        by = [describe(model) for model in as_models(models)]
+        store.meta = {name: value for name, value in store.meta.items() if name not in ("models", "examples")}
+        store.meta["cross_fit"] = {"plan": plan, "folds": count, "seed": seed, "models": {str(fold): by}}
+        stores.append(store)
+    return stores[0].merge(*stores[1:])
+
+
+def _over(loader: DataLoader[Any], positions: Tensor) -> DataLoader[Any]:
+    """The loader, drawing these positions in order."""
+    size = natural_batch_size(loader) or 256
+    batches = BatchSampler(positions.tolist(), size, drop_last=False)
+    return altered(loader, sampler=batches.sampler, batch_sampler=batches, batch_size=size, drop_last=False)
+
+
+def _folds(loader: DataLoader[Any], folds: int | Tensor, seed: int, labels: Any) -> Tensor:
+    """The fold of each position of a loader's dataset, shape (n,), int64; -1 for what its sampler does not draw."""
+    n = len(loader.dataset)  # type: ignore[arg-type]
+    drawn = drawable(loader, n)
+    positions = torch.arange(n) if drawn is None else drawn.unique()
+    fold_of = torch.full((n,), -1, dtype=torch.int64)
+    if not isinstance(folds, int):
+        given = torch.as_tensor(np.asarray(folds) if not isinstance(folds, Tensor) else folds).long()
+        if given.shape != (n,):
+            raise ValueError(f"folds must be the fold of each example, shape ({n},), or how many, got shape {tuple(given.shape)}")
+        fold_of[positions] = given[positions]
+        count = int(given.max()) + 1 if n else 0
+    else:
+        if isinstance(folds, bool) or not 2 <= folds <= len(positions):
+            raise ValueError(f"folds must be from 2 to the number of examples, {len(positions):,}, got {folds!r}")
+        labels = labels_of(loader.dataset) if labels is None else torch.as_tensor(np.asarray(labels))
+        order = mixed(len(positions), None if labels is None else labels[positions], seed)
+        for fold, part in enumerate(order.tensor_split(folds)):
+            fold_of[positions[part]] = fold
+        count = folds
+    sizes = torch.bincount(fold_of[fold_of >= 0], minlength=count)
+    if count < 2 or bool((sizes == 0).any()):
+        raise ValueError(f"every fold needs examples, and there must be at least 2, got {sizes.tolist()}")
+    return fold_of

@@ -1,0 +1,189 @@
+"""Parts of a dataset that keep the indices of its examples, and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+
+class Part(Dataset[Any]):
+    """Some examples of a dataset. Their indices, in selections and in stores, are those that they have in that dataset.
+
+    One store of the whole dataset thus serves every part of it. A part of a part is a part of the dataset.
+
+    Args:
+        dataset: a map-style dataset, or a part of one.
+        indices: which of its examples: positions in ``dataset``, shape (n,), int64, distinct.
+
+    Attributes:
+        dataset: the whole dataset.
+        indices: indices of the examples in it, shape (n,), int64.
+
+    Examples:
+        >>> import torch
+        >>> part = Part(Part(list("abcdef"), [1, 3, 5]), [2, 0])
+        >>> list(part), part.indices.tolist()
+        (['f', 'b'], [5, 1])
+    """
+
+    def __init__(self, dataset: Any, indices: Any) -> None:
+        positions = torch.as_tensor(indices)
+        positions = positions.long() if positions.numel() == 0 else positions
+        if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
+            raise ValueError(
+                f"a part needs one whole number per example, shape (n,), got {positions.dtype} of shape {tuple(positions.shape)}"
+            )
+        n, positions = len(dataset), positions.long().cpu()
+        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= n):
+            raise IndexError(f"expected positions from 0 to {n - 1}, got {int(positions.min())} to {int(positions.max())}")
+        if len(positions.unique()) < len(positions):
+            raise ValueError(f"a part holds each example once, got {len(positions) - len(positions.unique()):,} repetitions")
+        self.dataset: Any = dataset.dataset if isinstance(dataset, Part) else dataset
+        self.indices: Tensor = dataset.indices[positions] if isinstance(dataset, Part) else positions
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.dataset[int(self.indices[position])]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Any]:
+        read = getattr(self.dataset, "__getitems__", None)
+        wanted = self.indices[list(positions)].tolist()
+        examples: list[Any] = read(wanted) if read else [self.dataset[index] for index in wanted]
+        return examples
+
+
+class Split(NamedTuple):
+    """The parts of a dataset by their roles.
+
+    Attributes:
+        train: the examples to train on.
+        holdout: what the irreducible-loss model trains on.
+        validation: what its weights are chosen by.
+    """
+
+    train: Part
+    holdout: Part
+    validation: Part
+
+
+def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed: int = 0, labels: Any = None) -> Split:
+    """Divide a dataset into training, holdout and validation parts that have no example in common, at random by seed.
+
+    Args:
+        dataset: a map-style dataset, or a part of one.
+        holdout: the size of the holdout: a share of the dataset, in (0, 1), or a whole number of examples, at least 1.
+        validation: likewise; 0 for none.
+        seed: of the draw; the same seed makes the same parts.
+        labels: what to keep in proportion, shape (N,), integer; None: the dataset's own labels, where it shows them (see
+            ``labels_of``).
+
+    Returns:
+        The training, holdout and validation parts.
+
+    Raises:
+        ValueError: nothing would be left to train on, or the labels are not one per example.
+
+    Examples:
+        >>> train, holdout, validation = split(range(100), holdout=0.2, validation=10)
+        >>> len(train), len(holdout), len(validation)
+        (70, 20, 10)
+    """
+    n = len(dataset)
+    sizes = [_count(holdout, n, "holdout", least=1), _count(validation, n, "validation", least=0)]
+    if sum(sizes) >= n:
+        raise ValueError(
+            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} leave nothing to train on of {n:,} examples; "
+            "ask for less"
+        )
+    order = mixed(n, labels_of(dataset) if labels is None else labels, seed)
+    held, validating, training = (part.sort().values for part in order.split([*sizes, n - sum(sizes)]))
+    return Split(Part(dataset, training), Part(dataset, held), Part(dataset, validating))
+
+
+def mixed(n: int, labels: Any, seed: int) -> Tensor:
+    """Positions 0 to n-1 in random order, shape (n,), int64, with every label spread evenly over it.
+
+    Any stretch of it thus holds the labels in their proportions, to within one example each.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    if labels is None:
+        return order
+    labels = torch.as_tensor(np.asarray(labels))
+    if labels.shape != (n,):
+        raise ValueError(f"labels must be one per example, shape ({n},), got {tuple(labels.shape)}")
+    _, kind, counts = labels[order].unique(return_inverse=True, return_counts=True)
+    by_kind = torch.argsort(kind, stable=True)
+    firsts = counts.cumsum(0) - counts
+    rank = torch.empty(n, dtype=torch.float64)
+    rank[by_kind] = (torch.arange(n) - firsts[kind[by_kind]] + 0.5).double() / counts[kind[by_kind]]
+    return order[torch.argsort(rank, stable=True)]
+
+
+def labels_of(dataset: Any) -> Tensor | None:
+    """The label of every example, shape (N,), integer, if a dataset shows them without being read; else None.
+
+    That is the last tensor of a ``TensorDataset``, the attribute ``targets`` or ``labels``, or a column ``label`` or ``labels``;
+    of parts, subsets and concatenations those of what they are made of.
+    """
+    if isinstance(dataset, (Part, Subset)):
+        labels = labels_of(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [labels_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+    if isinstance(dataset, TensorDataset):
+        return _integers(dataset.tensors[-1], len(dataset))
+    columns = getattr(dataset, "column_names", None) or ()
+    candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    candidates += [dataset[name] for name in ("label", "labels") if name in columns]
+    return next((labels for labels in (_integers(values, len(dataset)) for values in candidates) if labels is not None), None)
+
+
+def whole_length(dataset: Any) -> int:
+    """N, the length of a dataset, or of the dataset that a part is of: its indices run from 0 to N-1."""
+    return len(dataset.dataset if isinstance(dataset, Part) else dataset)
+
+
+def origin(dataset: Any) -> tuple[Any, Tensor | None]:
+    """The dataset behind parts and subsets, and the indices of the examples in it; None for all of them."""
+    indices: Tensor | None = None
+    while isinstance(dataset, (Part, Subset)):
+        inner = torch.as_tensor(dataset.indices)
+        indices = inner if indices is None else inner[indices]
+        dataset = dataset.dataset
+    return dataset, indices
+
+
+def in_common(one: Any, other: Any) -> int:
+    """How many examples two parts of one dataset share; 0 for parts of different datasets."""
+    (base, mine), (its_base, its) = origin(one), origin(other)
+    if base is not its_base:
+        return 0
+    everything = torch.arange(len(base))
+    return int(torch.isin(everything if mine is None else mine, everything if its is None else its).sum())
+
+
+def _count(share: float, n: int, name: str, least: int) -> int:
+    whole = isinstance(share, Integral) and not isinstance(share, bool)
+    count = int(share) if whole else round(n * share) if 0 <= share < 1 else -1
+    if count < least or isinstance(share, bool):
+        raise ValueError(
+            f"{name} must be a share of the {n:,} examples, in (0, 1), or a whole number of them, at least {least}, got {share!r}"
+        )
+    return count
+
+
+def _integers(values: Any, n: int) -> Tensor | None:
+    try:
+        labels = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values))
+    except (TypeError, ValueError):
+        return None
+    return labels if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None

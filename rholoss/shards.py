@@ -1,0 +1,163 @@
+"""Scoring that survives being killed, and that several processes share: a stretch of the data at a time, each kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rholoss.making import Making, Scored, made_today
+from rholoss.storefile import read_store, write_mapped, write_store, written_whole
+from rholoss.tally import Tally
+
+SETTINGS = "scoring.json"
+Arrays = dict[str, np.ndarray]
+
+
+class Shards:
+    """The stretches of one scoring of a dataset, in a folder: those that are done, and room for the others.
+
+    Any number of processes may work in it. A stretch comes out the same whoever scores it, and appears whole or not at all.
+
+    Args:
+        path: the folder; made if it is not there.
+        making: what is scored, and how.
+
+    Raises:
+        ValueError: the folder holds another scoring; the message says in what it differs.
+    """
+
+    def __init__(self, path: str, making: Making) -> None:
+        self.path = path
+        self.making = making
+        self.stretches = making.stretches()
+        mine = json.loads(json.dumps({**making.settings, "stretches": len(self.stretches)}))
+        settings = os.path.join(path, SETTINGS)
+        os.makedirs(path, exist_ok=True)
+        if not os.path.exists(settings):
+            with written_whole(settings) as file:
+                file.write(json.dumps({**mine, **made_today()}).encode())
+        self.meta = _read_settings(settings)
+        different = [name for name in mine if self.meta.get(name) != mine[name]]
+        if different:
+            raise ValueError(
+                f"{path} holds an unfinished scoring with other {', '.join(different)}; go on with what it was begun with, or "
+                "delete the folder to begin anew"
+            )
+        self.meta.pop("stretches")
+
+    def missing(self) -> list[int]:
+        """Which stretches are still to be scored."""
+        return [i for i in range(len(self.stretches)) if not os.path.exists(self._file(i))]
+
+    def work(self, process: int, processes: int) -> None:
+        """Score this process's share of what is missing."""
+        missing = set(self.missing())
+        for i, rows in enumerate(self.stretches):
+            if i % processes != process:
+                continue
+            if i not in missing:
+                self.making.passed(rows)
+                continue
+            scored = self.making.score(rows)
+            arrays = {"losses": scored.losses.numpy(), "ids": scored.index.numpy()}
+            write_store(self._file(i), arrays, {"tally": scored.tally.state()})
+
+    def scored(self) -> Iterator[Scored]:
+        """The stretches in the order of the data."""
+        for i in range(len(self.stretches)):
+            arrays, meta = read_store(self._file(i))
+            yield Scored(torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["losses"]), Tally(**meta["tally"]))
+
+    def _file(self, i: int) -> str:
+        return os.path.join(self.path, f"{i:06d}.npz")
+
+
+def in_memory(making: Making, distributed: bool) -> tuple[Arrays, dict[str, Any]]:
+    """Score everything, or on each rank a share of it; the arrays and the metadata of the store, on every rank."""
+    process, processes = rank() if distributed else (0, 1)
+    stretches = making.stretches()
+    mine = {i: making.score(rows) for i, rows in enumerate(stretches) if i % processes == process}
+    if distributed:
+        gathered: list[dict[int, Scored]] = [{} for _ in range(processes)]
+        dist.all_gather_object(gathered, mine)
+        mine = {i: scored for share in gathered for i, scored in share.items()}
+    arrays, tally = joined([mine[i] for i in range(len(stretches))], making.sweep.dataset_length)
+    return arrays, {**making.settings, **made_today(), "tally": tally.state()}
+
+
+def on_disk(making: Making, path: str, mapped: bool, process: int = 0, processes: int = 1) -> bool:
+    """Score one process's share, and save the store if nothing is missing after that; whether it is there."""
+    if os.path.exists(path):
+        _refuse_other(making, path)
+        return True
+    shards = Shards(f"{path}.parts", making)
+    shards.work(process, processes)
+    if shards.missing():
+        return False
+    try:
+        if mapped and making.is_dense:
+            tally = sum((each.tally for each in shards.scored()), Tally())
+            pieces = ({"losses": each.losses.numpy()} for each in shards.scored())
+            write_mapped(path, making.sweep.total or 0, pieces, {**shards.meta, "tally": tally.state()})
+        else:
+            arrays, tally = joined(list(shards.scored()), making.sweep.dataset_length)
+            meta = {**shards.meta, "tally": tally.state()}
+            write_mapped(path, len(arrays["losses"]), [arrays], meta) if mapped else write_store(path, arrays, meta)
+    except FileNotFoundError:  # another process, done at the same moment, has saved the store and cleared up
+        if not os.path.exists(path):
+            raise
+    shutil.rmtree(shards.path, ignore_errors=True)
+    return True
+
+
+def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Tally]:
+    """The arrays of a store, ids ascending and each once, or none where the examples are all of a dataset; and the tally."""
+    index = torch.cat([each.index for each in scored])
+    losses = torch.cat([each.losses for each in scored])
+    tally = sum((each.tally for each in scored), Tally())
+    if bool((index[1:] <= index[:-1]).any()):
+        index, order = index.sort(stable=True)
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        index, losses = index[first], losses[order][first]
+    whole = len(index) == dataset_length and int(index[0]) == 0 and int(index[-1]) == dataset_length - 1
+    return {"losses": losses.numpy()} if whole else {"losses": losses.numpy(), "ids": index.numpy()}, tally
+
+
+def rank() -> tuple[int, int]:
+    """This process's rank and how many there are.
+
+    Raises:
+        RuntimeError: ``torch.distributed`` is not initialized.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            "distributed=True needs torch.distributed to be initialized; call init_process_group first, or leave it out"
+        )
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _refuse_other(making: Making, path: str) -> None:
+    """Raise a ValueError if the store at a path was made by something else."""
+    _, meta = read_store(path)
+    different = [name for name, value in making.settings.items() if meta.get(name) != value]
+    if different:
+        raise ValueError(
+            f"{path} is there already, made with other {', '.join(different)}; name another path, or delete it to make it anew"
+        )
+
+
+def _read_settings(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings: dict[str, Any] = json.load(file)
+        return settings
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its folder to begin anew") from error

@@ -1,0 +1,225 @@
+"""A small, plain training routine that remembers the weights of the lowest validation loss, and can be gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from rholoss.batches import move
+from rholoss.fingerprint import digest, example_digests, fingerprint
+from rholoss.guest import device_of, seeded
+from rholoss.indexing import altered, is_map_style
+from rholoss.parts import in_common, origin
+from rholoss.sampling import plain_sampler
+from rholoss.scoring import Forward, Loss, check_loss
+from rholoss.storefile import written_whole
+from rholoss.sweep import Sweep
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class FitEpoch:
+    """One epoch of a fit.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean loss of the holdout while it was trained on, in nats for a likelihood.
+        validation_loss: mean loss of the validation examples after it, in eval mode.
+        seconds: how long it took, validation included.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    seconds: float
+
+
+class Trainer:
+    """The state of a fit between epochs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        holdout: Any,
+        validation: Any,
+        optimizer: MakeOptimizer | None,
+        batch_size: int,
+        forward: Forward | None,
+        loss: Loss | None,
+        seed: int,
+    ) -> None:
+        _refuse_overlap(holdout, validation)
+        self.model = model
+        self.seed = seed
+        self.optimizer = (optimizer or _adamw)(model.parameters())
+        own = isinstance(holdout, DataLoader)
+        self.training = Sweep(holdout, forward=forward, loss=loss, batch_size=None if own else batch_size)
+        self.validation = Sweep(validation, forward=forward, loss=loss)
+        self.done: list[FitEpoch] = []
+        self.best_weights: dict[str, Any] = {}
+
+    def stopped(self, epochs: int, patience: int | None) -> str:
+        if self.done and patience is not None:
+            lowest = min(self.done, key=lambda epoch: epoch.validation_loss)
+            if len(self.done) - lowest.epoch >= patience:
+                return "patience"
+        return "epochs" if len(self.done) >= epochs else ""
+
+    def epoch(self) -> None:
+        number, began = len(self.done) + 1, time.perf_counter()
+        device = device_of(self.model)
+        with seeded(self.seed, number, device=device), torch.enable_grad():
+            train_loss = self._train(device)
+        _, losses = self.validation.run(self.model)
+        validation_loss = float(losses.double().mean())
+        if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
+            raise ValueError(
+                f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss}): the fit "
+                "diverged; pass an optimizer with a lower learning rate, or check the data"
+            )
+        if not self.done or validation_loss < min(epoch.validation_loss for epoch in self.done):
+            self.best_weights = copy.deepcopy(self.model.state_dict())
+        self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began))
+
+    def _train(self, device: torch.device | None) -> float:
+        scorer, total, count = self.training.scorer, torch.zeros((), dtype=torch.float64, device=device), 0
+        for batch in _shuffled(self.training.loader):
+            outputs, targets = scorer.forward(self.model, move(batch, device) if device is not None else batch)
+            losses = scorer.loss(outputs, targets)
+            n = len(losses) if isinstance(losses, Tensor) and losses.ndim == 1 else self.training.batch_size or 1
+            losses = check_loss(losses, n)
+            self.optimizer.zero_grad()
+            losses.mean().backward()
+            self.optimizer.step()
+            total += losses.detach().double().sum()
+            count += n
+        if not count:
+            raise ValueError(
+                "the holdout gave no batch to train on; it is empty, or smaller than the loader's batch with drop_last"
+            )
+        return float(total) / count
+
+    def save(self, path: str | os.PathLike[str] | None) -> None:
+        if path is None:
+            return
+        state = {
+            "settings": self._settings(),
+            "done": [asdict(epoch) for epoch in self.done],
+            "model": self.model.state_dict(),
+            "best": self.best_weights,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with written_whole(os.fspath(path)) as file:
+            torch.save(state, file)
+
+    def resume(self, path: str | os.PathLike[str] | None) -> None:
+        if path is None or not os.path.exists(path):
+            return
+        try:
+            state = torch.load(path, map_location=device_of(self.model), weights_only=True)
+            saved = state["settings"]
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(
+                f"{os.fspath(path)} is not the checkpoint of a fit ({error}); delete it, or name another file"
+            ) from error
+        mine = self._settings()
+        different = [name for name in mine if saved.get(name) != mine[name]]
+        if different:
+            raise ValueError(
+                f"{os.fspath(path)} is the checkpoint of another fit, with other {', '.join(different)}: "
+                + "; ".join(f"expected {mine[name]!r}, got {saved.get(name)!r}" for name in different if name != "data")
+                + ". Delete it, or name another file"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = [FitEpoch(**epoch) for epoch in state["done"]]
+        self.best_weights = state["best"]
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "data": [fingerprint(self.training.loader), fingerprint(self.validation.loader)],
+            "parts": [[sweep.total, _digest_of_part(sweep.loader)] for sweep in (self.training, self.validation)],
+            "batch_size": self.training.batch_size,
+            "seed": self.seed,
+            "optimizer": [type(self.optimizer).__name__, repr(sorted(self.optimizer.defaults.items()))],
+            "weights": [
+                [name, list(value.shape)] for name, value in self.model.state_dict().items() if isinstance(value, Tensor)
+            ],
+        }
+
+
+def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+
+
+@contextlib.contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """A context in which a model trains; each module has its own mode back after it."""
+    flags = [(module, module.training) for module in model.modules()]
+    if not model.training:
+        model.train()
+    try:
+        yield
+    finally:
+        for module, was in flags:
+            module.training = was
+
+
+def _shuffled(loader: Any) -> Any:
+    """The loader, drawing in an order of the global generator, without a short last batch that BatchNorm could not train on."""
+    sampler = plain_sampler(loader)
+    if (
+        not is_map_style(loader)
+        or type(sampler) not in (SequentialSampler, RandomSampler)
+        or getattr(sampler, "replacement", False)
+    ):
+        return loader
+    size, n = loader.batch_size or loader.batch_sampler.batch_size, len(loader.dataset)
+    return altered(loader, batch_sampler=BatchSampler(RandomSampler(range(n)), size, drop_last=n >= size), generator=None)
+
+
+def dataset_of(data: Any) -> Any:
+    """The dataset of a loader, or what is one itself."""
+    return data.dataset if isinstance(data, DataLoader) else data
+
+
+def _refuse_overlap(holdout: Any, validation: Any) -> None:
+    """Raise a ValueError where validation examples are in the holdout: by index in one dataset, else by content."""
+    one, other = dataset_of(holdout), dataset_of(validation)
+    shared, n = in_common(one, other), len(other)
+    how = "indices"
+    if not shared and origin(one)[0] is not origin(other)[0]:
+        loaders = [data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation)]
+        if all(is_map_style(loader) for loader in loaders):
+            ours, theirs = (
+                [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, positions)]
+                for loader, positions in zip(loaders, (torch.arange(len(one)), _some(n)), strict=True)
+            )
+            known = set(ours)
+            shared, n, how = sum(digest in known for digest in theirs), len(theirs), "content"
+            shared = shared if shared > n // 100 and theirs[0] != "[]" else 0  # data may have a few duplicates
+    if shared:
+        raise ValueError(
+            f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}: choose the weights by examples "
+            "that the model does not train on; rholoss.split makes such parts"
+        )
+
+
+def _digest_of_part(data: Any) -> str | None:
+    indices = origin(dataset_of(data))[1]
+    return None if indices is None else digest(indices.numpy().tobytes())
+
+
+def _some(n: int) -> Tensor:
+    return torch.linspace(0, n - 1, min(n, 512)).round().long().unique()
