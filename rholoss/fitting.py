@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from rholoss.parts import origin
+from rholoss.fingerprint import example_digests
+from rholoss.indexing import is_map_style
+from rholoss.parts import dataset_of, in_common, origin
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss
-from rholoss.trainer import FitEpoch, MakeOptimizer, Trainer, dataset_of, training
+from rholoss.trainer import FitEpoch, MakeOptimizer, Trainer, training
 
 
 @dataclass(eq=False)
@@ -24,12 +27,14 @@ class Fit:
         epochs: what happened in each.
         stopped: why it ended: ``"patience"`` or ``"epochs"``.
         seen: the data that it trained on and that its weights were chosen by: never to be scored with it.
+        sizes: examples that were trained on in an epoch, and validated on.
     """
 
     model: nn.Module
     epochs: list[FitEpoch]
     stopped: str
     seen: list[Any] = field(repr=False)
+    sizes: tuple[int, ...] = (0, 0)
 
     @property
     def best(self) -> FitEpoch:
@@ -55,10 +60,10 @@ class Fit:
         why = f"no lower for {last.epoch - best.epoch} epochs" if self.stopped == "patience" else "all epochs done"
         seconds = sum(epoch.seconds for epoch in self.epochs)
         return (
-            f"{type(self.model).__name__} ({count:,} parameters): {last.epoch} epochs over {len(self.seen[0]):,} examples in "
+            f"{type(self.model).__name__} ({count:,} parameters): {last.epoch} epochs over {self.sizes[0]:,} examples in "
             f"{seconds:.1f} s, {why}; has the weights of epoch {best.epoch}, with the lowest validation loss, "
             f"{best.validation_loss:.4f} (after epoch 1: {self.epochs[0].validation_loss:.4f}, at the end: "
-            f"{last.validation_loss:.4f}; {len(self.seen[1]):,} validation examples)"
+            f"{last.validation_loss:.4f}; {self.sizes[1]:,} validation examples)"
         )
 
 
@@ -123,13 +128,42 @@ def fit_irreducible_model(
     """
     if epochs < 1 or (patience is not None and patience < 1):
         raise ValueError(f"epochs and patience must be at least 1, got epochs={epochs} and patience={patience}")
-    trainer = Trainer(model, holdout, validation, optimizer, batch_size or 32, forward, loss, seed)
-    trainer.resume(checkpoint)
+    _refuse_overlap(holdout, validation)
+    trainer = Trainer(model, holdout, validation, optimizer, batch_size or 32, forward, loss, seed, checkpoint)
+    trainer.resume()
     report = reporter(progress, "epoch", "fitting the irreducible-loss model")
     with training(model):
         while not (stopped := trainer.stopped(epochs, patience)):
             trainer.epoch()
-            trainer.save(checkpoint)
+            trainer.save()
             report(len(trainer.done), epochs)
     model.load_state_dict(trainer.best_weights)
-    return Fit(model, trainer.done, stopped, [dataset_of(holdout), dataset_of(validation)])
+    return Fit(model, trainer.done, stopped, [dataset_of(holdout), dataset_of(validation)], trainer.sizes)
+
+
+def _refuse_overlap(holdout: Any, validation: Any) -> None:
+    """Raise a ValueError where validation examples are in the holdout: by index in one dataset, else by content."""
+    one, other = dataset_of(holdout), dataset_of(validation)
+    if not (hasattr(one, "__len__") and hasattr(other, "__len__")):
+        return
+    shared, n = in_common(one, other), len(other)
+    how = "indices"
+    if not shared and origin(one)[0] is not origin(other)[0]:
+        loaders = [data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation)]
+        if all(is_map_style(loader) for loader in loaders):
+            ours, theirs = (
+                [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, positions)]
+                for loader, positions in zip(loaders, (torch.arange(len(one)), _some(n)), strict=True)
+            )
+            known = set(ours)
+            shared, n, how = sum(digest in known for digest in theirs), len(theirs), "content"
+            shared = shared if shared > n // 100 and theirs[0] != "[]" else 0  # data may have a few duplicates
+    if shared:
+        raise ValueError(
+            f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}: choose the weights by examples "
+            "that the model does not train on; rholoss.split makes such parts"
+        )
+
+
+def _some(n: int) -> Tensor:
+    return torch.linspace(0, n - 1, min(n, 512)).round().long().unique()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 
 class Part(Dataset[Any]):
@@ -150,6 +150,11 @@ def labels_of(dataset: Any) -> Tensor | None:
 def whole_length(dataset: Any) -> int:
     """N, the length of a dataset, or of the dataset that a part is of: its indices run from 0 to N-1."""
     return len(dataset.dataset if isinstance(dataset, Part) else dataset)
+
+
+def dataset_of(data: Any) -> Any:
+    """The dataset of a loader, or what is one itself."""
+    return data.dataset if isinstance(data, DataLoader) else data
 
 
 def origin(dataset: Any) -> tuple[Any, Tensor | None]:

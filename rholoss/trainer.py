@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from rholoss.batches import move
-from rholoss.fingerprint import digest, example_digests, fingerprint
+from rholoss.fingerprint import digest, fingerprint
 from rholoss.guest import device_of, seeded
-from rholoss.indexing import altered, is_map_style
-from rholoss.parts import in_common, origin
+from rholoss.indexing import IndexedBatches, altered, is_map_style
+from rholoss.parts import dataset_of, origin
 from rholoss.sampling import plain_sampler
 from rholoss.scoring import Forward, Loss, check_loss
 from rholoss.storefile import written_whole
@@ -46,7 +46,24 @@ class FitEpoch:
 
 
 class Trainer:
-    """The state of a fit between epochs."""
+    """The state of a fit between epochs.
+
+    Args:
+        model: see ``fit_irreducible_model``, as all others.
+        holdout: trained on.
+        validation: chosen by.
+        optimizer: of the parameters makes the optimizer.
+        batch_size: for a holdout that is no loader.
+        forward: the forward hook.
+        loss: the loss hook.
+        seed: of all randomness.
+        checkpoint: where the state is kept after each epoch; None keeps none.
+
+    Attributes:
+        done: the epochs so far.
+        best_weights: the state dict of the epoch with the lowest validation loss.
+        sizes: examples that are trained on in an epoch, and validated on.
+    """
 
     def __init__(
         self,
@@ -58,16 +75,25 @@ class Trainer:
         forward: Forward | None,
         loss: Loss | None,
         seed: int,
+        checkpoint: str | os.PathLike[str] | None,
     ) -> None:
-        _refuse_overlap(holdout, validation)
+        if optimizer is not None and not callable(optimizer):
+            raise TypeError(
+                f"optimizer must be a function that makes one of parameters, such as torch.optim.SGD or lambda parameters: "
+                f"torch.optim.SGD(parameters, lr=0.1), got {type(optimizer).__name__}"
+            )
         self.model = model
         self.seed = seed
         self.optimizer = (optimizer or _adamw)(model.parameters())
-        own = isinstance(holdout, DataLoader)
+        self.holdout = holdout
+        own = isinstance(holdout, (DataLoader, IndexedBatches))
         self.training = Sweep(holdout, forward=forward, loss=loss, batch_size=None if own else batch_size)
         self.validation = Sweep(validation, forward=forward, loss=loss)
         self.done: list[FitEpoch] = []
         self.best_weights: dict[str, Any] = {}
+        self.sizes = (0, 0)
+        self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
+        self._settings = self._what_it_is() if checkpoint is not None else {}
 
     def stopped(self, epochs: int, patience: int | None) -> str:
         if self.done and patience is not None:
@@ -82,6 +108,7 @@ class Trainer:
         with seeded(self.seed, number, device=device), torch.enable_grad():
             train_loss = self._train(device)
         _, losses = self.validation.run(self.model)
+        self.sizes = (self.sizes[0], len(losses))
         validation_loss = float(losses.double().mean())
         if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
             raise ValueError(
@@ -93,8 +120,8 @@ class Trainer:
         self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began))
 
     def _train(self, device: torch.device | None) -> float:
-        scorer, total, count = self.training.scorer, torch.zeros((), dtype=torch.float64, device=device), 0
-        for batch in _shuffled(self.training.loader):
+        scorer, total, count = self.training.scorer, torch.zeros((), device=device), 0
+        for batch in _batches(self.holdout, self.training.loader):
             outputs, targets = scorer.forward(self.model, move(batch, device) if device is not None else batch)
             losses = scorer.loss(outputs, targets)
             n = len(losses) if isinstance(losses, Tensor) and losses.ndim == 1 else self.training.batch_size or 1
@@ -102,51 +129,52 @@ class Trainer:
             self.optimizer.zero_grad()
             losses.mean().backward()
             self.optimizer.step()
-            total += losses.detach().double().sum()
+            total += losses.detach().sum()
             count += n
         if not count:
             raise ValueError(
                 "the holdout gave no batch to train on; it is empty, or smaller than the loader's batch with drop_last"
             )
+        self.sizes = (count, 0)
         return float(total) / count
 
-    def save(self, path: str | os.PathLike[str] | None) -> None:
-        if path is None:
+    def save(self) -> None:
+        if self.checkpoint is None:
             return
         state = {
-            "settings": self._settings(),
+            "settings": self._settings,
+            "sizes": list(self.sizes),
             "done": [asdict(epoch) for epoch in self.done],
             "model": self.model.state_dict(),
             "best": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
         }
-        with written_whole(os.fspath(path)) as file:
+        with written_whole(self.checkpoint) as file:
             torch.save(state, file)
 
-    def resume(self, path: str | os.PathLike[str] | None) -> None:
+    def resume(self) -> None:
+        path = self.checkpoint
         if path is None or not os.path.exists(path):
             return
         try:
             state = torch.load(path, map_location=device_of(self.model), weights_only=True)
             saved = state["settings"]
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(
-                f"{os.fspath(path)} is not the checkpoint of a fit ({error}); delete it, or name another file"
-            ) from error
-        mine = self._settings()
+            raise ValueError(f"{path} is not the checkpoint of a fit ({error}); delete it, or name another file") from error
+        mine = self._settings
         different = [name for name in mine if saved.get(name) != mine[name]]
         if different:
             raise ValueError(
-                f"{os.fspath(path)} is the checkpoint of another fit, with other {', '.join(different)}: "
+                f"{path} is the checkpoint of another fit, with other {', '.join(different)}: "
                 + "; ".join(f"expected {mine[name]!r}, got {saved.get(name)!r}" for name in different if name != "data")
                 + ". Delete it, or name another file"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = [FitEpoch(**epoch) for epoch in state["done"]]
-        self.best_weights = state["best"]
+        self.best_weights, self.sizes = state["best"], tuple(state["sizes"])
 
-    def _settings(self) -> dict[str, Any]:
+    def _what_it_is(self) -> dict[str, Any]:
         return {
             "data": [fingerprint(self.training.loader), fingerprint(self.validation.loader)],
             "parts": [[sweep.total, _digest_of_part(sweep.loader)] for sweep in (self.training, self.validation)],
@@ -176,8 +204,14 @@ def training(model: nn.Module) -> Iterator[None]:
             module.training = was
 
 
-def _shuffled(loader: Any) -> Any:
-    """The loader, drawing in an order of the global generator, without a short last batch that BatchNorm could not train on."""
+def _batches(holdout: Any, loader: Any) -> Iterable[Any]:
+    """An epoch's batches.
+
+    A loader that draws every example once does so in an order of the global generator, without a short last batch, which
+    BatchNorm could not train on.
+    """
+    if isinstance(holdout, IndexedBatches):
+        return (indexed.batch for indexed in holdout)
     sampler = plain_sampler(loader)
     if (
         not is_map_style(loader)
@@ -189,37 +223,6 @@ def _shuffled(loader: Any) -> Any:
     return altered(loader, batch_sampler=BatchSampler(RandomSampler(range(n)), size, drop_last=n >= size), generator=None)
 
 
-def dataset_of(data: Any) -> Any:
-    """The dataset of a loader, or what is one itself."""
-    return data.dataset if isinstance(data, DataLoader) else data
-
-
-def _refuse_overlap(holdout: Any, validation: Any) -> None:
-    """Raise a ValueError where validation examples are in the holdout: by index in one dataset, else by content."""
-    one, other = dataset_of(holdout), dataset_of(validation)
-    shared, n = in_common(one, other), len(other)
-    how = "indices"
-    if not shared and origin(one)[0] is not origin(other)[0]:
-        loaders = [data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation)]
-        if all(is_map_style(loader) for loader in loaders):
-            ours, theirs = (
-                [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, positions)]
-                for loader, positions in zip(loaders, (torch.arange(len(one)), _some(n)), strict=True)
-            )
-            known = set(ours)
-            shared, n, how = sum(digest in known for digest in theirs), len(theirs), "content"
-            shared = shared if shared > n // 100 and theirs[0] != "[]" else 0  # data may have a few duplicates
-    if shared:
-        raise ValueError(
-            f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}: choose the weights by examples "
-            "that the model does not train on; rholoss.split makes such parts"
-        )
-
-
 def _digest_of_part(data: Any) -> str | None:
     indices = origin(dataset_of(data))[1]
     return None if indices is None else digest(indices.numpy().tobytes())
-
-
-def _some(n: int) -> Tensor:
-    return torch.linspace(0, n - 1, min(n, 512)).round().long().unique()
