@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from rholoss.guest import derived_seed
+
 
 class Part(Dataset[Any]):
     """Some examples of a dataset. Their indices, in selections and in stores, are those that they have in that dataset.
@@ -113,7 +115,7 @@ def mixed(n: int, labels: Any, seed: int) -> Tensor:
 
     Any stretch of it thus holds the labels in their proportions, to within one example each.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derived_seed("parts", seed))
     order = torch.randperm(n, generator=generator)
     if labels is None:
         return order

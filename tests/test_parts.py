@@ -47,6 +47,11 @@ class TestSplit:
         parts = [split(range(50), seed=seed).holdout.indices.tolist() for seed in (1, 1, 2)]
         assert parts[0] == parts[1] != parts[2]
 
+    def test_has_nothing_to_do_with_what_a_user_draws_from_the_same_seed(self):
+        theirs = set(torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:300].tolist())
+        shared = len(theirs & set(split(range(1000), holdout=0.5, seed=0).holdout.indices.tolist()))
+        assert 110 < shared < 190, "wrong labels drawn by seed 0 would all lie in one part"
+
     def test_leaves_the_random_state_alone(self):
         state = torch.get_rng_state()
         split(make_data(40))
