@@ -78,10 +78,9 @@ def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) ->
 
 def _sample(loader: DataLoader[Any], dataset: Any, n: int) -> dict[str, list[str]]:
     positions = torch.linspace(0, n - 1, min(n, SAMPLE)).round().long().unique() if n else torch.empty(0, dtype=torch.int64)
-    readings = []
-    for reading in range(2):
-        with seeded(reading):
-            readings.append(example_digests(loader, dataset, positions))
+    with seeded(0):
+        read = example_digests(loader, dataset, positions.repeat(2))
+    readings = read[: len(positions)], read[len(positions) :]
     fields: dict[str, list[str]] = {}
     for field in readings[0][0] if readings[0] else ():
         first, second = ([digests.get(field, ":") for digests in reading] for reading in readings)
