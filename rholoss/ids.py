@@ -22,8 +22,10 @@ def hash_ids(names: Iterable[str | bytes]) -> Tensor:
         >>> hash_ids(["img/0001.jpg"]).tolist()
         [6363927864770536222]
     """
-    digest, encoded = hashlib.blake2b, (name.encode() if isinstance(name, str) else name for name in names)
-    return torch.from_numpy(np.frombuffer(b"".join([digest(name, digest_size=8).digest() for name in encoded]), "<i8").copy())
+    digest, ids = hashlib.blake2b, bytearray()
+    for name in names:
+        ids += digest(name.encode() if isinstance(name, str) else name, digest_size=8).digest()
+    return torch.from_numpy(np.frombuffer(ids, "<i8"))
 
 
 def are_names(values: Any) -> bool:

@@ -34,7 +34,8 @@ class IrreducibleLossStore(LossTable):
         losses: shape (N,), float32, in the order of the ids.
         ids: shape (N,), int64, ascending; None for indices 0 to N-1.
         meta: what made these losses.
-        is_mapped: whether the arrays lie in memory-mapped files.
+        is_mapped: whether the arrays lie in memory-mapped files. Such a store is pickled as where they lie, and mapped again by
+            whoever unpickles it, if the files there are still the same; ``to(device)`` gives one that is in memory.
 
     Raises:
         ValueError: the losses are not one-dimensional, or negative, or the ids do not match them or repeat.
@@ -80,9 +81,10 @@ class IrreducibleLossStore(LossTable):
             batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
             dtype: autocast dtype; None for the model's own precision.
             views: passes over the data, whose mean loss is taken: for data that are augmented or masked at random.
-            seed: of the augmentation.
+            seed: of the augmentation, which is drawn alike with as many workers.
             path: where to save the store. The work done is kept beside it, in ``path.parts``, so that a run that was killed goes
-                on from there; the file comes out the same. If the finished store is there already, it is read.
+                on from there; the file comes out the same. What is damaged there is scored anew. If the finished store is there
+                already, it is read. Data that say themselves which examples they yield are not told from others.
             mapped: save it as a folder of memory-mapped arrays, for stores that are larger than memory.
             distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
                 with a ``path``, it is one that all of them see.
@@ -99,10 +101,10 @@ class IrreducibleLossStore(LossTable):
         if path is None:
             return cls._of(*in_memory(making, distributed))
         process, processes = rank() if distributed else (0, 1)
-        whole = on_disk(making, os.fspath(path), mapped, process, processes)
+        whole = on_disk(making, os.fsdecode(path), mapped, process, processes)
         if distributed:
             torch.distributed.barrier()
-            whole = whole or on_disk(making, os.fspath(path), mapped, process, processes)
+            whole = whole or on_disk(making, os.fsdecode(path), mapped, process, processes)
         assert whole
         return cls.load(path)
 
@@ -137,7 +139,7 @@ class IrreducibleLossStore(LossTable):
         """
         if not 0 <= process < processes:
             raise ValueError(f"process must be from 0 to processes - 1, got process={process} of processes={processes}")
-        whole = on_disk(Making(model, data, **options), os.fspath(path), mapped, process, processes)
+        whole = on_disk(Making(model, data, **options), os.fsdecode(path), mapped, process, processes)
         return cls.load(path) if whole else None
 
     @classmethod
@@ -198,7 +200,7 @@ class IrreducibleLossStore(LossTable):
         else:
             ids = torch.cat([self.ids, other.ids]).unique()
         mine, theirs = self[ids], other[ids]
-        both = torch.isfinite(mine) & torch.isfinite(theirs)
+        both = ~(torch.isnan(mine) | torch.isnan(theirs))
         if both.any():
             raise ValueError(
                 f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {some(ids[both].tolist())}"
