@@ -131,8 +131,8 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     try:
         header, arrays = _read_folder(path) if os.path.isdir(path) else _read_npz(path)
     except Exception as error:  # a damaged file can fail in any way
-        if isinstance(error, FileNotFoundError) and os.path.isdir(path):
-            raise ValueError(f"{path} is damaged: an array is missing; copy it again, or make the store anew") from None
+        if isinstance(error, (FileNotFoundError, IsADirectoryError)) and os.path.isdir(path):
+            raise ValueError(f"{path} is damaged: a file of it is missing; copy it again, or make the store anew") from None
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # which is a seek to where nothing is
             raise
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
@@ -202,7 +202,7 @@ def _read_arrays(path: str, content: bytes) -> tuple[dict[str, Any], dict[str, n
     arrays: dict[str, np.ndarray] = {}
     for name, inner in {} if header["format"] > FORMAT else manifest["arrays"].items():
         where = os.path.join(path, os.path.basename(inner))
-        array = np.load(where, mmap_mode="c", allow_pickle=False)
+        array = np.lib.format.open_memmap(where, mode="c")
         if array.shape != (manifest["rows"],) or _checksum(where, array.offset) != int(inner.split("-")[1].split(".")[0], 16):
             raise ValueError(f"the checksum of {inner} does not fit")
         arrays[name] = array
