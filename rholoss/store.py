@@ -183,12 +183,15 @@ class IrreducibleLossStore(LossTable):
             ValueError: two know some example, they hold different numbers of examples without ids, or their metadata say that
                 they were made from other data, by another model or with another loss.
         """
-        for other in others[1:]:
-            self = self.merge(others[0])
-            others = (other,)
-        if not others:
-            return self
-        other = others[0].to(self.device)
+        together = self
+        for other in others:
+            together = together._with(other.to(self.device))
+        ids, n = together.ids, (together.meta.get("data") or {}).get("length")
+        if others and ids is not None and 0 < len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1:
+            return IrreducibleLossStore(together.losses, meta=together.meta)
+        return together
+
+    def _with(self, other: IrreducibleLossStore) -> IrreducibleLossStore:
         if (self.ids is None) != (other.ids is None) or (self.ids is None and len(self) != len(other)):
             raise ValueError(
                 f"stores without ids must hold the same examples to be merged, got {self.size} and {other.size}; give both "
@@ -205,10 +208,8 @@ class IrreducibleLossStore(LossTable):
             raise ValueError(
                 f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {some(ids[both].tolist())}"
             )
-        losses, meta = torch.where(torch.isnan(mine), theirs, mine), merged(self.meta, other.meta)
-        n = (meta.get("data") or {}).get("length")
-        whole = self.ids is None or (len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1)
-        return IrreducibleLossStore(losses, None if whole else ids, meta=meta)
+        losses = torch.where(torch.isnan(mine), theirs, mine)
+        return IrreducibleLossStore(losses, None if self.ids is None else ids, meta=merged(self.meta, other.meta))
 
     def belongs_to(self, data: Any) -> IrreducibleLossStore:
         """This store, for a dataset that holds the same examples in another form, such as under another transform.

@@ -94,7 +94,7 @@ class LossTable:
             IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
         """
         if not len(self):
-            return torch.full(index.shape, torch.nan, device=self.device)
+            return torch.full(index.shape, torch.nan, dtype=torch.float32, device=self.device)
         if self.ids is None and self.device.type == "cpu":
             try:
                 return self.losses.index_select(0, index)
