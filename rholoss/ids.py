@@ -38,6 +38,12 @@ def are_names(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (str, bytes))
 
 
+def array_of(values: Any) -> np.ndarray:
+    """Values as an array that a tensor may share; a column of a data frame is not to be written to, and is copied."""
+    array = np.asarray(values)
+    return array if array.flags.writeable else array.copy()
+
+
 def some(values: list[int], most: int = 5) -> str:
     """The first of some indices, and how many more there are, for a message."""
     return ", ".join(map(str, values[:most])) + (f" and {len(values) - most:,} more" if len(values) > most else "")
