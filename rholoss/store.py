@@ -15,6 +15,7 @@ from rholoss.making import Making
 from rholoss.predictions import losses_of_predictions
 from rholoss.progress import Progress
 from rholoss.provenance import merged, refuse_strangers
+from rholoss.report import Report, report_on
 from rholoss.scoring import Forward, Loss
 from rholoss.shards import in_memory, on_disk, rank
 from rholoss.table import LossTable
@@ -217,3 +218,17 @@ class IrreducibleLossStore(LossTable):
         twin = copy.copy(self)
         twin.meta = {**self.meta, "data": fingerprint(data)}
         return twin
+
+    def report(
+        self, labels: Any = None, *, classes: int | None = None, other: IrreducibleLossStore | None = None, top: int = 5
+    ) -> Report:
+        """Judge this store before it is trusted: print what it returns, or look at its numbers, or ``plot`` them.
+
+        Args:
+            labels: the label of each example, by index, shape (N,), integer, negative where it has none; or a dataset that shows
+                them, or a loader over it. None: nothing is said by class.
+            classes: C, where the loss is a cross-entropy; None for that of the models' outputs, or the highest label + 1.
+            other: a store of the same data, by a model that was fitted on another half: how far do they agree?
+            top: how many of the highest and of the lowest to name.
+        """
+        return report_on(self, labels, classes=classes, other=other, top=top)
