@@ -117,6 +117,8 @@ def _report_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--other", metavar="STORE", help="store by a model fitted on another half, to compare with")
     command.add_argument("--plot", metavar="FILE", help="image file to draw to")
     command.add_argument("--classes", type=int, metavar="C", help="number of classes, where the store does not say")
+    command.add_argument("--plain-accuracy", type=float, metavar="A", help="of the model in training, without selection")
+    command.add_argument("--validation-loss", type=float, metavar="L", help="of the fit of the irreducible-loss model")
     command.add_argument("--top", type=int, default=5, metavar="N", help="highest and lowest examples to name (default: 5)")
 
 
@@ -191,7 +193,8 @@ def report(options: argparse.Namespace) -> None:
     store = IrreducibleLossStore.load(options.store)
     other = None if options.other is None else IrreducibleLossStore.load(options.other)
     data = None if options.data is None else made(options.data, "--data")
-    found = store.report(data, classes=options.classes, other=other, top=options.top)
+    given = {name: getattr(options, name) for name in ("classes", "plain_accuracy", "validation_loss", "top")}
+    found = store.report(data, other=other, **given)
     if options.plot is not None:
         found.plot(options.plot)
     print(found)

@@ -12,12 +12,11 @@ MOST_CLASSES = 20  # that are drawn
 INK, FILL, MARK = "#31475e", "#9db9d3", "#c8553d"
 
 
-def draw(report: Any, edges: np.ndarray, path: str | os.PathLike[str] | None) -> Any:
+def draw(report: Any, path: str | os.PathLike[str] | None) -> Any:
     """Draw a report.
 
     Args:
         report: a ``rholoss.report.Report``.
-        edges: of its histogram, in nats.
         path: where to save the figure; None saves nothing.
 
     Returns:
@@ -27,7 +26,7 @@ def draw(report: Any, edges: np.ndarray, path: str | os.PathLike[str] | None) ->
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("a report is drawn with matplotlib, which is not installed; run: pip install 'rholoss[plot]'") from None
-    panels: list[Any] = [lambda axes: _distribution(axes, report, edges)]
+    panels: list[Any] = [lambda axes: _distribution(axes, report)]
     panels += [lambda axes: _classes(axes, report)] if report.by_class else []
     panels += [lambda axes: _calibration(axes, report)] if report.bins else []
     panels += [lambda axes: _two_stores(axes, report)] if report.pairs else []
@@ -42,23 +41,20 @@ def draw(report: Any, edges: np.ndarray, path: str | os.PathLike[str] | None) ->
     return figure
 
 
-def _distribution(axes: Any, report: Any, edges: np.ndarray) -> None:
+def _distribution(axes: Any, report: Any) -> None:
+    edges, line = report.edges, {"ymax": 0.84, "linewidth": 1.5}  # above that is the legend
     axes.stairs(report.histogram, edges, fill=True, color=FILL)
-    axes.set(xscale="log", title="Irreducible losses", xlabel="irreducible loss, nats", ylabel="examples")
-    used = np.flatnonzero(report.histogram)
-    low, high = (edges[used[0]], edges[used[-1] + 1]) if len(used) else (edges[0], edges[-1])
+    less = " (the first bar: and less)" if report.minimum < edges[0] else ""
+    axes.set(xscale="log", title="Irreducible losses", xlabel=f"irreducible loss, nats{less}", ylabel="examples")
     if report.classes:
         guess = math.log(report.classes)
-        high = max(high, 2 * guess)
-        axes.axvline(
-            guess, color=MARK, linewidth=1.5, label=f"log({report.classes}), a guess: {report.above_guess or 0:.1%} above"
-        )
-    axes.axvline(report.median, color=INK, linewidth=1.5, linestyle="--", label=f"median {report.median:.3g}")
-    axes.set_xlim(low, high)
-    if low == edges[0]:
-        axes.set_xlabel("irreducible loss, nats (the first bar: all below as well)")
-    axes.set_ylim(0, 1.25 * max(*report.histogram, 1))  # room for the legend
-    axes.legend(loc="upper left", frameon=False, fontsize="small")
+        axes.axvline(guess, color=MARK, label=f"log({report.classes}), a guess: {report.above_guess or 0:.1%} above", **line)
+    if report.known:
+        where = max(report.median, edges[0])
+        axes.axvline(where, color=INK, linestyle="--", label=f"median {report.median:.3g}", **line)
+    axes.set_ylim(0, 1.25 * max(*report.histogram, 1))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", frameon=False, fontsize="small")
 
 
 def _classes(axes: Any, report: Any) -> None:
@@ -70,7 +66,7 @@ def _classes(axes: Any, report: Any) -> None:
     axes.vlines(median, rows - 0.3, rows + 0.3, color=INK, linewidth=2.5)
     axes.set_yticks(rows, [str(each.label) for each in shown])
     axes.axvline(math.log(report.classes), color=MARK, linewidth=1.5)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(shown), 5) - 0.5, -0.5)
     axes.set_xlim(0, 1.05 * max(*high, math.log(report.classes)))
     axes.tick_params("y", labelsize=10 - 3 * (len(shown) > 12))
     of = f"the {len(shown)} worst of {len(report.by_class):,}" if len(shown) < len(report.by_class) else "the worst first"
@@ -85,7 +81,7 @@ def _calibration(axes: Any, report: Any) -> None:
     axes.set(
         title=f"Calibration: confidence {report.confidence:.3f}, accuracy {report.accuracy:.3f}", xlim=(0, 1.04), ylim=(0, 1.04)
     )
-    axes.set(xlabel="confidence (area: how many predictions)", ylabel="share whose label is the likeliest class", aspect="equal")
+    axes.set(xlabel="confidence (area: how many predictions)", ylabel="accuracy on these labels", aspect="equal")
 
 
 def _two_stores(axes: Any, report: Any) -> None:

@@ -24,7 +24,7 @@ from rholoss.verdict import Indicators, Verdict, judge
 from rholoss.wording import text_of
 
 PAIRS = 2_000  # points in a plot of two stores
-EDGES = np.geomspace(1e-4, 1e2, 121)  # of the histogram, in nats; what is beyond counts in the first or the last
+BARS = 80  # of the histogram
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Report(Indicators):
         lowest: (index, irreducible loss) of the lowest.
         in_common: examples that are known to this store and to the other one; None without one.
         verdict: what all this means.
-        histogram: how many irreducible losses, of those that were sorted, are between each two of ``rholoss.report.EDGES``.
+        histogram: how many irreducible losses, of those that were sorted, are between each two edges; lower ones are
+            in the first.
+        edges: of the histogram, in nats.
         pairs: irreducible losses here and in the other store, of a few examples.
     """
 
@@ -62,6 +64,7 @@ class Report(Indicators):
     lowest: tuple[tuple[int, float], ...]
     in_common: int | None
     histogram: tuple[int, ...] = field(repr=False)
+    edges: tuple[float, ...] = field(repr=False)
     pairs: tuple[tuple[float, float], ...] = field(repr=False)
 
     @property
@@ -80,18 +83,27 @@ class Report(Indicators):
         Raises:
             ImportError: matplotlib is missing; the message names the extra.
         """
-        return draw(self, EDGES, path)
+        return draw(self, path)
 
     def __str__(self) -> str:
         return text_of(self)
 
 
 def report_on(
-    store: LossTable, labels: Any = None, *, classes: int | None = None, other: LossTable | None = None, top: int = 5
+    store: LossTable,
+    labels: Any = None,
+    *,
+    classes: int | None = None,
+    other: LossTable | None = None,
+    validation_loss: float | None = None,
+    plain_accuracy: float | None = None,
+    top: int = 5,
 ) -> Report:
     """Judge a store; see ``IrreducibleLossStore.report``."""
     if classes is not None and (isinstance(classes, bool) or classes < 2):
         raise ValueError(f"classes must be how many there are, at least 2, or None, got {classes!r}")
+    if plain_accuracy is not None and not 0 <= plain_accuracy <= 1:
+        raise ValueError(f"plain_accuracy must be a share, in [0, 1], got {plain_accuracy!r}")
     by_index = None if labels is None else _labels(labels, store)
     tally = Tally(**store.meta["tally"]) if store.meta.get("tally") else Tally()
     C = classes or tally.classes or _classes(by_index)
@@ -100,6 +112,7 @@ def report_on(
     ordered = losses.double().sort().values.numpy()
     each = summary.by_class(found, summary.labels_at(by_index, index), losses) if by_index is not None and C else []
     bins, pairs = _bins(tally), None if other is None else _pairs(store, other, index, losses)
+    edges = _edges(found.minimum, found.maximum)
     predictions = sum(n for n, _, _ in bins)
     n, cross_fit = len(losses), store.meta.get("cross_fit")
     by = [model for fold in cross_fit["models"].values() for model in fold] if cross_fit else store.meta.get("models") or ()
@@ -118,6 +131,8 @@ def report_on(
         other=None if pairs is None else summary.spearman(*pairs),
         models=len(by),
         folds=cross_fit["folds"] if cross_fit else 0,
+        validation_loss=validation_loss,
+        plain_accuracy=plain_accuracy,
         minimum=found.minimum,
         maximum=found.maximum,
         quantiles=summary.quantiles(ordered, summary.QUANTILES) if n else (),
@@ -127,7 +142,8 @@ def report_on(
         highest=tuple(found.highest),
         lowest=tuple(found.lowest),
         in_common=None if pairs is None else len(pairs[0]),
-        histogram=tuple(np.histogram(ordered.clip(EDGES[0], EDGES[-1]), EDGES)[0].tolist()),
+        histogram=tuple(np.histogram(ordered.clip(min=edges[0]), edges)[0].tolist()),
+        edges=tuple(edges.tolist()),
         pairs=() if pairs is None else tuple(zip(*(side[:: len(side) // PAIRS + 1].tolist() for side in pairs), strict=True)),
     )
 
@@ -166,6 +182,12 @@ def _entropy(counts: Tensor) -> float | None:
     """Of classes with these counts, in nats; None without any."""
     share = counts[counts > 0].double() / counts.sum()
     return float(-(share * share.log()).sum()) if len(share) else None
+
+
+def _edges(minimum: float, maximum: float) -> np.ndarray:
+    """Edges of a histogram over at most five decades, shape (BARS + 1,), ascending."""
+    minimum, high = np.nan_to_num(minimum), maximum if maximum > 0 else 1.0
+    return np.append(np.geomspace(np.clip(minimum, high * 1e-5, high / 10), high, BARS + 1)[:-1], np.nextafter(high, np.inf))
 
 
 def _bins(tally: Tally) -> list[tuple[int, float, float]]:
