@@ -39,6 +39,7 @@ class Shards:
         self.stretches = making.stretches()
         mine = json.loads(json.dumps({**making.settings, "stretches": len(self.stretches)}))
         settings = os.path.join(path, SETTINGS)
+        self._is_new = not os.path.exists(path)
         os.makedirs(path, exist_ok=True)
         if not os.path.exists(settings):
             with written_whole(settings) as file:
@@ -57,7 +58,15 @@ class Shards:
         return [i for i in range(len(self.stretches)) if not os.path.exists(self._file(i))]
 
     def work(self, process: int, processes: int) -> None:
-        """Score this process's share of what is missing."""
+        """Score this process's share of what is missing. A lone process that fails in the first stretch takes away what it made."""
+        try:
+            self._work(process, processes)
+        except BaseException:
+            if self._is_new and processes == 1 and len(self.missing()) == len(self.stretches):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def _work(self, process: int, processes: int) -> None:
         missing = set(self.missing())
         for i, rows in enumerate(self.stretches):
             if i % processes != process:

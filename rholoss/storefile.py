@@ -61,6 +61,7 @@ def write_mapped(
     """
     path = os.fspath(path)
     header = _header(meta)
+    is_new = not os.path.exists(path)
     os.makedirs(path, exist_ok=True)
     old = set(os.listdir(path))
     partial = {name: os.path.join(path, f"{name}.{secrets.token_hex(8)}.partial") for name in _FIELDS}
@@ -91,6 +92,9 @@ def write_mapped(
         for name in partial.values():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
         raise
     for name in old - {MANIFEST, *names.values()}:  # of the store that was there
         if name.split("-")[0] in _FIELDS:
