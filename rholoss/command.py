@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with this_folder_first():
             options.run(options)
     except KeyboardInterrupt:
-        return _failed("stopped; " + (_how_to_go_on(options) if options.command == "score" else "nothing was written"), 130)
+        return _failed(f"stopped; {_how_to_go_on(options)}", 130)
     except Exception as error:
         if options.traceback:
             raise
@@ -233,7 +233,10 @@ def _ranks(distributed: bool) -> Iterator[None]:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
-    return f"what is done is kept in {options.out}.parts: run the same command again to go on"
+    parts = f"{options.out}.parts" if options.command == "score" else ""
+    if not os.path.exists(parts):
+        return "nothing was written"
+    return f"what is done is kept in {parts}: run the same command again to go on"
 
 
 def _failed(message: str, code: int) -> int:

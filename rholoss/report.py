@@ -152,6 +152,7 @@ def _labels(labels: Any, store: LossTable) -> Tensor | None:
     """The label of each example by index, shape (N,), integer; None where a dataset does not show them."""
     if isinstance(labels, (Tensor, Sequence)) or hasattr(labels, "__array__"):
         found = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels)).cpu()
+        found = found if found.numel() else found.long()  # an empty list has a floating dtype
         if found.ndim != 1 or found.is_floating_point() or found.is_complex():
             raise TypeError(
                 f"labels must be one whole number per example, shape (N,), got {found.dtype} of shape {tuple(found.shape)}; or "

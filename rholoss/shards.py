@@ -58,7 +58,7 @@ class Shards:
         return [i for i in range(len(self.stretches)) if not os.path.exists(self._file(i))]
 
     def work(self, process: int, processes: int) -> None:
-        """Score this process's share of what is missing. A lone process that fails in the first stretch takes away what it made."""
+        """Score this process's share of what is missing. A lone one that fails in its first stretch leaves nothing behind."""
         try:
             self._work(process, processes)
         except BaseException:
