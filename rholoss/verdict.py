@@ -114,8 +114,12 @@ def judge(of: Indicators) -> Verdict:
     return replace(found, sentences=tuple(_sentences(of, found)))
 
 
+def _knows_nothing(of: Indicators) -> bool:
+    return of.guess is not None and of.median >= KNOWS_NOTHING * of.guess
+
+
 def _weak(of: Indicators) -> bool | None:
-    if of.guess is not None and of.median >= KNOWS_NOTHING * of.guess:
+    if _knows_nothing(of):
         return True
     if of.accuracy is None or of.plain_accuracy is None:
         return None
@@ -152,6 +156,8 @@ def _sentences(of: Indicators, found: Verdict) -> Iterator[str]:
     if of.known < FEW:
         yield f"These are only {of.known:,} examples: every share here is rough."
     yield from _of_weakness(of, found)
+    if _knows_nothing(of):
+        return
     if found.unstable:
         yield (
             "The irreducible losses depend on the luck of the fit: two halves hardly agree. Take the mean of several models, and "
@@ -173,7 +179,7 @@ def _sentences(of: Indicators, found: Verdict) -> Iterator[str]:
 
 def _of_weakness(of: Indicators, found: Verdict) -> Iterator[str]:
     stronger = "Fit a stronger one, or on more data: cross_fit gives it all of the data."
-    if of.guess is not None and of.median >= KNOWS_NOTHING * of.guess:
+    if _knows_nothing(of):
         yield (
             f"The irreducible-loss model knows next to nothing: its median loss, {of.median:.2f}, is about that of a guess, "
             f"{of.guess:.2f}. {stronger}"

@@ -75,7 +75,7 @@ def _agreement(report: Any) -> str:
     elif report.in_common is not None:
         lines.append(f"  with the other store: not known, {report.in_common:,} examples in common, or all alike")
     if not lines:
-        return "Correlation: not known, as one model made the store and no other store was given"
+        return "Correlation: not known, as there are no two halves of models and no other store"
     return "\n".join(["Correlation", *lines])
 
 

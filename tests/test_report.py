@@ -392,6 +392,12 @@ class TestVerdict:
     def test_few_examples_are_said_to_be_few(self, known, rough):
         assert ("every share here is rough" in str(verdict(SOUND, known=known))) == rough
 
+    def test_of_a_model_that_knows_nothing_nothing_else_is_said(self):
+        found = verdict(DIRTY_LABELS, median=2.3)
+        assert found.helps == "no"
+        assert len(found.sentences) == 2
+        assert "its median loss, 2.30, is about that of a guess, 2.30" in str(found).replace("\n  ", " ")
+
     def test_frequent_classes_make_a_guess_easier(self):
         assert verdict(DIRTY_LABELS, label_entropy=0.95).weak
         assert verdict(DIRTY_LABELS, label_entropy=1.5).weak is None
@@ -420,6 +426,7 @@ class TestVerdict:
             ("10 % wrong, dirty holdout", 0, 0.94, 0.25, 0.123, 0.743, 0.766, 0.779, 0.9, "no"),
             ("10 % wrong, cross-fit", 2, 0.88, 0.23, 0.118, 0.768, 0.781, 0.779, 0.9, "with a gate"),
             ("all right, cross-fit", 2, 0.33, 0.01, 0.033, 0.894, 0.882, None, None, "yes"),
+            ("40 % wrong by hand, clean holdout", 0, 2.22, NAN, 0.343, 0.651, 0.442, None, 1.10, "yes"),
             ("40 % wrong by hand, cross-fit", 2, 1.72, 1.48, 0.245, 0.406, 0.430, None, None, "with a gate"),
             ("17 % wrong by hand, cross-fit", 2, 1.34, 0.96, 0.169, 0.554, 0.572, None, None, "with a gate"),
         ],
