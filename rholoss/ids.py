@@ -36,6 +36,14 @@ def are_names(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (str, bytes))
 
 
+def tensor_of(values: Any) -> Tensor:
+    """Values as a tensor that shares their memory; of an array that must not be written to, such as a mapped one, a copy."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
 def some(values: list[int], most: int = 5) -> str:
     """The first of some indices, and how many more there are, for a message."""
     return ", ".join(map(str, values[:most])) + (f" and {len(values) - most:,} more" if len(values) > most else "")
