@@ -148,12 +148,11 @@ def report_on(
     )
 
 
-def _labels(labels: Any, store: LossTable) -> Tensor | None:
+def _labels(labels: Any, store: LossTable) -> np.ndarray | None:
     """The label of each example by index, shape (N,), integer; None where a dataset does not show them."""
     if isinstance(labels, (Tensor, Sequence)) or hasattr(labels, "__array__"):
-        found = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels)).cpu()
-        found = found if found.numel() else found.long()  # an empty list has a floating dtype
-        if found.ndim != 1 or found.is_floating_point() or found.is_complex():
+        found = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
             raise TypeError(
                 f"labels must be one whole number per example, shape (N,), got {found.dtype} of shape {tuple(found.shape)}; or "
                 "pass a dataset that shows them"
@@ -167,13 +166,13 @@ def _labels(labels: Any, store: LossTable) -> Tensor | None:
         how = difference(store.meta["data"], now) if store.meta.get("data") else None
         if how:
             raise ValueError(f"this store was made from other data than these: {how}; pass the data that it was made from")
-        found = shown
+        found = shown.cpu().numpy()
     if store.ids is None and len(found) != len(store):
         raise ValueError(f"expected the label of each of {len(store):,} examples, got {len(found):,}")
     return found
 
 
-def _classes(labels: Tensor | None) -> int | None:
+def _classes(labels: np.ndarray | None) -> int | None:
     """C, from labels alone; None where they do not tell two classes apart."""
     highest = int(labels.max()) if labels is not None and len(labels) else 0
     return highest + 1 if highest else None

@@ -55,7 +55,7 @@ class Summary:
         labelled_above: how many of each class are above the guess, shape (C,), int64.
     """
 
-    def __init__(self, store: LossTable, labels: Tensor | None, classes: int | None, guess: float | None, top: int) -> None:
+    def __init__(self, store: LossTable, labels: np.ndarray | None, classes: int | None, guess: float | None, top: int) -> None:
         self.known = self.above = 0
         self.total = 0.0
         self.minimum = self.maximum = math.nan
@@ -120,7 +120,7 @@ def first_largest(values: Tensor, k: int) -> Tensor:
     return where[values[where].sort(descending=True, stable=True).indices[:k]]
 
 
-def labels_at(labels: Tensor, index: Tensor) -> Tensor:
+def labels_at(labels: np.ndarray, index: Tensor) -> Tensor:
     """The labels of some examples, int64."""
     low, high = (int(index.min()), int(index.max())) if len(index) else (0, -1)
     if low < 0 or high >= len(labels):
@@ -128,7 +128,7 @@ def labels_at(labels: Tensor, index: Tensor) -> Tensor:
             f"labels must be by index, for indices from {low} to {high}, got {len(labels):,} labels; if they are in the order of "
             "store.ids, judge rholoss.IrreducibleLossStore(store.losses, meta=store.meta)"
         )
-    return labels[index].long()
+    return torch.from_numpy(labels[index.numpy()].astype(np.int64))
 
 
 def refuse_too_large(labels: Tensor, index: Tensor, classes: int) -> None:
