@@ -14,9 +14,10 @@ Holdout = Literal["cleaner", "as noisy", "overconfident", "surer", "less sure", 
 # From the study of docs/pages/dirty_holdout.md: Fashion-MNIST with 0, 10 and 30 % wrong labels, CIFAR-10 with human ones.
 DIRTY = 0.10  # share above log(C) from which there is something to gate; it was 12 to 33 % where labels were wrong
 CLEAN = 0.05  # share above log(C) below which there is nothing to gate; it was 3 % where all labels were right
-SURER = 0.08  # confidence less accuracy from which models are surer than the labels bear out; clean holdouts had 0.09 and 0.26
-ALIKE = 0.05  # and up to which, either way, they are as sure; holdouts as dirty as the training data had -0.05 to -0.01
-CLEANER = 1.3  # mean irreducible loss, in validation losses, from which being surer comes from a cleaner holdout
+SURER = 0.08  # confidence less accuracy from which models are surer than the labels bear out, and below minus which less sure;
+# clean holdouts had 0.09 to 0.27
+ALIKE = 0.05  # and up to which they are as sure; fitted on labels as dirty as the scored ones they had -0.05 to 0.00
+CLEANER = 1.3  # mean irreducible loss, in validation losses, from which being surer comes of a cleaner holdout: that had 2 to 10
 WEAKER = 0.005  # accuracy behind plain training from which selection ends below it; it lost at 0.008 behind, and won when level
 # Not from that study, where no case came near: a median of 0.7 of a guess's loss at most, a correlation of 0.92 at least.
 KNOWS_NOTHING = 0.9  # median irreducible loss, as a share of a guess's loss
@@ -130,7 +131,7 @@ def _holdout(of: Indicators) -> Holdout:
     if of.gap is None or of.above_guess is None or of.above_guess < CLEAN or ALIKE <= of.gap < SURER:
         return "unknown"
     if of.gap < ALIKE:
-        return "as noisy" if of.gap > -ALIKE else "less sure"
+        return "as noisy" if of.gap > -SURER else "less sure"
     if of.validation_loss is None:
         return "surer"
     return "cleaner" if of.mean >= CLEANER * of.validation_loss else "overconfident"

@@ -359,7 +359,7 @@ class TestVerdict:
             ({"above_guess": (CLEAN - 1e-6, CLEAN)}, "holdout", "unknown", "as noisy"),
             ({"confidence": (0.6 + SURER - 1e-6, 0.6 + SURER + 1e-9)}, "holdout", "unknown", "surer"),
             ({"confidence": (0.6 + ALIKE - 1e-6, 0.6 + ALIKE + 1e-9)}, "holdout", "as noisy", "unknown"),
-            ({"confidence": (0.6 - ALIKE - 1e-9, 0.6 - ALIKE + 1e-6)}, "holdout", "less sure", "as noisy"),
+            ({"confidence": (0.6 - SURER - 1e-9, 0.6 - SURER + 1e-6)}, "holdout", "less sure", "as noisy"),
             ({"median": (KNOWS_NOTHING * math.log(10) - 1e-6, KNOWS_NOTHING * math.log(10))}, "weak", None, True),
             ({"median": (KNOWS_NOTHING * math.log(10) - 1e-6, KNOWS_NOTHING * math.log(10))}, "helps", "with a gate", "no"),
             ({"plain_accuracy": (0.6 + WEAKER - 1e-6, 0.6 + WEAKER + 1e-9)}, "weak", False, True),
