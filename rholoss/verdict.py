@@ -170,8 +170,8 @@ def _sentences(of: Indicators, found: Verdict) -> Iterator[str]:
     if found.dirty is False:
         yield f"Only {of.above_guess:.1%} of the labels are less likely to it than a guess: there is nothing to gate out."
         return
-    much = "enough for a gate to pay" if found.dirty else "few enough that a gate will change little, and do no harm"
-    yield f"{of.above_guess:.1%} of the labels are less likely to it than a guess, wrong or beyond it: {much}."
+    much = "" if found.dirty else ", few enough that a gate will change little, and do no harm"
+    yield f"{of.above_guess:.1%} of the labels are less likely to it than a guess: they are wrong, or beyond it{much}."
     yield HOLDOUT[found.holdout]
     if found.holdout in GATED:
         make = "" if of.folds else "Score all of the data with cross_fit instead of holding some of it out, and gate: "
