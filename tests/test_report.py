@@ -341,7 +341,7 @@ class TestVerdict:
     def test_a_cross_fit_of_dirty_data_wants_a_gate(self):
         found = verdict(DIRTY_LABELS)
         assert (found.helps, found.dirty, found.holdout, found.weak) == ("with a gate", True, "as noisy", None)
-        assert "max_irreducible_loss=math.log(10)" in str(found)
+        assert "max_irreducible_loss=math.log(10), bounded=True)" in str(found)
         assert "cross_fit instead" not in str(found)
 
     def test_a_holdout_as_dirty_wants_a_cross_fit_and_a_gate(self):
