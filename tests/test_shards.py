@@ -213,7 +213,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize("content", [b"", b"[]", b'{"data": ', b"\xff\xfe", b"5"])
     def test_settings_are_refused_by_name(self, tmp_path, short, net, data, content):
-        killed_after(1, tmp_path / "il", net, data)
+        killed_after(1, tmp_path / "il", net, data, batch_size=8)
         (tmp_path / "il.parts" / "scoring.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"il\.parts.scoring\.json is damaged .*; delete its folder to begin anew"):
             IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")
