@@ -303,7 +303,7 @@ class TestFile:
         with pytest.raises(ValueError, match="il.pt is not a store that can be read .*it has no header"):
             IrreducibleLossStore.load(tmp_path / "il.pt")
         np.save(tmp_path / "il.npy", np.zeros(3, np.float32))
-        with pytest.raises(ValueError, match="il.npy is not a store that can be read .*it has no header"):
+        with pytest.raises(ValueError, match="il.npy is not a store that can be read .*it is no .npz file"):
             IrreducibleLossStore.load(tmp_path / "il.npy")
 
     @pytest.mark.parametrize(
