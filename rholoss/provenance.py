@@ -50,7 +50,9 @@ def merged(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 def validation_loss_of(meta: Mapping[str, Any]) -> float | None:
     """The mean validation loss of the fits that made a store, in nats; None where it does not say."""
-    losses: list[Any] = list(meta["cross_fit"]["validation_loss"].values()) if "cross_fit" in meta else [meta.get("validation_loss")]
+    losses: list[Any] = (
+        list(meta["cross_fit"]["validation_loss"].values()) if "cross_fit" in meta else [meta.get("validation_loss")]
+    )
     return None if None in losses else sum(losses) / len(losses)
 
 
