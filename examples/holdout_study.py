@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -79,13 +80,14 @@ MAKINGS = {
     "clean holdout": replace(HOLDOUT, labels="true"),
     "dirty holdout": HOLDOUT,
     "cross-fit": CROSS,
-    "cross-fit, 1 model a fold": replace(CROSS, models=1),
-    "cross-fit, 4 models a fold": replace(CROSS, models=4),
-    "cross-fit, 5 folds, 1 model each": replace(CROSS, folds=5, models=1),
-    "cross-fit, no dropout": replace(CROSS, dropout=0.0),
-    "cross-fit, label smoothing 0.1": replace(CROSS, smoothing=0.1),
-    "cross-fit, last weights of 20 epochs, no dropout": replace(CROSS, models=1, dropout=0.0, last_weights=True, epochs=20),
-    "cross-fit, linear model": replace(CROSS, hidden=0),
+    "cross-fit, 1 model": replace(CROSS, models=1),
+    "cross-fit, 4 models": replace(CROSS, models=4),
+    "cross-fit, 1 model, 5 folds": replace(CROSS, folds=5, models=1),
+    "cross-fit, 1 model, no dropout": replace(CROSS, models=1, dropout=0.0),
+    "cross-fit, 1 model, label smoothing 0.1": replace(CROSS, models=1, smoothing=0.1),
+    "cross-fit, 1 model, no dropout, last weights of 20 epochs": replace(
+        CROSS, models=1, dropout=0.0, last_weights=True, epochs=20
+    ),
     "cross-fit, temperature 0.5": replace(CROSS, temperature=0.5),
     "weak: linear, 1 % as holdout": replace(HOLDOUT, hidden=0, holdout=0.01, epochs=3),
 }
@@ -111,16 +113,11 @@ MORE |= {
     "weak: linear, 1 % as holdout": Variant("weak: linear, 1 % as holdout"),
     "weak: linear, 1 % as holdout, gate": Variant("weak: linear, 1 % as holdout", gate=GUESS),
 }
-ONLY_NOISIEST = (
-    "dirty holdout, gate",
-    "cross-fit, bounded",
-    "cross-fit, gate, bounded, lr 3e-4",
-    "cross-fit, gate, no selection",
-)
+EVERYWHERE = ("uniform", "uniform, lr 3e-4", "dirty holdout", "cross-fit", "cross-fit, gate", "cross-fit, gate, lr 3e-4")
 CELLS = [("Fashion-MNIST", noise) for noise in ("0", "0.1", "0.3")] + [
     ("CIFAR-10", which) for which in ("aggre", "random1", "worse")
 ]
-NOISIEST = [("Fashion-MNIST", "0.3"), ("CIFAR-10", "worse")]  # these have all rows, and those of MORE too
+NOISIEST = [("Fashion-MNIST", "0.3"), ("CIFAR-10", "worse")]  # these have all rows, and those of MORE too; the others EVERYWHERE
 
 
 @dataclass
@@ -178,14 +175,17 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.O
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
 
 
-def fit(part: Part, making: Making, seed: int, kept: str) -> tuple[list[nn.Module], float]:
+def fit(part: Part, making: Making, seed: int, kept: str) -> tuple[list[nn.Module], list[dict[str, float]]]:
     """Fit the models of an ensemble on a part of the data, a tenth of which is for validation: as dirty as the rest.
 
-    A model that an earlier ensemble had as well is read from where it was kept, with the seconds that it took.
+    A model that an earlier ensemble had as well is read from where it was kept.
+
+    Returns:
+        The models, and of each the seconds that it took and its loss on the validation part.
     """
     training, validation, _ = split(part, holdout=0.1, validation=0, seed=seed)
     smoothed = nn.CrossEntropyLoss(reduction="none", label_smoothing=making.smoothing)
-    models, seconds = [], 0.0
+    models, notes = [], []
     for number in range(making.models):
         torch.manual_seed(1000 * seed + number)
         model = network(part.dataset.tensors[0].shape[1], making.hidden, making.dropout)
@@ -198,12 +198,15 @@ def fit(part: Part, making: Making, seed: int, kept: str) -> tuple[list[nn.Modul
             else:
                 settings = {"epochs": making.epochs, "patience": making.patience, "batch_size": 256, "seed": 1000 * seed + number}
                 fit_irreducible_model(model, training, validation, loss=smoothed, progress=False, **settings)
-            torch.save({"weights": model.state_dict(), "seconds": time.process_time() - began}, path)
+            took = time.process_time() - began
+            x, y = (tensor[validation.indices] for tensor in part.dataset.tensors)
+            loss = F.cross_entropy(logits_of(model, x), y).item()
+            torch.save({"weights": model.state_dict(), "notes": {"seconds": took, "validation_loss": loss}}, path)
         state = torch.load(path)
         model.load_state_dict(state["weights"])
         models.append(model)
-        seconds += state["seconds"]
-    return models, seconds
+        notes.append(state["notes"])
+    return models, notes
 
 
 def train_to_the_end(model: nn.Module, data: Part, epochs: int) -> None:
@@ -218,14 +221,14 @@ def train_to_the_end(model: nn.Module, data: Part, epochs: int) -> None:
 
 def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
     """Irreducible losses of every example that has one: all of them, or all but the holdout."""
-    seconds = []
+    numbers, notes = itertools.count(10 * task.seed), []
 
     def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return model(batch[0]) / making.temperature, batch[1]
 
     def models_for(part: Part) -> list[nn.Module]:
-        models, took = fit(part, making, 10 * task.seed + len(seconds), kept)
-        seconds.append(took)
+        models, about = fit(part, making, next(numbers), kept)
+        notes.extend(about)
         return models
 
     options = {"forward": forward, "batch_size": 1000, "progress": False}
@@ -236,7 +239,8 @@ def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
         labels = task.data.true if making.labels == "true" else task.data.given
         models = models_for(Part(TensorDataset(task.data.x, labels), held.indices))
         store = IrreducibleLossStore.from_model(models, rest, **options)
-    store.meta["seconds"] = sum(seconds)
+    store.meta["seconds"] = sum(note["seconds"] for note in notes)
+    store.meta["validation_loss"] = statistics.fmean(note["validation_loss"] for note in notes)
     return store
 
 
@@ -250,11 +254,11 @@ def kept_store(task: Task, name: str, cell: str, work: Path) -> IrreducibleLossS
 
 
 def indicators(store: IrreducibleLossStore) -> dict[str, float]:
-    """What can be said of irreducible losses without knowing which labels are wrong."""
+    """What can be said of irreducible losses without knowing which labels are wrong. ``mean`` is of the data that they score."""
     losses = store.losses.double()
     found = {
         "mean": losses.mean().item(),
-        "median": losses.median().item(),
+        "validation_loss": store.meta["validation_loss"],
         "worse_than_a_guess": (losses > GUESS).double().mean().item(),
     }
     tally = store.meta.get("tally")
@@ -339,7 +343,7 @@ def run(options: argparse.Namespace) -> None:
         for data, noise in CELLS:
             if data in options.data and (not options.noise or noise in options.noise):
                 noisiest = (data, noise) in NOISIEST
-                rows = {name: MAIN[name] for name in MAIN if "main" in options.rows and (noisiest or name not in ONLY_NOISIEST)}
+                rows = {name: MAIN[name] for name in MAIN if "main" in options.rows and (noisiest or name in EVERYWHERE)}
                 rows |= MORE if "more" in options.rows and noisiest else {}
                 wanted = {name: variant for name, variant in rows.items() if not options.only or name in options.only}
                 missing = [name for name in wanted if (data, noise, seed, name) not in done]
@@ -388,20 +392,23 @@ Cell = tuple[str, str]
 
 
 class Results:
-    """The lines of a results file, by cell and variant. A target is the best accuracy of uniform at the same seed."""
+    """The lines of a results file, by cell and variant.
 
-    def __init__(self, lines: list[dict[str, Any]]) -> None:
+    Args:
+        lines: the lines.
+        bar: the variant whose best accuracy, at the same seed, is the target.
+    """
+
+    def __init__(self, lines: list[dict[str, Any]], bar: str = "uniform") -> None:
         self.lines = lines
+        self.bar = bar
         self.cells = [cell for cell in CELLS if any((line["data"], line["noise"]) == cell for line in lines)]
-        self.targets = {
-            (line["data"], line["noise"], line["seed"]): max(line["accuracy"]) for line in lines if line["variant"] == "uniform"
-        }
-        self.uniform = {(line["data"], line["noise"], line["seed"]): line for line in lines if line["variant"] == "uniform"}
+        self.uniform = {self.key(line): line for line in lines if line["variant"] == bar}
 
     def of(self, cell: Cell, variant: str) -> list[dict[str, Any]]:
-        """One variant's lines in a cell, of seeds that uniform has as well."""
+        """One variant's lines in a cell, of seeds that the bar has as well."""
         found = [line for line in self.lines if (line["data"], line["noise"], line["variant"]) == (*cell, variant)]
-        return sorted((line for line in found if self.key(line) in self.targets), key=lambda line: line["seed"])
+        return sorted((line for line in found if self.key(line) in self.uniform), key=lambda line: line["seed"])
 
     def variants(self, cell: Cell, among: Iterable[str]) -> list[str]:
         return [variant for variant in among if self.of(cell, variant)]
@@ -412,7 +419,7 @@ class Results:
 
     def steps(self, line: dict[str, Any]) -> float:
         """Steps to the target; infinite where it is not reached."""
-        every, target = line["evaluate_every"], self.targets[self.key(line)]
+        every, target = line["evaluate_every"], max(self.uniform[self.key(line)]["accuracy"])
         return next((every * (i + 1) for i, accuracy in enumerate(line["accuracy"]) if accuracy >= target), math.inf)
 
     def fewer(self, line: dict[str, Any]) -> float:
@@ -428,13 +435,13 @@ class Results:
         return 100 * (at_end(line) - at_end(self.uniform[self.key(line)]))
 
 
-def at_end(line: dict[str, Any], steps: int | None = None) -> float:
-    """Mean accuracy over the last five evaluations of a run, or of its first steps: one evaluation alone is noisy."""
-    accuracy = line["accuracy"][: None if steps is None else steps // line["evaluate_every"]][-5:]
-    return statistics.fmean(accuracy)
+def at_end(line: dict[str, Any]) -> float:
+    """Mean accuracy over the last five evaluations of a run: one evaluation alone is noisy."""
+    return statistics.fmean(line["accuracy"][-5:])
 
 
 def show(value: float, form: str) -> str:
+    """A number, or "never" where there is none."""
     return "never" if math.isinf(value) else format(value, form)
 
 
@@ -451,52 +458,49 @@ def spread(values: Iterable[float], form: str) -> str:
 
 def cell_table(results: Results, cell: Cell, among: Iterable[str]) -> list[str]:
     """What each variant needed and reached in a cell."""
-    first = next((line["steps"] for line in results.lines if line["variant"] != "uniform"), None)
-    head = [
-        "",
-        "steps to uniform's best",
-        "fewer steps, times",
-        "scored until then",
-        "seconds until then",
-        "with making the losses",
-    ]
-    head += ["best, %", "at the end, %", "wrong among selected, %"]
-    rows = [head]
+    head = ["", "steps to uniform's best", "times fewer", "scored until then", "seconds until then", "with making the losses"]
+    rows = [[*head, "best, %", "at the end, %", "wrong among selected, %"]]
     for name in results.variants(cell, among):
         lines = results.of(cell, name)
         until = [results.per_step(line, "seconds") for line in lines]
         making = [line.get("irreducible_seconds", 0.0) for line in lines]
-        wrong = [100 * statistics.fmean(line["wrong"]) for line in lines]
-        end = spread([100 * at_end(line) for line in lines], ".1f")
-        if lines[0]["steps"] != first and first:
-            end += f"; after {first:,}: " + median([100 * at_end(line, first) for line in lines], ".1f")
         row = [name, spread([results.steps(line) for line in lines], ",.0f"), spread(map(results.fewer, lines), ".1f")]
         row += [
             median([results.per_step(line, "scored") if line["scored"] else 0 for line in lines], ",.0f"),
             median(until, ".1f"),
         ]
-        row += [median([a + b for a, b in zip(until, making, strict=True)], ".1f")]
-        rows.append([*row, spread([100 * max(line["accuracy"]) for line in lines], ".1f"), end, spread(wrong, ".1f")])
+        row.append(median([a + b for a, b in zip(until, making, strict=True)], ".1f"))
+        row += [
+            spread([100 * max(line["accuracy"]) for line in lines], ".1f"),
+            spread([100 * at_end(line) for line in lines], ".1f"),
+        ]
+        rows.append([*row, spread([100 * statistics.fmean(line["wrong"]) for line in lines], ".1f")])
     return markdown(rows)
 
 
 def overview(results: Results) -> list[str]:
-    """Every main variant in every cell: how many times fewer steps, and points above uniform at the end."""
+    """Every main variant in every cell: how many times fewer steps, and points above the bar at the end."""
     rows = [["", *(f"{data}, {title(noise)}" for data, noise in results.cells)]]
     for name in MAIN:
         lines = [results.of(cell, name) for cell in results.cells]
-        cells = [
-            f"{median(map(results.fewer, at), '.1f')}; {median(map(results.gain, at), '+.1f')}" if at else "" for at in lines
-        ]
-        if name != "uniform":
-            rows.append([name, *cells])
+        if name != results.bar and any(lines):
+            rows.append([name, *(outcome(results, at) for at in lines)])
     return markdown(rows)
+
+
+def outcome(results: Results, lines: list[dict[str, Any]]) -> str:
+    """Times fewer steps, and points at the end, in short."""
+    if not lines:
+        return ""
+    fewer = statistics.median(map(results.fewer, lines))
+    return f"{f'{fewer:.1f} x' if fewer else 'never'}; {median(map(results.gain, lines), '+.1f')}"
 
 
 def indicator_table(results: Results) -> list[str]:
     """What the irreducible losses show by themselves, beside how selection by them went."""
     names = ["worse_than_a_guess", "accuracy", "confidence_minus_accuracy", "agreement"]
-    head = ["", "irreducible losses", "worse than a guess, %", "accuracy on given labels, %", "confidence - accuracy, points"]
+    head = ["", "irreducible losses", "mean, nats", "in validation, nats", "worse than a guess, %", "accuracy on given labels, %"]
+    head += ["confidence - accuracy, points"]
     head += [
         "agreement of the halves",
         "wrong labels, %",
@@ -511,18 +515,14 @@ def indicator_table(results: Results) -> list[str]:
             lines = plain or gated
             if not lines or names[-1] not in lines[0]["indicators"]:
                 continue
-            found = {name: statistics.median([line["indicators"][name] for line in lines]) for name in names}
-            row = [
-                f"{cell[0]}, {title(cell[1])}",
-                making,
+            found = {name: statistics.median([line["indicators"][name] for line in lines]) for name in lines[0]["indicators"]}
+            row = [f"{cell[0]}, {title(cell[1])}", making, *(f"{found[name]:.2f}" for name in ("mean", "validation_loss"))]
+            row += [
                 *(f"{100 * found[name]:.1f}" for name in names[:3]),
                 f"{found[names[3]]:.2f}",
+                f"{100 * lines[0]['rate']:.0f}",
             ]
-            row.append(f"{100 * lines[0]['rate']:.0f}")
-            row += [
-                f"{median(map(results.fewer, some), '.1f')}; {median(map(results.gain, some), '+.1f')}" if some else ""
-                for some in (plain, gated)
-            ]
+            row += [outcome(results, some) for some in (plain, gated)]
             wrong = [median([100 * statistics.fmean(line["wrong"]) for line in some], ".0f") for some in (plain, gated) if some]
             rows.append([*row, ", ".join(wrong)])
     return markdown(rows)
@@ -539,17 +539,20 @@ def markdown(rows: list[list[str]]) -> list[str]:
 def tables(lines: list[dict[str, Any]]) -> str:
     """All tables as text."""
     results = Results(lines)
-    seeds = len({line["seed"] for line in lines})
-    text = [f"Medians over {seeds} seeds, lowest and highest in brackets.", ""]
-    text += ["## Overview: times fewer steps to uniform's best accuracy (0.0: never); points above uniform at the end", ""]
-    text += [*overview(results), ""]
+    text = ["Medians over the seeds, lowest and highest in brackets."]
+    for bar in (name for name in MAIN if name.startswith("uniform")):
+        against = Results(lines, bar)
+        if against.uniform:
+            text += ["", f'## Overview: times fewer steps to the best accuracy of "{bar}"; points above it at the end', ""]
+            text += overview(against)
     for cell in results.cells:
-        rate = next(line["rate"] for line in lines if (line["data"], line["noise"]) == cell)
-        text += [f"## {cell[0]}, {title(cell[1])} ({100 * rate:.1f} % of the labels are wrong)", ""]
-        text += [*cell_table(results, cell, MAIN), ""]
+        at = [line for line in lines if (line["data"], line["noise"]) == cell]
+        seeds = len({line["seed"] for line in at})
+        text += ["", f"## {cell[0]}, {title(cell[1])}: {100 * at[0]['rate']:.1f} % of the labels are wrong; {seeds} seeds", ""]
+        text += cell_table(results, cell, MAIN)
         if results.variants(cell, MORE):
-            text += ["### Other irreducible-loss models and gates", "", *cell_table(results, cell, MORE), ""]
-    text += ["## What the irreducible losses show by themselves", "", *indicator_table(results)]
+            text += ["", "### Other irreducible-loss models and gates", "", *cell_table(results, cell, MORE)]
+    text += ["", "## What the irreducible losses show by themselves", "", *indicator_table(results)]
     return "\n".join(text)
 
 
