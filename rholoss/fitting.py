@@ -98,8 +98,8 @@ def fit_irreducible_model(
         patience: stop after as many epochs without a lower validation loss; None never stops early.
         optimizer: of the parameters makes the optimizer; None for AdamW with a learning rate of 1e-3 and a weight decay of 0.01,
             the authors' choice.
-        batch_size: examples in a training batch; None for the loader's own, or 32 for a dataset. A last one that is short is left
-            out.
+        batch_size: examples in a training batch; None for the loader's own, or 32 for a dataset. A last one of a single example
+            is left out.
         forward: ``(model, batch) -> (outputs, targets)``; the one that the selector is given.
         loss: ``(outputs, targets) -> (n,)``; the one that the selector is given.
         seed: of the order, of dropout and of augmentation.
@@ -144,7 +144,7 @@ def fit_irreducible_model(
 def _refuse_overlap(holdout: Any, validation: Any) -> None:
     """Raise a ValueError where validation examples are in the holdout: by index in one dataset, else by content."""
     one, other = dataset_of(holdout), dataset_of(validation)
-    if not (hasattr(one, "__len__") and hasattr(other, "__len__")):
+    if not all(hasattr(data, "__getitem__") and hasattr(data, "__len__") for data in (one, other)):
         return
     shared, n = in_common(one, other), len(other)
     how = "indices"

@@ -39,6 +39,14 @@ def forked_rng(device: torch.device | None = None, seed: int | None = None) -> I
             module.set_rng_state(accelerator, *where)
 
 
+def derived_seed(*parts: int | str) -> int:
+    """A seed made of numbers and words: another for each combination, the same in every process.
+
+    What is drawn from it has nothing to do with what the user draws from the bare numbers.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "little")
+
+
 @contextmanager
 def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
     """Run a block from a seed made of some numbers, for PyTorch, NumPy and Python alike, then put all generators back.
@@ -47,7 +55,7 @@ def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
         *parts: whole numbers; each combination is a seed of its own, the same in every process.
         device: an accelerator whose generator may be used in the block.
     """
-    seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "little")
+    seed = derived_seed(*parts)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         random.seed(seed)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from rholoss.guest import derived_seed
+
 
 class Part(Dataset[Any]):
     """Some examples of a dataset. Their indices, in selections and in stores, are those that they have in that dataset.
@@ -113,7 +115,8 @@ def mixed(n: int, labels: Any, seed: int) -> Tensor:
 
     Any stretch of it thus holds the labels in their proportions, to within one example each.
     """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(derived_seed("parts", seed))
+    order = torch.randperm(n, generator=generator)
     if labels is None:
         return order
     labels = torch.as_tensor(np.asarray(labels))
@@ -123,7 +126,8 @@ def mixed(n: int, labels: Any, seed: int) -> Tensor:
     by_kind = torch.argsort(kind, stable=True)
     firsts = counts.cumsum(0) - counts
     rank = torch.empty(n, dtype=torch.float64)
-    rank[by_kind] = (torch.arange(n) - firsts[kind[by_kind]] + 0.5).double() / counts[kind[by_kind]]
+    offset = torch.rand(len(counts), dtype=torch.float64, generator=generator)  # else a single one would always be in the middle
+    rank[by_kind] = (torch.arange(n) - firsts[kind[by_kind]] + offset[kind[by_kind]]) / counts[kind[by_kind]]
     return order[torch.argsort(rank, stable=True)]
 
 

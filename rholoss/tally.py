@@ -28,6 +28,8 @@ class Tally:
 
     def count(self, confidence: np.ndarray, right: np.ndarray) -> None:
         """Count predictions: the probability of the likeliest class, and whether it is the label."""
+        known = np.isfinite(confidence)
+        confidence, right = confidence[known], right[known]
         where = np.minimum((confidence * BINS).astype(int), BINS - 1)
         columns = np.stack([np.ones_like(confidence), right, np.round(confidence * 1e6)], 1).astype(np.int64)
         np.add.at(self.bins, where, columns)

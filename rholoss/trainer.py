@@ -207,8 +207,8 @@ def training(model: nn.Module) -> Iterator[None]:
 def _batches(holdout: Any, loader: Any) -> Iterable[Any]:
     """An epoch's batches.
 
-    A loader that draws every example once does so in an order of the global generator, without a short last batch, which
-    BatchNorm could not train on.
+    A loader that draws every example once does so in an order of the global generator, without a last batch of one example,
+    which BatchNorm could not train on.
     """
     if isinstance(holdout, IndexedBatches):
         return (indexed.batch for indexed in holdout)
@@ -219,8 +219,10 @@ def _batches(holdout: Any, loader: Any) -> Iterable[Any]:
         or getattr(sampler, "replacement", False)
     ):
         return loader
+    if not len(loader.dataset):
+        return []
     size, n = loader.batch_size or loader.batch_sampler.batch_size, len(loader.dataset)
-    return altered(loader, batch_sampler=BatchSampler(RandomSampler(range(n)), size, drop_last=n >= size), generator=None)
+    return altered(loader, batch_sampler=BatchSampler(RandomSampler(range(n)), size, drop_last=n % size == 1 < n), generator=None)
 
 
 def _digest_of_part(data: Any) -> str | None:
