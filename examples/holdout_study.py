@@ -221,7 +221,7 @@ def train_to_the_end(model: nn.Module, data: Part, epochs: int) -> None:
 
 def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
     """Irreducible losses of every example that has one: all of them, or all but the holdout."""
-    numbers, notes = itertools.count(10 * task.seed), []
+    numbers, notes, accuracy = itertools.count(10 * task.seed), [], []
 
     def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return model(batch[0]) / making.temperature, batch[1]
@@ -229,6 +229,9 @@ def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
     def models_for(part: Part) -> list[nn.Module]:
         models, about = fit(part, making, next(numbers), kept)
         notes.extend(about)
+        accuracy.append(
+            test_accuracy(task, torch.stack([logits_of(model, task.data.x_test).softmax(1) for model in models]).mean(0))
+        )
         return models
 
     options = {"forward": forward, "batch_size": 1000, "progress": False}
@@ -240,6 +243,7 @@ def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
         models = models_for(Part(TensorDataset(task.data.x, labels), held.indices))
         store = IrreducibleLossStore.from_model(models, rest, **options)
     store.meta["seconds"] = sum(note["seconds"] for note in notes)
+    store.meta["test_accuracy"] = statistics.fmean(accuracy)
     store.meta["validation_loss"] = statistics.fmean(note["validation_loss"] for note in notes)
     return store
 
@@ -282,6 +286,10 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
+def test_accuracy(task: Task, scores: Tensor) -> float:
+    return (scores.argmax(1) == task.data.y_test).double().mean().item()
+
+
 def train(task: Task, variant: Variant, store: IrreducibleLossStore | None, options: argparse.Namespace) -> dict[str, Any]:
     """Train the network one way. Seconds are of selecting and training, without evaluation: processor time on one core."""
     torch.manual_seed(task.seed)
@@ -311,8 +319,7 @@ def train(task: Task, variant: Variant, store: IrreducibleLossStore | None, opti
             trained += len(x)
             if selector.step % options.evaluate_every == 0:
                 seconds += time.process_time() - began
-                right = logits_of(model, task.data.x_test).argmax(1) == task.data.y_test
-                record["accuracy"].append(round(right.double().mean().item(), 4))
+                record["accuracy"].append(round(test_accuracy(task, logits_of(model, task.data.x_test)), 4))
                 record["wrong"].append(round(wrong / trained, 3))
                 wrong, trained = 0, 0
                 if store is not None and len(record["accuracy"]) % 5 == 0:
@@ -364,6 +371,7 @@ def run_cell(task: Task, data: str, noise: str, variants: dict[str, Variant], op
             line |= {
                 "making": variant.making,
                 "irreducible_seconds": round(store.meta["seconds"], 2),
+                "irreducible_accuracy": round(store.meta["test_accuracy"], 4),
                 "irreducible_loss": [round(value, 3) for value in by_label],
                 "indicators": {key: round(float(value), 4) for key, value in indicators(store).items()},
             }
@@ -528,6 +536,22 @@ def indicator_table(results: Results) -> list[str]:
     return markdown(rows)
 
 
+def ending_table(results: Results) -> list[str]:
+    """Accuracy of the irreducible-loss models, and where selection by their losses ends."""
+    rows = [
+        ["", "irreducible losses", "their models, %", "plain, at the end, %", "gate, at the end, %", "uniform, at the end, %"]
+    ]
+    for cell in results.cells:
+        uniform = median([100 * at_end(line) for line in results.of(cell, "uniform")], ".1f")
+        for making in MAKINGS:
+            plain, gated = (results.of(cell, name) for name in (making, f"{making}, gate"))
+            if plain:
+                models = spread([100 * line["irreducible_accuracy"] for line in plain], ".1f")
+                ends = [spread([100 * at_end(line) for line in some], ".1f") if some else "" for some in (plain, gated)]
+                rows.append([f"{cell[0]}, {title(cell[1])}", making, models, *ends, uniform])
+    return markdown(rows)
+
+
 def title(noise: str) -> str:
     return f"human labels {noise}" if noise in HUMAN_LABELS else f"{100 * float(noise):.0f} % wrong"
 
@@ -552,6 +576,12 @@ def tables(lines: list[dict[str, Any]]) -> str:
         text += cell_table(results, cell, MAIN)
         if results.variants(cell, MORE):
             text += ["", "### Other irreducible-loss models and gates", "", *cell_table(results, cell, MORE)]
+    text += [
+        "",
+        "## Where selection ends, and how good the irreducible-loss models are by themselves",
+        "",
+        *ending_table(results),
+    ]
     text += ["", "## What the irreducible losses show by themselves", "", *indicator_table(results)]
     return "\n".join(text)
 

@@ -115,7 +115,7 @@ def test_the_tables_count_from_the_lines(study):
     for seed, shift in ((0, 0.0), (1, 0.01), (2, -0.01)):
         best = 0.8 + shift
         lines.append(line("uniform", seed, [0.5, 0.6, 0.7, best, 0.7]))
-        made = {"scored": 6400, "making": "cross-fit", "irreducible_seconds": 7.0}
+        made = {"scored": 6400, "making": "cross-fit", "irreducible_seconds": 7.0, "irreducible_accuracy": 0.52}
         made["indicators"] = {
             "mean": 1.5,
             "validation_loss": 1.4,
@@ -138,6 +138,7 @@ def test_the_tables_count_from_the_lines(study):
     assert dirty[1:6] == ["never", "0.0", "never", "never", "never"]
     assert any(text.startswith("| cross-fit, gate | 4.0 x; +23.8 |") for text in printed)
     assert any(text.startswith("| dirty holdout | never; -16.0 |") for text in printed)
+    assert any(text.endswith("| dirty holdout | 52.0 | 50.0 |  | 66.0 |") for text in printed)
     assert any("| cross-fit | 1.50 | 1.40 | 30.0 | 60.0 | -2.0 | 0.97 | 30 |" in text for text in printed)
 
 
