@@ -106,14 +106,15 @@ MAIN = {
     "cross-fit, gate, bounded, lr 3e-4": Variant("cross-fit", gate=GUESS, bounded=True, lr=3e-4),
     "cross-fit, gate, no selection": Variant("cross-fit", gate=GUESS, select=False),
 }
-MORE = {f"{name}, gate": Variant(name, gate=GUESS) for name in MAKINGS if name.startswith("cross-fit,")}
+MORE = {f"{name}, gate, bounded": Variant(name, gate=GUESS, bounded=True) for name in MAKINGS if name.startswith("cross-fit,")}
 MORE |= {
-    "cross-fit, gate at 1.6": Variant("cross-fit", gate=1.6),
-    "cross-fit, gate at 3.0": Variant("cross-fit", gate=3.0),
+    "cross-fit, gate at 1.6, bounded": Variant("cross-fit", gate=1.6, bounded=True),
+    "cross-fit, gate at 3.0, bounded": Variant("cross-fit", gate=3.0, bounded=True),
     "weak: linear, 1 % as holdout": Variant("weak: linear, 1 % as holdout"),
-    "weak: linear, 1 % as holdout, gate": Variant("weak: linear, 1 % as holdout", gate=GUESS),
+    "weak: linear, 1 % as holdout, gate, bounded": Variant("weak: linear, 1 % as holdout", gate=GUESS, bounded=True),
 }
-EVERYWHERE = ("uniform", "uniform, lr 3e-4", "dirty holdout", "cross-fit", "cross-fit, gate", "cross-fit, gate, lr 3e-4")
+EVERYWHERE = ["uniform", "uniform, lr 3e-4", "dirty holdout", "cross-fit", "cross-fit, gate", "cross-fit, gate, bounded"]
+EVERYWHERE += ["cross-fit, gate, bounded, lr 3e-4"]
 CELLS = [("Fashion-MNIST", noise) for noise in ("0", "0.1", "0.3")] + [
     ("CIFAR-10", which) for which in ("aggre", "random1", "worse")
 ]
@@ -397,6 +398,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 # --- report ---------------------------------------------------------------------------------------------------------------------
 
 Cell = tuple[str, str]
+HOW = ("", ", gate", ", gate, bounded")  # scores, by the ends of the variants' names
 
 
 class Results:
@@ -519,8 +521,8 @@ def indicator_table(results: Results) -> list[str]:
     rows = [head]
     for cell in results.cells:
         for making in MAKINGS:
-            plain, gated = (results.of(cell, name) for name in (making, f"{making}, gate"))
-            lines = plain or gated
+            ways = [results.of(cell, f"{making}{how}") for how in HOW]
+            lines = next((way for way in ways if way), None)
             if not lines or names[-1] not in lines[0]["indicators"]:
                 continue
             found = {name: statistics.median([line["indicators"][name] for line in lines]) for name in lines[0]["indicators"]}
@@ -530,24 +532,26 @@ def indicator_table(results: Results) -> list[str]:
                 f"{found[names[3]]:.2f}",
                 f"{100 * lines[0]['rate']:.0f}",
             ]
-            row += [outcome(results, some) for some in (plain, gated)]
-            wrong = [median([100 * statistics.fmean(line["wrong"]) for line in some], ".0f") for some in (plain, gated) if some]
-            rows.append([*row, ", ".join(wrong)])
+            row += [outcome(results, way) for way in ways]
+            wrong = [median([100 * statistics.fmean(line["wrong"]) for line in way], ".0f") if way else "" for way in ways]
+            rows.append([*row, ", ".join(filter(None, wrong))])
     return markdown(rows)
 
 
 def ending_table(results: Results) -> list[str]:
     """Accuracy of the irreducible-loss models, and where selection by their losses ends."""
     rows = [
-        ["", "irreducible losses", "their models, %", "plain, at the end, %", "gate, at the end, %", "uniform, at the end, %"]
+        ["", "irreducible losses", "their models, %", *(f"{how} at the end, %" for how in ("plain", "gate", "gate, bounded"))]
     ]
+    rows[0].append("uniform at the end, %")
     for cell in results.cells:
         uniform = median([100 * at_end(line) for line in results.of(cell, "uniform")], ".1f")
         for making in MAKINGS:
-            plain, gated = (results.of(cell, name) for name in (making, f"{making}, gate"))
-            if plain:
-                models = spread([100 * line["irreducible_accuracy"] for line in plain], ".1f")
-                ends = [spread([100 * at_end(line) for line in some], ".1f") if some else "" for some in (plain, gated)]
+            ways = [results.of(cell, f"{making}{how}") for how in HOW]
+            lines = next((way for way in ways if way), None)
+            if lines:
+                models = spread([100 * line["irreducible_accuracy"] for line in lines], ".1f")
+                ends = [spread([100 * at_end(line) for line in way], ".1f") if way else "" for way in ways]
                 rows.append([f"{cell[0]}, {title(cell[1])}", making, models, *ends, uniform])
     return markdown(rows)
 

@@ -138,7 +138,7 @@ def test_the_tables_count_from_the_lines(study):
     assert dirty[1:6] == ["never", "0.0", "never", "never", "never"]
     assert any(text.startswith("| cross-fit, gate | 4.0 x; +23.8 |") for text in printed)
     assert any(text.startswith("| dirty holdout | never; -16.0 |") for text in printed)
-    assert any(text.endswith("| dirty holdout | 52.0 | 50.0 |  | 66.0 |") for text in printed)
+    assert any(text.endswith("| dirty holdout | 52.0 | 50.0 |  |  | 66.0 |") for text in printed)
     assert any("| cross-fit | 1.50 | 1.40 | 30.0 | 60.0 | -2.0 | 0.97 | 30 |" in text for text in printed)
 
 
