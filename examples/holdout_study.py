@@ -601,11 +601,24 @@ def band(axis: Any, steps: list[int], runs: list[list[float]], label: str, **sty
     axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
+def legend(figure: Any) -> None:
+    """One legend for all panels, below them."""
+    found = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
+
+
 def plot_accuracy(results: Results, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    for axis, cell in zip(figure.subplots(2, 3).flat, results.cells, strict=False):
+    rows, columns = -(-len(results.cells) // 3), min(3, len(results.cells))
+    figure = Figure(figsize=(4 * columns, 3.5 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(results.cells) :]:
+        axis.set_visible(False)
+    for axis, cell in zip(axes, results.cells, strict=False):
         top = 0.0
         for name in results.variants(cell, COLOURS):
             lines = results.of(cell, name)
@@ -623,8 +636,7 @@ def plot_accuracy(results: Results, path: Path) -> None:
             ylim=(target - 9, top + 0.5),
         )
         axis.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    legend(figure)
     figure.savefig(path, dpi=90)
 
 
@@ -656,8 +668,8 @@ def plot_mechanism(results: Results, path: Path, cell: Cell = ("Fashion-MNIST", 
     ):
         axis.set(xlabel="steps", ylabel=name, ylim=(0, None))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.suptitle(f"{cell[0]}, {title(cell[1])}: median and range of {len(lines)} seeds")
+    legend(figure)
+    figure.suptitle(f"{cell[0]}, {title(cell[1])}: median and range over {len(lines)} seeds")
     figure.savefig(path, dpi=90)
 
 
