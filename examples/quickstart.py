@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rholoss import IrreducibleLossStore, Selector, build_selector
+from rholoss import Fit, IrreducibleLossStore, Selector, build_selector, fit_irreducible_model
 
 HOLDOUT, VALIDATION, TRAINING = 300, 60, 960  # validation is a part of the holdout; the rest of the digits is the test data
 N_B = 32  # examples in a training batch
@@ -97,21 +97,10 @@ def evaluate(model: nn.Module, data: TensorDataset) -> tuple[float, float]:
     return (logits.argmax(1) == y).float().mean().item(), nn.functional.cross_entropy(logits, y).item()
 
 
-def fit_irreducible_loss_model(digits: Digits, epochs: int = 300) -> nn.Module:
-    """A small network fitted on the holdout, with the weights of its lowest validation loss."""
-    model = make_network(width=256, depth=1)
-    optimizer = optimizer_of(model)
-    lowest, best = float("inf"), model.state_dict()
-    for _ in range(epochs):
-        for x, y in DataLoader(digits.holdout, batch_size=N_B, shuffle=True):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        _, loss = evaluate(model, digits.validation)
-        if loss < lowest:
-            lowest, best = loss, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best)
-    return model
+def fit_small_network(digits: Digits, seed: int) -> Fit:
+    """The irreducible-loss model."""
+    small = make_network(width=256, depth=1)
+    return fit_irreducible_model(small, digits.holdout, digits.validation, epochs=300, patience=30, seed=seed, progress=False)
 
 
 def train(selector: Selector, model: nn.Module, digits: Digits, steps: int, method: str, seed: int) -> Run:
@@ -146,8 +135,8 @@ def compare(seed: int, steps: int, noise: float, keep: float) -> list[Run]:
     torch.manual_seed(seed)
     digits = split_digits(noise, seed)
     began = time.perf_counter()
-    irreducible_model = fit_irreducible_loss_model(digits)
-    store = IrreducibleLossStore.from_model(irreducible_model, digits.training, progress=False)
+    fit = fit_small_network(digits, seed)
+    store = IrreducibleLossStore.from_model(fit, digits.training, progress=False)
     irreducible_seconds = time.perf_counter() - began
     initial = make_network(width=512, depth=2)
     runs = []
@@ -158,7 +147,7 @@ def compare(seed: int, steps: int, noise: float, keep: float) -> list[Run]:
         selector = build_selector(method, loader, model, store=store, keep=share)
         runs.append(train(selector, model, digits, steps, method, seed))
     runs[-1].irreducible_seconds = irreducible_seconds
-    runs[-1].irreducible_accuracy, _ = evaluate(irreducible_model, digits.test)
+    runs[-1].irreducible_accuracy, _ = evaluate(fit.model, digits.test)
     return runs
 
 

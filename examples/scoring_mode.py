@@ -15,7 +15,7 @@ import sys
 from statistics import median
 
 import torch
-from quickstart import N_B, first_at, fit_irreducible_loss_model, split_digits, train
+from quickstart import N_B, first_at, fit_small_network, split_digits, train
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -48,7 +48,7 @@ def main() -> None:
             print(f"{title}, seed {seed + 1} of {options.seeds} ...", file=sys.stderr, flush=True)
             torch.manual_seed(seed)
             digits = split_digits(0.3, seed)
-            store = IrreducibleLossStore.from_model(fit_irreducible_loss_model(digits), digits.training)
+            store = IrreducibleLossStore.from_model(fit_small_network(digits, seed), digits.training)
             initial = network(dropout)
 
             def run(method: str, digits=digits, store=store, initial=initial, seed=seed, **how):

@@ -22,8 +22,10 @@ def hash_ids(names: Iterable[str | bytes]) -> Tensor:
         >>> hash_ids(["img/0001.jpg"]).tolist()
         [6363927864770536222]
     """
-    digest, encoded = hashlib.blake2b, (name.encode() if isinstance(name, str) else name for name in names)
-    return torch.from_numpy(np.frombuffer(b"".join([digest(name, digest_size=8).digest() for name in encoded]), "<i8").copy())
+    digest, ids = hashlib.blake2b, bytearray()
+    for name in names:
+        ids += digest(name.encode() if isinstance(name, str) else name, digest_size=8).digest()
+    return torch.from_numpy(np.frombuffer(ids, "<i8"))
 
 
 def are_names(values: Any) -> bool:
@@ -34,6 +36,14 @@ def are_names(values: Any) -> bool:
         kind = getattr(values.dtype, "kind", "O")
         return kind in "US" or (kind == "O" and len(values) > 0 and isinstance(np.asarray(values)[0], (str, bytes)))
     return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (str, bytes))
+
+
+def tensor_of(values: Any) -> Tensor:
+    """Values as a tensor that shares their memory; of an array that must not be written to, such as a mapped one, a copy."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def some(values: list[int], most: int = 5) -> str:

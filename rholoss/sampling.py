@@ -136,6 +136,8 @@ def drawable(loader: Any, n: int) -> Tensor | None:
     if isinstance(sampler, (RandomSampler, DistributedSampler)):
         return torch.arange(n)
     draws = _each_draw(sampler, n)
+    if isinstance(draws, range):
+        return torch.arange(draws.start, draws.stop, draws.step)
     return None if draws is None else torch.as_tensor(draws)
 
 

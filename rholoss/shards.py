@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from rholoss.fingerprint import digest
 from rholoss.making import Making, Scored, made_today
 from rholoss.storefile import read_store, write_mapped, write_store, written_whole
 from rholoss.tally import Tally
@@ -37,8 +39,12 @@ class Shards:
         self.path = path
         self.making = making
         self.stretches = making.stretches()
-        mine = json.loads(json.dumps({**making.settings, "stretches": len(self.stretches)}))
+        first = self.stretches[0]
+        stretches = [len(self.stretches), None if first is None else len(first)]
+        mine = json.loads(json.dumps({**making.settings, "stretches": stretches}))
+        self._identity = digest(json.dumps(mine, sort_keys=True).encode())
         settings = os.path.join(path, SETTINGS)
+        self._is_new = not os.path.exists(path)
         os.makedirs(path, exist_ok=True)
         if not os.path.exists(settings):
             with written_whole(settings) as file:
@@ -52,28 +58,72 @@ class Shards:
             )
         self.meta.pop("stretches")
 
-    def missing(self) -> list[int]:
-        """Which stretches are still to be scored."""
-        return [i for i in range(len(self.stretches)) if not os.path.exists(self._file(i))]
+    def work(self, process: int, processes: int) -> bool:
+        """Score this process's share of what is missing or damaged; whether the other shares are done as well.
 
-    def work(self, process: int, processes: int) -> None:
-        """Score this process's share of what is missing."""
-        missing = set(self.missing())
+        A lone process that fails in its first stretch leaves nothing behind.
+        """
+        try:
+            return self._work(process, processes)
+        except BaseException:
+            if self._is_new and processes == 1 and not any(os.path.exists(self._file(i)) for i in range(len(self.stretches))):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def _work(self, process: int, processes: int) -> bool:
         for i, rows in enumerate(self.stretches):
-            if i % processes != process:
-                continue
-            if i not in missing:
-                self.making.passed(rows)
-                continue
-            scored = self.making.score(rows)
-            arrays = {"losses": scored.losses.numpy(), "ids": scored.index.numpy()}
-            write_store(self._file(i), arrays, {"tally": scored.tally.state()})
+            if i % processes == process:
+                if self._read(i) is None:
+                    self._score(i)
+                else:
+                    self.making.passed(rows)
+        others = [i for i in range(len(self.stretches)) if i % processes != process]
+        if not all(os.path.exists(self._file(i)) for i in others):
+            return False
+        for i in others:
+            if self._read(i) is None:
+                self._score(i)
+        return True
 
     def scored(self) -> Iterator[Scored]:
-        """The stretches in the order of the data."""
+        """The stretches in the order of the data.
+
+        Raises:
+            FileNotFoundError: one is not there, or not whole.
+        """
         for i in range(len(self.stretches)):
+            scored = self._read(i)
+            if scored is None:
+                raise FileNotFoundError(f"{self._file(i)} is missing or damaged; run again to score its stretch anew")
+            yield scored
+
+    def saved(self, mapped: bool) -> str:
+        """Where in the folder the finished store lies, under a name of its own, to be renamed."""
+        whole = os.path.join(self.path, f"{secrets.token_hex(8)}.whole")
+        if mapped and self.making.is_dense:
+            tally = sum((each.tally for each in self.scored()), Tally())
+            pieces = ({"losses": each.losses.numpy()} for each in self.scored())
+            write_mapped(whole, self.making.sweep.total or 0, pieces, {**self.meta, "tally": tally.state()})
+            return whole
+        arrays, tally = joined(list(self.scored()), self.making.sweep.dataset_length)
+        meta = {**self.meta, "tally": tally.state()}
+        write_mapped(whole, len(arrays["losses"]), [arrays], meta) if mapped else write_store(whole, arrays, meta)
+        return whole
+
+    def _score(self, i: int) -> None:
+        scored = self.making.score(self.stretches[i])
+        arrays = {"losses": scored.losses.numpy(), "ids": scored.index.numpy()}
+        write_store(self._file(i), arrays, {"tally": scored.tally.state(), "stretch": [self._identity, i]})
+
+    def _read(self, i: int) -> Scored | None:
+        """A stretch; None where it is not there, its file is damaged, or it is another scoring's."""
+        try:
             arrays, meta = read_store(self._file(i))
-            yield Scored(torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["losses"]), Tally(**meta["tally"]))
+        except (FileNotFoundError, ValueError):
+            return None
+        if meta.get("stretch") != [self._identity, i]:
+            return None
+        return Scored(torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["losses"]), Tally(**meta["tally"]))
 
     def _file(self, i: int) -> str:
         return os.path.join(self.path, f"{i:06d}.npz")
@@ -93,27 +143,25 @@ def in_memory(making: Making, distributed: bool) -> tuple[Arrays, dict[str, Any]
 
 
 def on_disk(making: Making, path: str, mapped: bool, process: int = 0, processes: int = 1) -> bool:
-    """Score one process's share, and save the store if nothing is missing after that; whether it is there."""
-    if os.path.exists(path):
-        _refuse_other(making, path)
-        return True
-    shards = Shards(f"{path}.parts", making)
-    shards.work(process, processes)
-    if shards.missing():
-        return False
-    try:
-        if mapped and making.is_dense:
-            tally = sum((each.tally for each in shards.scored()), Tally())
-            pieces = ({"losses": each.losses.numpy()} for each in shards.scored())
-            write_mapped(path, making.sweep.total or 0, pieces, {**shards.meta, "tally": tally.state()})
-        else:
-            arrays, tally = joined(list(shards.scored()), making.sweep.dataset_length)
-            meta = {**shards.meta, "tally": tally.state()}
-            write_mapped(path, len(arrays["losses"]), [arrays], meta) if mapped else write_store(path, arrays, meta)
-    except FileNotFoundError:  # another process, done at the same moment, has saved the store and cleared up
+    """Score one process's share, and save the store if nothing is missing after that; whether it is there.
+
+    All that is written until the store is whole lies in one folder, which is removed in the end, so that nothing is left of a
+    run that was killed once another is through.
+    """
+    path = path.rstrip(os.sep)
+    parts = f"{path}.parts"
+    if not os.path.exists(path):
+        try:
+            shards = Shards(parts, making)
+            if shards.work(process, processes):
+                os.replace(shards.saved(mapped), path)
+        except OSError:  # also where another process, done at the same moment, has saved the store and cleared up
+            if not os.path.exists(path):
+                raise
         if not os.path.exists(path):
-            raise
-    shutil.rmtree(shards.path, ignore_errors=True)
+            return False
+    _refuse_other(making, path)
+    _clear(making, parts)
     return True
 
 
@@ -147,17 +195,34 @@ def rank() -> tuple[int, int]:
 def _refuse_other(making: Making, path: str) -> None:
     """Raise a ValueError if the store at a path was made by something else."""
     _, meta = read_store(path)
-    different = [name for name, value in making.settings.items() if meta.get(name) != value]
+    different = _different(making, meta)
     if different:
         raise ValueError(
             f"{path} is there already, made with other {', '.join(different)}; name another path, or delete it to make it anew"
         )
 
 
+def _clear(making: Making, parts: str) -> None:
+    """Remove the folder of a scoring that is through, unless it is another's."""
+    settings = os.path.join(parts, SETTINGS)
+    try:
+        is_ours = not os.path.exists(settings) or not _different(making, _read_settings(settings))
+    except (OSError, ValueError):  # cleared by another process, or damaged
+        is_ours = True
+    if is_ours:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _different(making: Making, meta: dict[str, Any]) -> list[str]:
+    return [name for name, value in making.settings.items() if meta.get(name) != value]
+
+
 def _read_settings(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             settings: dict[str, Any] = json.load(file)
+        if not isinstance(settings, dict):
+            raise ValueError("it is no mapping")
         return settings
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete its folder to begin anew") from error

@@ -15,6 +15,7 @@ from rholoss.making import Making
 from rholoss.predictions import losses_of_predictions
 from rholoss.progress import Progress
 from rholoss.provenance import merged, refuse_strangers
+from rholoss.report import Report, report_on
 from rholoss.scoring import Forward, Loss
 from rholoss.shards import in_memory, on_disk, rank
 from rholoss.table import LossTable
@@ -34,7 +35,8 @@ class IrreducibleLossStore(LossTable):
         losses: shape (N,), float32, in the order of the ids.
         ids: shape (N,), int64, ascending; None for indices 0 to N-1.
         meta: what made these losses.
-        is_mapped: whether the arrays lie in memory-mapped files.
+        is_mapped: whether the arrays lie in memory-mapped files. Such a store is pickled as where they lie, and mapped again by
+            whoever unpickles it, if the files there are still the same; ``to(device)`` gives one that is in memory.
 
     Raises:
         ValueError: the losses are not one-dimensional, or negative, or the ids do not match them or repeat.
@@ -80,9 +82,10 @@ class IrreducibleLossStore(LossTable):
             batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
             dtype: autocast dtype; None for the model's own precision.
             views: passes over the data, whose mean loss is taken: for data that are augmented or masked at random.
-            seed: of the augmentation.
+            seed: of the augmentation, which is drawn alike with as many workers.
             path: where to save the store. The work done is kept beside it, in ``path.parts``, so that a run that was killed goes
-                on from there; the file comes out the same. If the finished store is there already, it is read.
+                on from there; the file comes out the same. What is damaged there is scored anew. If the finished store is there
+                already, it is read. Data that say themselves which examples they yield are not told from others.
             mapped: save it as a folder of memory-mapped arrays, for stores that are larger than memory.
             distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
                 with a ``path``, it is one that all of them see.
@@ -99,10 +102,10 @@ class IrreducibleLossStore(LossTable):
         if path is None:
             return cls._of(*in_memory(making, distributed))
         process, processes = rank() if distributed else (0, 1)
-        whole = on_disk(making, os.fspath(path), mapped, process, processes)
+        whole = on_disk(making, os.fsdecode(path), mapped, process, processes)
         if distributed:
             torch.distributed.barrier()
-            whole = whole or on_disk(making, os.fspath(path), mapped, process, processes)
+            whole = whole or on_disk(making, os.fsdecode(path), mapped, process, processes)
         assert whole
         return cls.load(path)
 
@@ -137,7 +140,7 @@ class IrreducibleLossStore(LossTable):
         """
         if not 0 <= process < processes:
             raise ValueError(f"process must be from 0 to processes - 1, got process={process} of processes={processes}")
-        whole = on_disk(Making(model, data, **options), os.fspath(path), mapped, process, processes)
+        whole = on_disk(Making(model, data, **options), os.fsdecode(path), mapped, process, processes)
         return cls.load(path) if whole else None
 
     @classmethod
@@ -181,12 +184,15 @@ class IrreducibleLossStore(LossTable):
             ValueError: two know some example, they hold different numbers of examples without ids, or their metadata say that
                 they were made from other data, by another model or with another loss.
         """
-        for other in others[1:]:
-            self = self.merge(others[0])
-            others = (other,)
-        if not others:
-            return self
-        other = others[0].to(self.device)
+        together = self
+        for other in others:
+            together = together._with(other.to(self.device))
+        ids, n = together.ids, (together.meta.get("data") or {}).get("length")
+        if others and ids is not None and 0 < len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1:
+            return IrreducibleLossStore(together.losses, meta=together.meta)
+        return together
+
+    def _with(self, other: IrreducibleLossStore) -> IrreducibleLossStore:
         if (self.ids is None) != (other.ids is None) or (self.ids is None and len(self) != len(other)):
             raise ValueError(
                 f"stores without ids must hold the same examples to be merged, got {self.size} and {other.size}; give both "
@@ -198,15 +204,13 @@ class IrreducibleLossStore(LossTable):
         else:
             ids = torch.cat([self.ids, other.ids]).unique()
         mine, theirs = self[ids], other[ids]
-        both = torch.isfinite(mine) & torch.isfinite(theirs)
+        both = ~(torch.isnan(mine) | torch.isnan(theirs))
         if both.any():
             raise ValueError(
                 f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {some(ids[both].tolist())}"
             )
-        losses, meta = torch.where(torch.isnan(mine), theirs, mine), merged(self.meta, other.meta)
-        n = (meta.get("data") or {}).get("length")
-        whole = self.ids is None or (len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1)
-        return IrreducibleLossStore(losses, None if whole else ids, meta=meta)
+        losses = torch.where(torch.isnan(mine), theirs, mine)
+        return IrreducibleLossStore(losses, None if self.ids is None else ids, meta=merged(self.meta, other.meta))
 
     def belongs_to(self, data: Any) -> IrreducibleLossStore:
         """This store, for a dataset that holds the same examples in another form, such as under another transform.
@@ -217,3 +221,28 @@ class IrreducibleLossStore(LossTable):
         twin = copy.copy(self)
         twin.meta = {**self.meta, "data": fingerprint(data)}
         return twin
+
+    def report(
+        self,
+        labels: Any = None,
+        *,
+        classes: int | None = None,
+        other: IrreducibleLossStore | None = None,
+        plain_accuracy: float | None = None,
+        validation_loss: float | None = None,
+        top: int = 5,
+    ) -> Report:
+        """Judge this store before it is trusted: print what comes back, ``plot`` it, or look at its numbers.
+
+        Args:
+            labels: the label of each example, by index, shape (N,), integer, negative where it has none; or a dataset that shows
+                them, or a loader over it. None: nothing is said by class.
+            classes: C, where the loss is a cross-entropy; None for that of the models' outputs, or else the highest label + 1.
+            other: a store of the same data by a model fitted on another half: how far do they agree?
+            plain_accuracy: of the model in training, without selection, on such labels that it did not train on, in [0, 1]: is
+                the irreducible-loss model too weak?
+            validation_loss: of the fit of the irreducible-loss model, in nats: was its holdout cleaner than these labels?
+            top: how many of the highest and of the lowest irreducible losses to name.
+        """
+        given: dict[str, Any] = {"plain_accuracy": plain_accuracy, "validation_loss": validation_loss}
+        return report_on(self, labels, classes=classes, other=other, top=top, **given)

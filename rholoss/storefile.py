@@ -1,8 +1,10 @@
 """A store on disk: one ``.npz`` file, or a folder of memory-mapped arrays; no pickle, and written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +16,7 @@ FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
 MANIFEST = "store.json"
 _FIELDS: dict[str, Any] = {"losses": np.dtype("<f4"), "ids": np.dtype("<i8")}
+_ARRAY = re.compile(rf"({'|'.join(_FIELDS)})-[0-9a-f]{{8}}\.npy")  # named by its checksum: no name is ever written anew
 _BLOCK = 1 << 20
 
 
@@ -21,15 +24,26 @@ _BLOCK = 1 << 20
 def written_whole(path: str) -> Iterator[IO[bytes]]:
     """A file to write to: under a temporary name, flushed to the disk, then renamed. Readers see the old file or the new one."""
     partial = f"{path}.{secrets.token_hex(8)}.partial"
-    try:
+    with _undone_on_failure([partial]):
         with open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _undone_on_failure(files: list[str], folder: str | None = None) -> Iterator[None]:
+    """Remove these files, and the folder if that leaves it empty, should the block fail."""
+    try:
+        yield
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+        for file in files:
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+        with contextlib.suppress(OSError):
+            if folder is not None:
+                os.rmdir(folder)
         raise
 
 
@@ -41,7 +55,7 @@ def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: M
     """
     header = np.array(_header(meta))
     fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
-    with written_whole(os.fspath(path)) as file:
+    with written_whole(os.fsdecode(path)) as file:
         np.savez(file, header=header, **fields)
 
 
@@ -59,42 +73,48 @@ def write_mapped(
     Raises:
         OSError: it cannot be written; a store that was there stays as it was.
     """
-    path = os.fspath(path)
-    header = _header(meta)
+    path = os.fsdecode(path)
+    header = json.loads(_header(meta))
+    new = None if os.path.isdir(path) else path
     os.makedirs(path, exist_ok=True)
-    old = set(os.listdir(path))
+    old = {name for name in os.listdir(path) if _ARRAY.fullmatch(name)}
     partial = {name: os.path.join(path, f"{name}.{secrets.token_hex(8)}.partial") for name in _FIELDS}
-    files: dict[str, IO[bytes]] = {}
-    checksums: dict[str, int] = {}
-    try:
-        with contextlib.ExitStack() as stack:
-            for piece in pieces:
-                for name, array in piece.items():
-                    if name not in files:
-                        files[name] = stack.enter_context(open(partial[name], "xb"))
-                        shape = {"descr": _FIELDS[name].str, "fortran_order": False, "shape": (n,)}
-                        np.lib.format.write_array_header_1_0(files[name], shape)
-                        checksums[name] = 0
-                    content = np.ascontiguousarray(array, dtype=_FIELDS[name]).tobytes()
-                    checksums[name] = zlib.crc32(content, checksums[name])
-                    files[name].write(content)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
+    ours = list(partial.values())  # what goes again if anything fails
+    with _undone_on_failure(ours, new):
+        checksums = _write_arrays(partial, n, pieces)
         names = {name: f"{name}-{checksum:08x}.npy" for name, checksum in checksums.items()}
         for name, final in names.items():
-            os.replace(partial[name], os.path.join(path, final))
+            where = os.path.join(path, final)
+            os.replace(partial[name], where)
+            ours += [where] if final not in old else []
+        text = json.dumps({"header": header, "rows": n, "arrays": names})
         with written_whole(os.path.join(path, MANIFEST)) as manifest:
-            text = json.dumps({"header": json.loads(header), "rows": n, "arrays": names})
             manifest.write(f"{zlib.crc32(text.encode()):08x}\n{text}\n".encode())
-    except BaseException:
-        for name in partial.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-        raise
-    for name in old - {MANIFEST, *names.values()}:  # of the store that was there
-        if name.split("-")[0] in _FIELDS:
+    for name in old - set(names.values()):  # of the store that was there
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(path, name))
+
+
+def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str, np.ndarray]]) -> dict[str, int]:
+    """Write arrays of n rows to ``.npy`` files, a piece at a time; the checksum of each."""
+    files: dict[str, IO[bytes]] = {}
+    checksums: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        for piece in pieces:
+            for name, array in piece.items():
+                if name not in files:
+                    files[name] = stack.enter_context(open(paths[name], "xb"))
+                    shape = {"descr": _FIELDS[name].str, "fortran_order": False, "shape": (n,)}
+                    np.lib.format.write_array_header_1_0(files[name], shape)
+                    checksums[name] = 0
+                for start in range(0, len(array), _BLOCK):
+                    content = np.ascontiguousarray(array[start : start + _BLOCK], dtype=_FIELDS[name]).tobytes()
+                    checksums[name] = zlib.crc32(content, checksums[name])
+                    files[name].write(content)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    return checksums
 
 
 def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -102,18 +122,19 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
         ValueError: it is no store, is damaged, or is of a newer format; the message names it.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
         raise ValueError(f"{path} is a folder without a {MANIFEST}: it is not a store, or its writing has not finished")
     try:
         header, arrays = _read_folder(path) if os.path.isdir(path) else _read_npz(path)
-    except FileNotFoundError:
-        if not os.path.isdir(path):
-            raise
-        raise ValueError(f"{path} is damaged: an array is missing; copy it again, or make the store anew") from None
     except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, (FileNotFoundError, IsADirectoryError)) and os.path.isdir(path):
+            raise ValueError(f"{path} is damaged: a file of it is missing; copy it again, or make the store anew") from None
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # which is a seek to where nothing is
+            raise
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
         raise ValueError(
             f"{path} is not a store that can be read ({why}): expected a .npz file written by IrreducibleLossStore.save, or a "
@@ -128,7 +149,7 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
             )
     if "losses" not in arrays:
         raise ValueError(f"{path} is damaged: it has no losses; make the store anew")
-    return arrays, header.get("meta", {})
+    return arrays, header["meta"]
 
 
 def _header(meta: Mapping[str, Any]) -> str:
@@ -140,6 +161,8 @@ def _checked_header(header: Any) -> dict[str, Any]:
         raise ValueError("its header is another program's")
     if not isinstance(header.get("format"), int) or header["format"] < 1:
         raise ValueError(f"its format number is {header.get('format')!r}")
+    if not isinstance(header.setdefault("meta", {}), dict):
+        raise ValueError("its metadata are no mapping")
     return header
 
 
@@ -155,9 +178,23 @@ def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return header, {} if newer else {name: file[name] for name in file.files if name != "header"}
 
 
-def _read_folder(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read_folder(path: str, before: bytes = b"") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    manifest = _manifest(path)
+    try:
+        return _read_arrays(path, manifest)
+    except FileNotFoundError:
+        if manifest == before:
+            raise
+        return _read_folder(path, manifest)  # a newer store may have taken the place of this one just now
+
+
+def _manifest(path: str) -> bytes:
     with open(os.path.join(path, MANIFEST), "rb") as file:
-        checksum, text = file.read().rstrip(b"\n").split(b"\n")
+        return file.read()
+
+
+def _read_arrays(path: str, content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    checksum, text = content.rstrip(b"\n").split(b"\n")
     if int(checksum, 16) != zlib.crc32(text):
         raise ValueError("the checksum of its manifest does not fit")
     manifest = json.loads(text)
@@ -165,7 +202,7 @@ def _read_folder(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     for name, inner in {} if header["format"] > FORMAT else manifest["arrays"].items():
         where = os.path.join(path, os.path.basename(inner))
-        array = np.load(where, mmap_mode="c", allow_pickle=False)
+        array = np.lib.format.open_memmap(where, mode="c")
         if array.shape != (manifest["rows"],) or _checksum(where, array.offset) != int(inner.split("-")[1].split(".")[0], 16):
             raise ValueError(f"the checksum of {inner} does not fit")
         arrays[name] = array

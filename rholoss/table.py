@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rholoss.ids import some
+from rholoss.ids import some, tensor_of
 from rholoss.indexing import as_index
 from rholoss.storefile import read_store, write_mapped, write_store
 
@@ -21,7 +21,10 @@ class LossTable:
     """A loss for each of some examples, found by index: the ground of ``IrreducibleLossStore``, which says what it takes."""
 
     def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | None = None) -> None:
-        losses = torch.as_tensor(losses if isinstance(losses, (Tensor, list, tuple)) else np.array(losses)).detach()
+        given = (torch.as_tensor(losses) if isinstance(losses, (list, tuple)) else tensor_of(losses)).detach()
+        if isinstance(losses, (list, tuple)) and given.is_floating_point():
+            given = torch.as_tensor(losses, dtype=torch.float32)  # whatever the default dtype is
+        losses = given
         if not losses.is_floating_point():
             raise TypeError(f"irreducible losses must be floating, got {losses.dtype}")
         if losses.ndim != 1:
@@ -29,7 +32,7 @@ class LossTable:
         self.losses = losses.to(torch.float32, copy=True)
         self.ids: Tensor | None = None
         self.meta = dict(meta or {})
-        self.is_mapped = False
+        self._files: list[str] = []  # that the arrays are mapped from
         if ids is not None:
             self.losses, self.ids = _sorted_by_id(self.losses, as_index(ids).to(losses.device))
         negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
@@ -41,13 +44,45 @@ class LossTable:
             )
 
     @classmethod
-    def _of(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any], is_mapped: bool = False) -> Self:
+    def _of(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
         """A store over arrays that are in order and checked, without a copy."""
         store = cls.__new__(cls)
         store.losses = torch.from_numpy(arrays["losses"])
         store.ids = torch.from_numpy(arrays["ids"]) if "ids" in arrays else None
-        store.meta, store.is_mapped = dict(meta), is_mapped
+        store.meta = dict(meta)
+        store._files = [str(array.filename) for array in arrays.values() if isinstance(array, np.memmap)]
         return store
+
+    @property
+    def is_mapped(self) -> bool:
+        return bool(self._files)
+
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of its own; of a mapped store, one that shares the mapped files, which nobody writes to."""
+        memo.update({id(array): array for array in (self.losses, self.ids) if self.is_mapped})
+        twin = memo[id(self)] = copy.copy(self)
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it; of a mapped store not the arrays but where they lie, from where unpickling maps them again."""
+        mapped = {"losses", "ids"} if self.is_mapped else set()
+        return {name: value for name, value in vars(self).items() if name not in mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self.is_mapped:
+            return
+        folder = os.path.dirname(self._files[0])
+        there = self.load(folder)
+        if there._files != self._files:  # they are named by their checksums
+            raise ValueError(f"{folder} holds another store than when this one was pickled; load the one that you mean")
+        self.losses, self.ids = there.losses, there.ids
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -59,7 +94,7 @@ class LossTable:
             IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
         """
         if not len(self):
-            return torch.full(index.shape, torch.nan, device=self.device)
+            return torch.full(index.shape, torch.nan, dtype=torch.float32, device=self.device)
         if self.ids is None and self.device.type == "cpu":
             try:
                 return self.losses.index_select(0, index)
@@ -93,7 +128,7 @@ class LossTable:
         if torch.device(device) == self.device:
             return self
         moved = copy.copy(self)
-        moved.losses, moved.is_mapped = self.losses.to(device), False
+        moved.losses, moved._files = self.losses.to(device), []
         moved.ids = None if self.ids is None else self.ids.to(device)
         return moved
 
@@ -121,15 +156,16 @@ class LossTable:
 
         Raises:
             FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
             ValueError: the file is not a store, is damaged, or is of a newer format; the message names it.
         """
         arrays, meta = read_store(path)
-        if os.path.isdir(path):
-            return cls._of(arrays, meta, is_mapped=True)
+        if isinstance(arrays["losses"], np.memmap):
+            return cls._of(arrays, meta)
         try:
             return cls(arrays["losses"], arrays.get("ids"), meta=meta)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} is damaged: {error}; make the store anew") from error
+            raise ValueError(f"{os.fsdecode(path)} is damaged: {error}; make the store anew") from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size}, coverage={self.coverage:.1%}, device={self.device})"
