@@ -87,8 +87,9 @@ def cross_fit(
         models = fit(Part(dataset, training))
         store = IrreducibleLossStore.from_model(models, _over(loader, scored), **options)
         by = [describe(model) for model in as_models(models)]
-        store.meta = {name: value for name, value in store.meta.items() if name not in ("models", "examples")}
-        store.meta["cross_fit"] = {"plan": plan, "folds": count, "seed": seed, "models": {str(fold): by}}
+        own = {"models": {str(fold): by}, "validation_loss": {str(fold): store.meta["validation_loss"]}}
+        store.meta = {name: value for name, value in store.meta.items() if name not in ("models", "examples", "validation_loss")}
+        store.meta["cross_fit"] = {"plan": plan, "folds": count, "seed": seed, **own}
         stores.append(store)
     return stores[0].merge(*stores[1:])
 

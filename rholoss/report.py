@@ -17,6 +17,7 @@ from rholoss import summary
 from rholoss.fingerprint import difference, labels_digest
 from rholoss.parts import Part, labels_of
 from rholoss.plots import draw
+from rholoss.provenance import validation_loss_of
 from rholoss.summary import ClassLosses
 from rholoss.table import LossTable
 from rholoss.tally import Tally
@@ -131,7 +132,7 @@ def report_on(
         other=None if pairs is None else summary.spearman(*pairs),
         models=len(by),
         folds=cross_fit["folds"] if cross_fit else 0,
-        validation_loss=validation_loss,
+        validation_loss=validation_loss_of(store.meta) if validation_loss is None else validation_loss,
         plain_accuracy=plain_accuracy,
         minimum=found.minimum,
         maximum=found.maximum,

@@ -241,7 +241,8 @@ class IrreducibleLossStore(LossTable):
             other: a store of the same data by a model fitted on another half: how far do they agree?
             plain_accuracy: of the model in training, without selection, on such labels that it did not train on, in [0, 1]: is
                 the irreducible-loss model too weak?
-            validation_loss: of the fit of the irreducible-loss model, in nats: was its holdout cleaner than these labels?
+            validation_loss: of the fit of the irreducible-loss model, in nats: was its holdout cleaner than these labels? None:
+                that of the ``Fit`` that made the store, if one did.
             top: how many of the highest and of the lowest irreducible losses to name.
         """
         given: dict[str, Any] = {"plain_accuracy": plain_accuracy, "validation_loss": validation_loss}
