@@ -377,7 +377,7 @@ class TestVerdict:
     @pytest.mark.parametrize(
         ("ratio", "holdout", "helps", "word"),
         [
-            (CLEANER - 1e-6, "overconfident", "no", "dropout"),
+            (CLEANER - 1e-6, "overconfident", "with a gate", "dropout"),
             (CLEANER + 1e-9, "cleaner", "yes", "needs no gate"),
             (None, "surer", "unknown", "pass the loss that it had in validation"),
         ],
@@ -387,6 +387,11 @@ class TestVerdict:
         found = verdict(DIRTY_LABELS, confidence=0.87, validation_loss=loss)
         assert (found.holdout, found.helps) == (holdout, helps)
         assert word in str(found).replace("\n  ", " ")
+        assert ("math.log" in str(found)) == (helps == "with a gate")
+
+    def test_an_overconfident_holdout_does_not_help_where_a_cross_fit_would(self):
+        found = verdict(DIRTY_LABELS, confidence=0.87, validation_loss=DIRTY_LABELS.mean, folds=0)
+        assert (found.holdout, found.helps) == ("overconfident", "no")
         assert "math.log" not in str(found)
 
     @pytest.mark.parametrize(("known", "rough"), [(FEW - 1, True), (FEW, False)])
