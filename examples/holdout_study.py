@@ -516,6 +516,7 @@ def indicator_table(results: Results) -> list[str]:
         "wrong labels, %",
         "plain: times fewer; points",
         "gate: times fewer; points",
+        "gate, bounded: times fewer; points",
         "wrong selected, %",
     ]
     rows = [head]
@@ -613,7 +614,7 @@ def legend(figure: Any) -> None:
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=min(len(found), 5))
 
 
 def plot_accuracy(results: Results, path: Path) -> None:
