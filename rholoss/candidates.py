@@ -114,6 +114,19 @@ class Candidates:
             self._others[key] = other
         return self._others[key]
 
+    def apart(self, seed: int) -> Candidates:
+        """The same candidates for one who only looks: with a random generator, from a seed, and notes of its own.
+
+        What is computed already is not computed again; what is drawn here moves nothing in the run.
+        """
+        return self._apart(torch.Generator().manual_seed(seed), {})
+
+    def _apart(self, generator: torch.Generator, notes: dict[str, Tensor]) -> Candidates:
+        other = copy.copy(self)
+        other.generator, other.notes = generator, notes
+        other._others = {key: under._apart(generator, notes) for key, under in self._others.items()}
+        return other
+
     def losses_of(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The selector's loss for the outputs of n examples, shape (n,)."""
         return self._scorer.losses(outputs, targets, n)
@@ -126,6 +139,11 @@ class Candidates:
     def computed_loss(self) -> Tensor | None:
         """The loss if it was read, else None."""
         return self._loss
+
+    @property
+    def computed_pair(self) -> tuple[Any, Any] | None:
+        """Outputs and targets if they were read, or kept on the way to the loss; else None."""
+        return self._pair
 
     def _outputs_and_targets(self) -> tuple[Any, Any]:
         if self._pair is None:

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
-from rholoss.guest import device_of
+from rholoss.guest import derived_seed, device_of
 from rholoss.indexing import IndexedBatch, as_index
 from rholoss.scoring import Forward, Loss, Scorer
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
@@ -52,6 +52,8 @@ class Selector(ABC):
         n_B: examples in a candidate batch, or None where the loader does not tell.
         step: batches selected so far.
         epoch: passes over the data before this one.
+        listeners: called with ``(candidates, selection)`` for each selection, such as the logs of ``rholoss.diagnostics``. They
+            see the candidates apart from the run, so that nothing they compute or draw changes it.
         candidate_batches: the ``IndexedBatch`` items to select from, for frameworks that fetch them on their own.
     """
 
@@ -82,6 +84,7 @@ class Selector(ABC):
         self._generator = torch.Generator().manual_seed(seed)
         self._finite = FiniteCheck()
         self.last: Selection | None = None
+        self.listeners: list[Callable[[Candidates, Selection], Any]] = []
         self.step = 0
         self.epoch = 0
         self._fresh = True  # the next iteration does not count the epoch up
@@ -218,11 +221,9 @@ class Selector(ABC):
 
     def _select(self, indexed: IndexedBatch) -> Any:
         index, batch = indexed
-        device = self.scoring_device
         if self._device is not None:
-            batch = move(batch, device if self._device == "model" else torch.device(self._device))
-        when = (self.step, self.epoch)
-        candidates = Candidates(index, batch, self.model, self._scorer, device, when, self._generator)
+            batch = move(batch, self.scoring_device if self._device == "model" else torch.device(self._device))
+        candidates = self._candidates(index, batch)
         n_B, n_b = len(candidates), min(self.n_b, len(candidates))
         score = check_score(self.score(candidates), n_B, candidates.device)
         score = self._finite(type(self).__name__, score, candidates)
@@ -231,6 +232,17 @@ class Selector(ABC):
         index = candidates.index
         self.last = Selection(index[positions], positions, weights, score, index, self.step, self.epoch, candidates.notes)
         selected = batch if n_b == n_B and weights is None else cut(batch, Rows(positions), n_B)
+        if self.listeners:
+            self._tell(candidates, self.last)
         self.after_select(candidates, self.last, selected)
         self.step += 1
         return selected
+
+    def _candidates(self, index: Tensor, batch: Any) -> Candidates:
+        when = (self.step, self.epoch)
+        return Candidates(index, batch, self.model, self._scorer, self.scoring_device, when, self._generator)
+
+    def _tell(self, candidates: Candidates, selection: Selection) -> None:
+        apart = candidates.apart(derived_seed("listeners", self._generator.initial_seed(), self.step))
+        for listener in self.listeners:
+            listener(apart, selection)

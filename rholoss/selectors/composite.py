@@ -33,14 +33,7 @@ class CompositeSelector(Selector):
     def check_parts(self) -> None:
         """Refuse a part whose own loader, model, way of scoring or way of drawing would go unused."""
         for part in self.parts():
-            if part.loader is not self.loader or part.model not in (None, self.model):
-                raise ValueError(f"{type(part).__name__} must be built on the same loader and model as {type(self).__name__}")
-            if part.model is not None and vars(part._scorer) != vars(self._scorer):
-                raise ValueError(
-                    f"{type(part).__name__} must score as {type(self).__name__} does: same forward, loss, mode, dtype, chunk_size"
-                )
-            if type(part)._make_source is not Selector._make_source:
-                raise ValueError(f"{type(part).__name__} draws its own candidates and cannot be a part of {type(self).__name__}")
+            check_part(part, self)
 
     def score(self, candidates: Candidates) -> Tensor:
         part, seen = self.part_for(candidates)
@@ -63,6 +56,17 @@ class CompositeSelector(Selector):
             raise ValueError(f"this state cannot be loaded: expected parts {mine}, got {saved}; build the selector as it was")
         for part, (_, its) in zip(self.parts(), state["parts"], strict=True):
             part.load_extra_state(its)
+
+
+def check_part(part: Selector, whole: Selector) -> None:
+    """Refuse a selector that would see another selector's candidates as its own loader, model or way of scoring would not."""
+    names = type(part).__name__, type(whole).__name__
+    if part.loader is not whole.loader or part.model not in (None, whole.model):
+        raise ValueError(f"{names[0]} must be built on the same loader and model as {names[1]}")
+    if part.model is not None and vars(part._scorer) != vars(whole._scorer):
+        raise ValueError(f"{names[0]} must score as {names[1]} does: same forward, loss, mode, dtype, chunk_size")
+    if type(part)._make_source is not Selector._make_source:
+        raise ValueError(f"{names[0]} draws its own candidates and cannot be a part of {names[1]}")
 
 
 class SwitchSelector(CompositeSelector):

@@ -1,0 +1,230 @@
+"""What was selected, gathered on the device by step and by example, without reading a value back."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from rholoss.ids import some
+from rholoss.indexing import as_index
+from rholoss.selection import Selection
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NEVER = torch.iinfo(torch.int32).max
+_STEPS, _ENTRIES = 64, 1 << 20  # selections, and candidates times groups, that are put aside before they are counted at one go
+
+
+@dataclass(frozen=True)
+class _Aside:
+    """A selection that is not counted yet."""
+
+    index: Tensor  # (n_B,) int64
+    positions: Tensor  # (n_b,) int64
+    scores: Tensor  # (n_B,) float32
+    right: Tensor | None  # (n_B,) bool
+    notes: dict[str, Tensor]  # scalars
+    step: int
+    epoch: int
+
+
+class SelectionCounts:
+    """Counts of selections, by step and by example, that grow on the device where the selections are.
+
+    A step is a row: the numbers of selected examples and of candidates in each group, and quantiles of scores. The groups are the
+    flags, and last the examples that the model had right.
+
+    Args:
+        n: N, examples in the dataset.
+        flags: what is known of each example, by name, each shape (N,), bool.
+        ids: the ids of the examples, shape (N,), int64, where indices are not 0 to N-1.
+
+    Attributes:
+        selected: how often each example was selected, shape (N + 2,), int32; then two places for what is none of them.
+        drawn: how often each was a candidate, likewise.
+        first: the step at which each was selected first, or ``NEVER``, likewise.
+        when: step, epoch, n_b, n_B and whether it is known what was right, of each selection.
+        notes: of each note, which selections left it, and what they left, in pieces.
+    """
+
+    def __init__(self, n: int, flags: Mapping[str, Any] | None = None, ids: Any = None) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be the number of examples in the dataset, at least 1, got {n!r}")
+        self.n = n
+        self.names = list(flags or {})
+        self.ids = None if ids is None else as_index(ids).cpu()
+        self._sorted: Tensor | None = None
+        self._place: Tensor | None = None
+        if self.ids is not None:
+            self._sorted, self._place = _places(self.ids, n)
+        masks = [_mask(name, flag, n) for name, flag in (flags or {}).items()]
+        self.flags = pad(torch.stack(masks), (0, 2)) if masks else torch.zeros(0, n + 2, dtype=torch.bool)
+        self._quantiles = torch.tensor(QUANTILES)
+        self.clear()
+
+    def clear(self) -> None:
+        """Count from nothing."""
+        device = self.flags.device
+        self.selected, self.drawn = (torch.zeros(self.n + 2, dtype=torch.int32, device=device) for _ in range(2))
+        self.first = torch.full((self.n + 2,), NEVER, dtype=torch.int32, device=device)
+        self.when: list[tuple[int, int, int, int, bool]] = []
+        self.notes: dict[str, tuple[list[int], list[Tensor]]] = {}
+        self._rows: list[Tensor] = []
+        self._aside: list[_Aside] = []
+        self._entries = 0
+        self._stray = torch.full((), torch.iinfo(torch.int64).min, device=device)
+
+    def put(self, selection: Selection, right: Tensor | None) -> None:
+        """Put a selection aside, to be counted with others at one go."""
+        if selection.candidate_index.device != self.selected.device:
+            self.settle()
+            self._move(selection.candidate_index.device)
+        notes = {
+            name: note.detach().float().reshape(()).clone()
+            for name, note in selection.notes.items()
+            if isinstance(note, Tensor) and note.numel() == 1
+        }
+        index, scores = selection.candidate_index.clone(), selection.scores.detach().to(torch.float32, copy=True)
+        self._aside.append(_Aside(index, selection.positions, scores, right, notes, selection.step, selection.epoch))
+        for name in notes:
+            self.notes.setdefault(name, ([], []))[0].append(len(self.when))
+        self.when.append((selection.step, selection.epoch, len(selection.positions), len(index), right is not None))
+        self._entries += len(index) * (len(self.names) + 1)
+        if len(self._aside) >= _STEPS or self._entries >= _ENTRIES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what was put aside."""
+        aside, self._aside, self._entries = self._aside, [], 0
+        if not aside:
+            return
+        for name in self.notes:
+            left = [one.notes[name] for one in aside if name in one.notes]
+            self.notes[name][1].extend([torch.stack(left)] if left else [])
+        width = max(len(one.index) for one in aside)
+        index = torch.cat([one.index for one in aside])
+        slots = self.slots(index)
+        self._stray = torch.maximum(self._stray, torch.where(slots == self.n, index, self._stray).max())
+        slots = _stacked(slots.split([len(one.index) for one in aside]), self.n + 1, width)  # (S, n_B + 1)
+        positions = _stacked([one.positions for one in aside], width)
+        self._count_examples(slots, slots.gather(1, positions), [one.step for one in aside])
+        none = torch.zeros(0, dtype=torch.bool, device=slots.device)
+        right = _stacked([none if one.right is None else one.right for one in aside], 0, width)
+        scores = _stacked([one.scores for one in aside], torch.nan, width)
+        self._rows.append(self._count_groups(self.flags[:, slots], right, scores, positions))
+        if slots.device.type == "cpu":
+            self.check()
+
+    def _count_examples(self, slots: Tensor, chosen: Tensor, steps: list[int]) -> None:
+        drawn, chosen = slots.flatten(), chosen.T.flatten()
+        self.selected.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
+        self.drawn.index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
+        at = _on(slots.device, torch.tensor(steps, dtype=torch.int32)).repeat(len(chosen) // len(steps))
+        self.first.scatter_reduce_(0, chosen, at, "amin")
+
+    def _count_groups(self, flags: Tensor, right: Tensor, scores: Tensor, positions: Tensor) -> Tensor:
+        """The rows of some selections, from flags (F, S, n_B + 1) and the others (S, n_B + 1) of their candidates."""
+        groups = torch.cat([flags, right[None]])
+        counts = groups.gather(2, positions.expand(len(groups), -1, -1)).sum(2), groups.sum(2)  # each (F + 1, S)
+        scores = torch.where(scores.isfinite(), scores, torch.nan)
+        by_flag = torch.cat([scores[None], torch.where(flags, scores, torch.nan)])
+        spread = quantiles(by_flag, self._quantiles), quantiles(scores.gather(1, positions), self._quantiles)[None]
+        return torch.cat([*(count.T.float() for count in counts), *(part.transpose(0, 1).flatten(1) for part in spread)], dim=1)
+
+    def rows(self) -> Tensor:
+        """A row for each selection, on the CPU, shape (S, 2 (F + 1) + Q (F + 2)), float64.
+
+        How many of the selected are in each group, how many of the candidates; then Q quantiles of the finite scores each: of
+        all candidates, of those with each flag, and of the selected.
+        """
+        self.settle()
+        width = 2 * (len(self.names) + 1) + len(QUANTILES) * (len(self.names) + 2)
+        self._rows = [torch.cat([torch.zeros(0, width), *(rows.cpu() for rows in self._rows)])]
+        self.check()
+        return self._rows[0].double()
+
+    def slots(self, index: Tensor) -> Tensor:
+        """Where in the tables each index is, N for one that is not among the examples."""
+        if self._sorted is None or self._place is None:
+            return torch.where((index >= 0) & (index < self.n), index, self.n)
+        place = torch.searchsorted(self._sorted, index).clamp(max=self.n - 1)
+        return torch.where(self._sorted[place] == index, self._place[place], self.n)
+
+    def check(self) -> None:
+        """Raise a ValueError if anything was selected from that is not among the examples."""
+        strays = int(self.drawn[self.n])
+        if strays:
+            among = f"0 to {self.n - 1}" if self.ids is None else f"the {self.n:,} ids"
+            raise ValueError(
+                f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}; n must be the "
+                "length of the whole dataset, and where indices are ids, ids= must say whose each flag is"
+            )
+
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add what others counted, as ``state`` gives it."""
+        self.settle()
+        device, before = self.selected.device, len(self.when)
+        self.selected[: self.n] += state["selected"].to(device)
+        self.drawn[: self.n] += state["drawn"].to(device)
+        self.first[: self.n] = torch.minimum(self.first[: self.n], state["first"].to(device))
+        self._rows.append(state["rows"].float())
+        self.when += [(step, epoch, n_b, n_B, bool(known)) for step, epoch, n_b, n_B, known in state["when"].tolist()]
+        for name, (places, values) in state["notes"].items():
+            mine = self.notes.setdefault(name, ([], []))
+            mine[0].extend(before + place for place in places.tolist())
+            mine[1].append(values)
+
+    def state(self) -> dict[str, Any]:
+        """All counts, as tensors on the CPU."""
+        rows = self.rows().float()
+        counts = {name: getattr(self, name)[: self.n].cpu().clone() for name in ("selected", "drawn", "first")}
+        notes = {name: [torch.tensor(at), torch.cat([v.cpu() for v in values])] for name, (at, values) in self.notes.items()}
+        return {**counts, "rows": rows, "when": torch.tensor(self.when, dtype=torch.int64).reshape(-1, 5), "notes": notes}
+
+    def _move(self, device: torch.device) -> None:
+        for name in ("selected", "drawn", "first", "flags", "_quantiles", "_stray", "_sorted", "_place"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value.to(device))
+
+
+def _mask(name: str, flag: Any, n: int) -> Tensor:
+    mask = torch.as_tensor(flag).cpu()
+    if mask.dtype != torch.bool or mask.shape != (n,):
+        raise ValueError(
+            f"flag {name!r} must be one bool per example of the dataset, shape ({n},), got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}"
+        )
+    return mask
+
+
+def _places(ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ids in ascending order, and which example each is of."""
+    if ids.shape != (n,):
+        raise ValueError(f"ids must be one per example of the dataset, shape ({n},), got {tuple(ids.shape)}")
+    ordered, place = ids.sort(stable=True)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]].unique()
+    if len(repeated):
+        raise ValueError(f"{len(repeated):,} ids appear more than once: {some(repeated.tolist())}")
+    return ordered, place
+
+
+def _stacked(rows: Iterable[Tensor], padding: float, width: int | None = None) -> Tensor:
+    """Rows of some lengths as one tensor; with a width, a column wider than that, for the padding of positions to point to."""
+    stacked = pad_sequence(list(rows), batch_first=True, padding_value=padding)
+    return stacked if width is None else pad(stacked, (0, width + 1 - stacked.shape[1]), value=padding)
+
+
+def _on(device: torch.device, small: Tensor) -> Tensor:
+    """A small tensor on a device, sent without waiting."""
+    return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)
+
+
+def quantiles(values: Tensor, q: Tensor) -> Tensor:
+    """Quantiles along the last dimension, of shape (..., n), without what is NaN: shape (..., Q); NaN of nothing."""
+    known = (~values.isnan()).sum(-1, keepdim=True)
+    rank = q * (known - 1).clamp(min=0)
+    low, high = (values.sort(-1).values.gather(-1, end.long()) for end in (rank.floor(), rank.ceil()))
+    return torch.lerp(low, high, rank - rank.floor())

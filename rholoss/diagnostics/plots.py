@@ -1,0 +1,143 @@
+"""Plots of what was selected, as matplotlib figures to call ``savefig`` on. ``pip install rholoss[plot]`` has what they need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rholoss.diagnostics.comparison import ComparisonLog
+from rholoss.diagnostics.log import SelectionLog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_BARS = 30
+
+
+def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
+    """The share of each flag among the selected, against steps; dashed, its share in the data.
+
+    What the model had right already, where that is known, and what had been selected before are drawn as well; dashed, the share
+    of what it had right among the candidates.
+
+    Args:
+        log: what was selected.
+        every: steps to a point, at least 1.
+    """
+    records, step = _records(log.over_time(every))
+    figure = _figure(8, 4.5)
+    axes = figure.subplots()
+    lines = [(name, f"{name}, in the data", f"{name}/data") for name in log.flags]
+    if "right/selected" in records[0]:
+        lines.append(("right", "right already, of the candidates", "right/candidates"))
+    for i, (name, reference, key) in enumerate(lines):
+        label = f"{name}, selected" if name != "right" else "right already, selected"
+        axes.plot(step, _percent(records, f"{name}/selected"), color=f"C{i}", label=label)
+        axes.plot(step, _percent(records, key), color=f"C{i}", linestyle="--", linewidth=1, label=reference)
+    axes.plot(step, _percent(records, "repeated"), color="tab:gray", linestyle=":", label="selected before")
+    axes.set(xlabel="step", ylabel="share, %", ylim=(0, None))
+    return _with_legend(figure, axes)
+
+
+def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
+    """How many examples were selected how often.
+
+    Args:
+        log: what was selected.
+        flag: draw the examples with this flag and those without beside each other; None draws all as one.
+    """
+    times = log.selected
+    has = None if flag is None else log.flags[flag]
+    parts = {"all": times} if has is None else {flag: times[has], f"not {flag}": times[~has]}
+    highest = max(int(times.max()), 1)
+    wide = -(-highest // _MOST_BARS)  # so many counts to a bar, but never has a bar of its own
+    bars = -(-highest // wide) + 1
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    for i, (name, mine) in enumerate(parts.items()):
+        shares = 100 * torch.bincount((mine + wide - 1) // wide, minlength=bars) / max(len(mine), 1)
+        at = torch.arange(bars) + 0.8 * ((i + 0.5) / len(parts) - 0.5)
+        axes.bar(at.tolist(), shares.tolist(), 0.8 / len(parts), color=f"C{i}", label=name)
+    named = list(range(0, bars, -(-bars // 12)))
+    ends = [(wide * (bar - 1) + 1, wide * bar) for bar in named]
+    axes.set_xticks(named, ["never", *(f"{low}" if low == high else f"{low}-{high}" for low, high in ends[1:])])
+    axes.set(xlabel="times selected", ylabel="share of these examples, %")
+    return _with_legend(figure, axes)
+
+
+def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
+    """The scores over time, a panel for the candidates, for those with each flag, and for the selected.
+
+    The median, the middle half and the middle nine tenths, of the finite scores of a batch.
+
+    Args:
+        log: what was selected.
+        every: steps to a point, at least 1.
+    """
+    records, step = _records(log.scores_over_time(every))
+    names = ["candidates", *log.flags, "selected"]
+    figure = _figure(3.2 * len(names), 3.8)
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        low, lower, middle, upper, high = ([r[f"{name}/{q}"] for r in records] for q in ("q05", "q25", "q50", "q75", "q95"))
+        axes.fill_between(step, low, high, color="C0", alpha=0.2, linewidth=0, label="middle nine tenths")
+        axes.fill_between(step, lower, upper, color="C0", alpha=0.4, linewidth=0, label="middle half")
+        axes.plot(step, middle, color="C0", label="median")
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("score")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_agreement(log: ComparisonLog) -> Figure:
+    """Which share methods have in common of what they choose, and how their scores correlate, each with each."""
+    names = log.names
+    figure = _figure(3 + 1.5 * len(names), 1.8 + 0.7 * len(names))
+    left, right = figure.subplots(1, 2)
+    common = f"of what the row selects, the column\nselects too, % (by chance {100 * log.chance:.0f})"
+    _matrix(left, 100 * log.overlap(), names, common, 0)
+    _matrix(right, log.correlation(), names, "rank correlation of the scores\n", -1)
+    right.set_yticklabels([])
+    return figure
+
+
+def _matrix(axes: Any, values: Tensor, names: list[str], title: str, lowest: float) -> None:
+    top = 100.0 if lowest == 0 else 1.0
+    form = "{:.0f}" if lowest == 0 else "{:.2f}"
+    axes.imshow(values.tolist(), vmin=lowest * top, vmax=top, cmap="Blues" if lowest == 0 else "RdBu")
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            dark = value > 0.6 * top or value < -0.6 * top
+            axes.text(
+                j, i, form.format(round(value, 2) + 0.0), ha="center", va="center", color="white" if dark else "black", fontsize=9
+            )
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title(title, fontsize=10)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; pip install 'rholoss[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _records(records: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[float]]:
+    if not records:
+        raise ValueError("nothing was selected yet; attach the log to a selector, or update it, before you plot it")
+    return records, [record["step"] for record in records]
+
+
+def _percent(records: list[dict[str, float]], key: str) -> list[float]:
+    return [100 * record[key] for record in records]
+
+
+def _with_legend(figure: Figure, axes: Any) -> Figure:
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
