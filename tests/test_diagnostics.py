@@ -1,0 +1,792 @@
+"""What was selected, in numbers: each against a slow and obvious computation in plain Python."""
+
+import copy
+import importlib
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from conftest import make_data, make_net
+from hypothesis import given, settings
+from torch import nn
+from torch.utils.data import DataLoader
+
+from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selection, Selector, build_selector, hash_ids, split
+from rholoss.diagnostics import ComparisonLog, SelectionLog, compare, overlaps, plots, rank_correlations, spearman
+from rholoss.diagnostics.counts import quantiles
+from rholoss.selectors import OnlineRhoLossSelector, StaleSelector, SwitchSelector, TrainLossSelector, UniformSelector
+
+N = 12
+EXAMPLES = Path(__file__).parent.parent / "examples"
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def share(part, whole):
+    return part / whole if whole else math.nan
+
+
+def mean(values):
+    values = [value for value in values if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def quantile(values, q):
+    """Linear between the two nearest of the finite values."""
+    values = sorted(value for value in values if math.isfinite(value))
+    if not values:
+        return math.nan
+    rank = q * (len(values) - 1)
+    low, high = values[math.floor(rank)], values[math.ceil(rank)]
+    return low + (high - low) * (rank - math.floor(rank))
+
+
+def assert_same(got, expected):
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
+
+
+class Batch:
+    """A selected batch in plain numbers."""
+
+    def __init__(self, index, positions, scores, step, epoch=0, right=None, notes=None):
+        self.index, self.positions, self.scores, self.step, self.epoch = index, sorted(positions), scores, step, epoch
+        self.right, self.notes = right, notes or {}
+        self.chosen = [index[position] for position in self.positions]
+
+    def selection(self, ids=None):
+        index = torch.tensor(self.index) if ids is None else ids[self.index]
+        positions = torch.tensor(self.positions)
+        weights = torch.ones(len(positions)) if len(set(self.positions)) < len(self.positions) else None
+        notes = {name: torch.tensor(value) for name, value in self.notes.items()}
+        scores = torch.tensor(self.scores)
+        return Selection(index[positions], positions, weights, scores, index, self.step, self.epoch, notes)
+
+    def add_to(self, log, ids=None):
+        log.update(self.selection(ids), None if self.right is None else torch.tensor(self.right))
+
+
+def slow_record(batches, everything, flags):
+    """The numbers of some batches."""
+    selected = [i for batch in batches for i in batch.chosen]
+    candidates = [i for batch in batches for i in batch.index]
+    record = {"batches": len(batches), "selected": len(selected), "candidates": len(candidates)}
+    for name, flag in flags.items():
+        among = share(sum(flag[i] for i in selected), len(selected)), share(sum(flag[i] for i in candidates), len(candidates))
+        record |= {f"{name}/selected": among[0], f"{name}/candidates": among[1], f"{name}/data": sum(flag) / len(flag)}
+        record[f"{name}/ratio"] = share(*among)
+    if any(batch.right is not None for batch in everything):
+        known = [batch for batch in batches if batch.right is not None]
+        chosen = [batch.right[position] for batch in known for position in batch.positions]
+        all_of_them = [right for batch in known for right in batch.right]
+        among = share(sum(chosen), len(chosen)), share(sum(all_of_them), len(all_of_them))
+        record |= {"right/selected": among[0], "right/candidates": among[1], "right/ratio": share(*among)}
+    seen, repeated = {i for batch in everything if batches and batch.step < batches[0].step for i in batch.chosen}, 0
+    for i in selected:
+        repeated += i in seen
+        seen.add(i)
+    record["repeated"] = share(repeated, len(selected))
+    for name in {name for batch in everything for name in batch.notes}:
+        record[f"notes/{name}"] = mean([batch.notes.get(name, math.nan) for batch in batches])
+    return record
+
+
+def slow_scores(batches, flags):
+    record = {}
+    for name in ("candidates", "selected", *flags):
+        for q in (5, 25, 50, 75, 95):
+            of_batches = []
+            for batch in batches:
+                if name == "selected":
+                    scores = [batch.scores[position] for position in batch.positions]
+                else:
+                    pairs = zip(batch.index, batch.scores, strict=True)
+                    scores = [score for i, score in pairs if name == "candidates" or flags[name][i]]
+                of_batches.append(quantile(scores, q / 100))
+            record[f"{name}/q{q:02}"] = mean(of_batches)
+    return record
+
+
+def windows(batches, key):
+    keys = sorted({key(batch) for batch in batches})
+    return [[batch for batch in batches if key(batch) == k] for k in keys]
+
+
+def check_log(log, batches, flags):
+    """Hold all that a log says against the slow way."""
+    whole = slow_record(batches, batches, flags)
+    times = [sum(batch.chosen.count(i) for batch in batches) for i in range(N)]
+    drawn = [sum(batch.index.count(i) for batch in batches) for i in range(N)]
+    by_example = {"never_selected": times.count(0) / N, "never_drawn": drawn.count(0) / N, "most_selected": max(times)}
+    assert_same(log.summary(), whole | by_example)
+    assert log.selected.tolist() == times
+    assert log.drawn.tolist() == drawn
+    for got, key in ((log.over_time(3), lambda batch: batch.step // 3), (log.by_epoch(), lambda batch: batch.epoch)):
+        expected = windows(batches, key)
+        assert len(got) == len(expected)
+        for record, inside in zip(got, expected, strict=True):
+            when = {"step": inside[0].step, "epoch": inside[0].epoch}
+            assert_same(record, when | slow_record(inside, batches, flags))
+    for record, inside in zip(log.scores_over_time(2), windows(batches, lambda batch: batch.step // 2), strict=True):
+        assert_same(record, {"step": inside[0].step, "epoch": inside[0].epoch} | slow_scores(inside, flags))
+    if batches:
+        since = batches[len(batches) // 2].step
+        late = [batch for batch in batches if batch.step >= since]
+        assert_same(log.summary(since), slow_record(late, batches, flags) | by_example)
+
+
+@st.composite
+def runs(draw):
+    """Batches of several sizes, with repeated positions, gated scores, and now and then notes and what was right."""
+    batches, step = [], 0
+    for _ in range(draw(st.integers(0, 9))):
+        n_B = draw(st.integers(1, 7))
+        index = draw(st.lists(st.integers(0, N - 1), min_size=n_B, max_size=n_B))
+        n_b = draw(st.integers(1, n_B))
+        weighted = draw(st.booleans())
+        positions = draw(st.lists(st.integers(0, n_B - 1), min_size=n_b, max_size=n_b, unique=not weighted))
+        score = st.one_of(st.just(-math.inf), st.floats(-4, 4, width=16))
+        scores = draw(st.lists(score, min_size=n_B, max_size=n_B))
+        right = draw(st.none() | st.lists(st.booleans(), min_size=n_B, max_size=n_B))
+        notes = draw(st.dictionaries(st.sampled_from(["gated", "overlap"]), st.floats(0, 1, width=16)))
+        batches.append(Batch(index, positions, scores, step, step // 4, right, notes))
+        step += draw(st.integers(1, 3))
+    return batches
+
+
+flags_of = st.dictionaries(st.sampled_from(["wrong", "rare"]), st.lists(st.booleans(), min_size=N, max_size=N))
+
+
+@settings(deadline=None, max_examples=60)
+@given(runs(), flags_of, st.integers(0, 9))
+def test_every_number_is_that_of_the_slow_way(batches, flags, stop):
+    """In one go, and read in the middle, and through a checkpoint, and with ids in place of indices."""
+    masks = {name: torch.tensor(flag) for name, flag in flags.items()}
+    log = SelectionLog(N, masks)
+    for batch in batches:
+        batch.add_to(log)
+    check_log(log, batches, flags)
+    stopped = SelectionLog(N, masks)
+    for batch in batches[:stop]:
+        batch.add_to(stopped)
+        stopped.summary()
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    ids = hash_ids(f"image {i}" for i in range(N))
+    resumed, hashed = SelectionLog(N, masks), SelectionLog(N, masks, ids=ids)
+    Batch([0, 0, 0], [0], [1.0, 2.0, 3.0], 7).add_to(resumed)  # is gone after loading
+    resumed.load_state_dict(torch.load(file))
+    for batch in batches[stop:]:
+        batch.add_to(resumed)
+    for batch in batches:
+        batch.add_to(hashed, ids)
+    check_log(resumed, batches, flags)
+    check_log(hashed, batches, flags)
+
+
+@settings(deadline=None, max_examples=30)
+@given(runs(), flags_of, st.lists(st.booleans(), min_size=9, max_size=9))
+def test_the_logs_of_several_processes_add_up_to_one(batches, flags, first_process):
+    parts = [[b for b, first in zip(batches, first_process, strict=False) if first == which] for which in (True, False)]
+    logs = [SelectionLog(N, {name: torch.tensor(flag) for name, flag in flags.items()}) for _ in parts]
+    for log, part in zip(logs, parts, strict=True):
+        for batch in part:
+            batch.add_to(log)
+    logs[0].merge(logs[1].state_dict())
+    check_log(logs[0], batches, flags)
+
+
+def test_a_long_run_is_counted_in_blocks_without_a_difference():
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for step in range(150):
+        n_B = 7 if step % 50 < 49 else 3
+        index = torch.randperm(N, generator=generator)[:n_B].tolist()
+        positions = torch.randperm(n_B, generator=generator)[:2].tolist()
+        batches.append(Batch(index, positions, torch.randn(n_B, generator=generator).tolist(), step, step // 50))
+    flags = {"wrong": [i % 3 == 0 for i in range(N)]}
+    log = SelectionLog(N, {"wrong": torch.tensor(flags["wrong"])})
+    for batch in batches:
+        batch.add_to(log)
+    assert log._counts._aside  # the rest of a block waits
+    check_log(log, batches, flags)
+
+
+def test_batches_without_a_wrong_one_count_as_much_as_the_others():
+    """The mean over the batches that have some, as some scripts log it, would be 1/2 here."""
+    log = SelectionLog(N, {"wrong": torch.arange(N) == 0})
+    Batch([0, 1, 2, 3], [0, 1], [1.0] * 4, 0).add_to(log)
+    for step in (1, 2, 3):
+        Batch([4, 5, 6, 7], [0, 1], [1.0] * 4, step).add_to(log)
+    assert log.summary()["wrong/selected"] == 1 / 8
+    assert [record["wrong/selected"] for record in log.over_time(2)] == [1 / 4, 0]
+
+
+def test_an_example_that_is_drawn_twice_counts_twice_and_comes_again():
+    log = SelectionLog(N, {"wrong": torch.arange(N) == 0})
+    Batch([0, 1, 2], [0, 0, 2], [1.0, 2.0, 3.0], 0).add_to(log)
+    summary = log.summary()
+    assert summary["wrong/selected"] == pytest.approx(2 / 3)
+    assert summary["repeated"] == pytest.approx(1 / 3)
+    assert summary["most_selected"] == 2
+
+
+def test_an_empty_log_says_that_there_was_nothing():
+    log = SelectionLog(N, {"wrong": torch.arange(N) == 0})
+    summary = log.summary()
+    assert summary["batches"] == summary["selected"] == 0
+    assert math.isnan(summary["wrong/selected"])
+    assert math.isnan(summary["repeated"])
+    assert summary["never_selected"] == summary["never_drawn"] == 1
+    assert log.over_time() == log.by_epoch() == log.scores_over_time() == []
+    again = SelectionLog(N, {"wrong": torch.arange(N) == 0})
+    again.load_state_dict(log.state_dict())
+    assert again.summary()["never_selected"] == 1
+    with pytest.raises(ValueError, match="nothing was selected yet"):
+        plots.plot_shares(log)
+
+
+def test_shares_by_class():
+    log = SelectionLog(4)
+    Batch([0, 1, 2], [0, 2], [1.0] * 3, 0).add_to(log)
+    by_class = log.by_class([0, 1, 2, 2])
+    assert {name: shares.tolist() for name, shares in by_class.items()} == {
+        "selected": [1 / 2, 0, 1 / 2],
+        "candidates": pytest.approx([1 / 3, 1 / 3, 1 / 3]),
+        "data": [1 / 4, 1 / 4, 1 / 2],
+    }
+    with pytest.raises(ValueError, match=r"one class per example of the dataset, shape \(4,\)"):
+        log.by_class([0, 1])
+
+
+def test_what_is_put_in_may_change_afterwards():
+    """Such as a stream that fills the same buffers again and again."""
+    log, batch = SelectionLog(N), Batch([3, 4, 5], [1], [1.0, 3.0, 2.0], 0, notes={"gated": 0.5})
+    selection = batch.selection()
+    log.update(selection)
+    for buffer in (selection.candidate_index, selection.scores, selection.notes["gated"]):
+        buffer.zero_()
+    check_log(log, [batch], {})
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: SelectionLog(0), ValueError, "number of examples in the dataset, at least 1, got 0"),
+        (
+            lambda: SelectionLog(3, {"wrong": torch.tensor([0, 2])}),
+            ValueError,
+            r"one bool per example .*shape \(3,\), got torch.int64",
+        ),
+        (lambda: SelectionLog(3, {"wrong": torch.zeros(4, dtype=torch.bool)}), ValueError, r"of shape \(4,\)"),
+        (lambda: SelectionLog(3, {"right": torch.zeros(3, dtype=torch.bool)}), ValueError, "cannot be called 'right'"),
+        (
+            lambda: SelectionLog(3, ids=[1, 2]),
+            ValueError,
+            r"ids must be one per example of the dataset, shape \(3,\), got \(2,\)",
+        ),
+        (lambda: SelectionLog(3, ids=[1, 2, 2]), ValueError, "1 ids appear more than once: 2"),
+        (lambda: SelectionLog(3).update(None), TypeError, "as selector.last is after a batch, got NoneType"),
+        (lambda: SelectionLog(3).over_time(0), ValueError, "every must be a number of steps, at least 1, got 0"),
+        (
+            lambda: SelectionLog(3).update(Batch([0, 1], [0], [0.0, 0], 0).selection(), torch.ones(2)),
+            ValueError,
+            "one bool per cand",
+        ),
+        (lambda: ComparisonLog({}, every=0), ValueError, "every must be a number of steps"),
+        (lambda: ComparisonLog({"selected": lambda c: c.loss}), ValueError, "give the method another name"),
+    ],
+)
+def test_a_mistake_is_explained(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("ids", "stray", "among"), [(None, N, "0 to 11"), (None, -1, "0 to 11"), (range(5, N + 5), 0, "the 12 ids")]
+)
+def test_an_index_that_is_no_example_is_an_error_when_numbers_are_read(ids, stray, among):
+    log = SelectionLog(N, ids=ids)
+    Batch([6, stray, 7], [0], [1.0, 2.0, 3.0], 0).add_to(log)
+    with pytest.raises(ValueError, match=f"1 candidates have an index that is not among {among}, such as {stray}"):
+        log.summary()
+
+
+def test_a_selection_is_added_once(data, net):
+    selector = TrainLossSelector(DataLoader(data, batch_size=4), net, keep=0.25)
+    log = SelectionLog(100).attach(selector)
+    next(iter(selector))
+    with pytest.raises(ValueError, match="attach the log or call update, not both"):
+        log.update(selector.last)
+
+
+def test_a_state_of_other_data_is_refused():
+    flag = {"wrong": torch.arange(N) < 3}
+    state = SelectionLog(N, flag).state_dict()
+    for other, message in (
+        (SelectionLog(N + 1, {"wrong": torch.arange(N + 1) < 3}), "expected n = 13, got 12"),
+        (SelectionLog(N, {"wrong": torch.arange(N) < 4}), "expected flags = {'wrong': 4}, got {'wrong': 3}"),
+        (SelectionLog(N, flag, ids=range(N)), "examples with other ids"),
+    ):
+        for method in (other.load_state_dict, other.merge):
+            with pytest.raises(ValueError, match=message):
+                method(state)
+
+
+class Dropping(Selector):
+    """A listener's victim: draws, learns along and leaves a note."""
+
+    def score(self, candidates):
+        candidates.notes["drawn"] = candidates.rand(1)[0]
+        return candidates.rand()
+
+
+OTHERS = ["train_loss", "gradient_norm", "rho_loss", "bald", "uniform", "gradient_norm_importance_sampling", "online_rho_loss"]
+
+
+def methods_of(names, loader, model, **how):
+    store, other = IrreducibleLossStore.from_model(make_net(1), loader.dataset), make_net(2)
+    return {name: build_selector(name, loader, model, store=store, irreducible_model=other, **how) for name in names}
+
+
+def train(name, watch, mode="eval", epochs=2):
+    """A run of some steps with a selector that is watched or not; what it selected, the weights, and the watcher."""
+    torch.manual_seed(0)
+    data, model = make_data(60), make_net(0)
+    loader = DataLoader(data, batch_size=4, shuffle=True)
+    store = IrreducibleLossStore.from_model(make_net(1), data)
+    if name == "dropping":
+        selector = Dropping(loader, model, keep=0.25, mode=mode)
+    else:
+        selector = build_selector(name, loader, model, store=store, proxy=make_net(3), keep=0.25, mode=mode)
+    seen = watch(selector) if watch else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    chosen = []
+    for _ in range(epochs):
+        for x, y in selector:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            chosen.append((selector.last, copy.deepcopy(model)))
+    return chosen, (selector.state_dict()["generator"], torch.get_rng_state(), *model.state_dict().values()), seen
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize(
+    "name", ["dropping", "uniform", "bald", "proxy_rho_loss", "rho_loss", "gradient_norm_importance_sampling"]
+)
+def test_looking_does_not_change_the_run(name, mode):
+    def watch(selector):
+        SelectionLog(60, right=True).attach(selector)
+        log = ComparisonLog(methods_of(OTHERS, selector.loader, selector.model, mode=mode), every=1).attach(selector)
+        selector.listeners.append(lambda candidates, selection: candidates.rand())
+        selector.listeners.append(lambda candidates, selection: candidates.notes.update(mine=torch.ones(())))
+        return log
+
+    alone, left_alone, _ = train(name, None, mode)
+    watched, left_watched, log = train(name, watch, mode)
+    assert log.batches == len(watched) == 8
+    for (one, _), (other, _) in zip(alone, watched, strict=True):
+        assert torch.equal(one.index, other.index)
+        assert torch.equal(one.scores, other.scores)
+        assert list(one.notes) == list(other.notes)
+    assert all(torch.equal(one, other) for one, other in zip(left_alone, left_watched, strict=True))
+
+
+def test_what_was_right_is_what_the_model_before_the_step_says():
+    chosen, _, logs = train("rho_loss", lambda selector: SelectionLog(60).attach(selector))
+    data, right, candidates_right, n = make_data(60), 0, 0, 0
+    models = [make_net(0), *(model for _, model in chosen)]
+    for (selection, _), model in zip(chosen, models, strict=False):
+        with torch.no_grad():
+            said = model.eval()(data.tensors[0]).argmax(1) == data.tensors[1]
+        right += int(said[selection.index].sum())
+        candidates_right += int(said[selection.candidate_index].sum())
+        n += len(selection.candidate_index)
+    summary = logs.summary()
+    assert summary["right/selected"] == right / (4 * len(chosen))
+    assert summary["right/candidates"] == candidates_right / n
+
+
+def test_what_was_right_is_unknown_unless_computed_or_asked_for():
+    _, _, log = train("uniform", lambda selector: SelectionLog(60).attach(selector))
+    _, _, asking = train("uniform", lambda selector: SelectionLog(60, right=True).attach(selector))
+    assert "right/selected" not in log.summary()
+    assert 0 <= asking.summary()["right/selected"] <= 1
+
+
+def test_a_log_works_inside_a_framework_and_with_update(data, net):
+    selector = TrainLossSelector(DataLoader(data, batch_size=4), net, keep=0.25)
+    attached, updated = SelectionLog(100).attach(selector), SelectionLog(100)
+    for batch in selector.candidate_batches:
+        selector.select(batch)
+        updated.update(selector.last)
+    assert torch.equal(attached.selected, updated.selected)
+    assert attached.summary()["selected"] == selector.step * 4
+    selector.listeners.remove(attached)
+    next(iter(selector))
+    assert attached.summary()["batches"] == selector.step - 1
+
+
+def test_a_part_of_a_dataset_and_a_stream_with_names_are_logged_by_example(data, net):
+    part, *_ = split(data, holdout=0.5, seed=0)
+    selector = UniformSelector(DataLoader(part, batch_size=4), keep=0.25)
+    log = SelectionLog(100).attach(selector)
+    for _ in selector:
+        pass
+    assert log.drawn.nonzero().flatten().tolist() == sorted(part.indices.tolist())
+    names = [f"image {i}" for i in range(100)]
+    stream = IndexedBatches([(names[i : i + 10], data.tensors[0][i : i + 10]) for i in range(0, 100, 10)])
+    streaming = UniformSelector(stream, batch_size=4)
+    log = SelectionLog(100, {"early": torch.arange(100) < 30}, ids=names).attach(streaming)
+    for _ in streaming:
+        pass
+    assert log.summary()["early/selected"] == 0.3
+    assert log.drawn.tolist() == [1] * 100
+
+
+def slow_spearman(a, b):
+    def rank(values):
+        return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
+
+    x, y = rank(a), rank(b)
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    top = sum((p - mx) * (q - my) for p, q in zip(x, y, strict=True))
+    bottom = math.sqrt(sum((p - mx) ** 2 for p in x) * sum((q - my) ** 2 for q in y))
+    return top / bottom if bottom else math.nan
+
+
+pairs_of_scores = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(*[st.lists(st.sampled_from([-math.inf, -1.5, 0.0, 0.25, 3.0, 7.0]), min_size=n, max_size=n)] * 2)
+)
+
+
+@given(pairs_of_scores)
+def test_rank_correlation_with_ties_is_that_of_the_slow_way(pair):
+    assert spearman(*map(torch.tensor, pair)).item() == pytest.approx(slow_spearman(*pair), abs=1e-12, nan_ok=True)
+
+
+def test_rank_correlation_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    for ties in (2, 5, 1000):
+        a, b = torch.randint(ties, (2, 300), generator=generator)
+        assert spearman(a, b).item() == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+    assert spearman(a.bfloat16(), a > 500).item() == pytest.approx(stats.spearmanr(a.bfloat16().float(), a > 500).statistic)
+
+
+def test_rank_correlation_of_a_constant_is_undefined_and_nan_is_an_error():
+    assert math.isnan(spearman(torch.ones(5), torch.arange(5.0)))
+    assert math.isnan(spearman(torch.ones(1), torch.ones(1)))
+    with pytest.raises(ValueError, match="NaN has no rank: 1 of 3 scores are NaN"):
+        spearman(torch.tensor([1.0, torch.nan, 2.0]), torch.arange(3.0))
+    with pytest.raises(ValueError, match=r"twice shape \(n,\), got \(3,\) and \(2,\)"):
+        spearman(torch.ones(3), torch.ones(2))
+
+
+def test_the_order_of_equal_scores_does_not_matter():
+    a, b = torch.tensor([1.0, 1, 1, 2, 3]), torch.tensor([5.0, 1, 3, 2, 4])
+    for order in (torch.tensor([2, 1, 0, 3, 4]), torch.tensor([4, 3, 2, 1, 0])):
+        assert spearman(a[order], b[order]) == pytest.approx(spearman(a, b).item(), abs=1e-15)
+
+
+@given(st.lists(st.floats(-4, 4, width=16) | st.just(math.nan), min_size=1, max_size=9), st.sampled_from([0.05, 0.5, 0.75]))
+def test_quantiles_skip_what_is_nan(values, q):
+    got = quantiles(torch.tensor(values), torch.tensor([q])).item()
+    assert got == pytest.approx(quantile(values, q), abs=1e-5, nan_ok=True)
+
+
+def test_overlaps_are_shares_of_what_the_row_selected():
+    of = {
+        "a": Batch(list(range(6)), [0, 1, 2], [0.0] * 6, 0),
+        "b": Batch(list(range(6)), [1, 2, 5], [0.0] * 6, 0),
+        "twice": Batch(list(range(6)), [0, 0, 5], [0.0] * 6, 0),
+    }
+    expected = [[sum(i in other.positions for i in one.positions) / 3 for other in of.values()] for one in of.values()]
+    got = overlaps({name: batch.selection() for name, batch in of.items()})
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+    assert got[0].tolist() == pytest.approx([1, 2 / 3, 1 / 3])
+
+
+class Counting(nn.Module):
+    """Counts its forward passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.passes = make_net(0), 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.net(x)
+
+
+def test_methods_are_compared_on_one_forward_pass_and_choose_as_they_would_alone(data):
+    model = Counting()
+    loader = DataLoader(data, batch_size=8)
+    methods = methods_of(["uniform", "train_loss", "gradient_norm", "rho_loss", "irreducible_loss"], loader, model, keep=0.25)
+    methods["small loss"] = lambda candidates: -candidates.loss
+    batch = next(iter(methods["rho_loss"].candidate_batches))
+    before, states = (
+        torch.get_rng_state(),
+        {n: copy.deepcopy(m.state_dict()) for n, m in methods.items() if isinstance(m, Selector)},
+    )
+    chosen = compare(methods, batch)
+    assert model.passes == 1
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(chosen) == list(methods)
+    for name in ("train_loss", "gradient_norm", "rho_loss", "irreducible_loss"):
+        assert methods[name].step == 0
+        assert torch.equal(methods[name].state_dict()["generator"], states[name]["generator"])
+        methods[name].select(batch)
+        assert torch.equal(methods[name].last.positions, chosen[name].positions)
+        torch.testing.assert_close(methods[name].last.scores, chosen[name].scores)
+    assert rank_correlations(chosen)[1, -1] == pytest.approx(-1)
+    assert torch.equal(compare(methods, batch)["uniform"].index, chosen["uniform"].index)
+
+
+def test_a_comparison_runs_the_model_no_more_than_the_selector_did(data):
+    model = Counting()
+    loader = DataLoader(data, batch_size=8)
+    selector = methods_of(["rho_loss"], loader, model, keep=0.25)["rho_loss"]
+    ComparisonLog(methods_of(["train_loss", "gradient_norm", "uniform"], loader, model), every=2).attach(selector)
+    SelectionLog(100, right=True).attach(selector)
+    for _ in selector:
+        pass
+    assert model.passes == selector.step
+
+
+def test_a_proxy_is_run_once_for_the_selector_and_the_others(data):
+    proxy = Counting()
+    loader, store, model = DataLoader(data, batch_size=8), IrreducibleLossStore(torch.zeros(100)), make_net(0)
+    one, other = (build_selector("proxy_rho_loss", loader, model, store=store, proxy=proxy, keep=0.25) for _ in range(2))
+    log = ComparisonLog({"again": other}, every=1).attach(one)
+    for _ in one:
+        pass
+    assert proxy.passes == one.step
+    assert log.overlap()[0, 1] == 1
+
+
+def test_the_agreement_over_a_run_is_the_mean_over_the_batches_compared():
+    kept = []
+
+    def watch(selector):
+        others = methods_of(["train_loss", "uniform"], selector.loader, selector.model)
+        others["constant"] = lambda candidates: torch.zeros(len(candidates))
+        log = ComparisonLog(others, lambda: SelectionLog(60, {"low": torch.arange(60) < 20}), every=3).attach(selector)
+        selector.listeners.append(lambda candidates, selection: kept.append((selection, dict(log.last))))
+        return log
+
+    _, _, log = train("rho_loss", watch)
+    compared = [last for selection, last in kept if selection.step % 3 == 0]
+    assert log.batches == len(compared) == 3
+    assert log.names == ["selected", "train_loss", "uniform", "constant"]
+    overlap = [[sum(overlap_of(last[a], last[b]) for last in compared) / len(compared) for b in log.names] for a in log.names]
+    correlation = [
+        [mean([slow_spearman(last[a].scores.tolist(), last[b].scores.tolist()) for last in compared]) for b in log.names]
+        for a in log.names
+    ]
+    torch.testing.assert_close(log.overlap(), torch.tensor(overlap, dtype=torch.float64))
+    torch.testing.assert_close(log.correlation(), torch.tensor(correlation, dtype=torch.float64), equal_nan=True)
+    summary = log.summary()
+    assert summary["chance"] == pytest.approx(sum(4 / len(last["selected"].scores) for last in compared) / 3)
+    assert summary["overlap/train_loss"] == pytest.approx(overlap[0][1])
+    assert summary["correlation/uniform"] == pytest.approx(correlation[0][2])
+    low = [int(i) < 20 for last in compared for i in last["uniform"].index]
+    assert summary["uniform/low/selected"] == pytest.approx(sum(low) / len(low))
+    mine = [int(i) < 20 for last in compared for i in last["selected"].index]
+    assert summary["selected/low/selected"] == pytest.approx(sum(mine) / len(mine))
+    assert all(math.isnan(value) or isinstance(value, float) for value in json.loads(json.dumps(summary)).values())
+    assert math.isnan(summary["correlation/constant"])
+
+
+def overlap_of(one, other):
+    return sum(i in other.positions.tolist() for i in one.positions.tolist()) / len(one.positions)
+
+
+def test_a_comparison_is_resumed_and_merged():
+    def watch(selector):
+        others = methods_of(["train_loss", "uniform"], selector.loader, selector.model)
+        return ComparisonLog(others, lambda: SelectionLog(60), every=1).attach(selector)
+
+    *_, whole = train("rho_loss", watch)
+    *_, half = train("rho_loss", watch, epochs=1)
+    file = io.BytesIO()
+    torch.save(half.state_dict(), file)
+    file.seek(0)
+    resumed = ComparisonLog(whole.methods, lambda: SelectionLog(60))
+    resumed.load_state_dict(half.state_dict())
+    resumed.load_state_dict(torch.load(file))
+    assert_same(resumed.summary(), half.summary())
+    resumed.merge(whole.state_dict())
+    assert resumed.batches == half.batches + whole.batches
+    together = (half.batches * half.overlap() + whole.batches * whole.overlap()) / resumed.batches
+    torch.testing.assert_close(resumed.overlap(), together)
+    assert torch.equal(resumed.logs["uniform"].selected, half.logs["uniform"].selected + whole.logs["uniform"].selected)
+    with pytest.raises(ValueError, match=r"expected methods \['selected', 'train_loss'\] and logs \[\]"):
+        ComparisonLog({"train_loss": whole.methods["train_loss"]}).load_state_dict(whole.state_dict())
+
+
+def test_what_others_would_have_chosen_does_not_depend_on_who_else_is_compared():
+    def watch(names):
+        return lambda selector: ComparisonLog(methods_of(names, selector.loader, selector.model), every=2).attach(selector)
+
+    *_, one = train("rho_loss", watch(["uniform", "bald"]))
+    *_, other = train("rho_loss", watch(["train_loss", "bald", "uniform"]))
+    for name in ("uniform", "bald"):
+        assert torch.equal(one.last[name].index, other.last[name].index)
+
+
+def test_methods_that_do_not_go_together_are_refused(data, net):
+    loader = DataLoader(data, batch_size=4)
+    store, il_model = IrreducibleLossStore(torch.zeros(100)), make_net(1)
+    selector = RhoLossSelector(loader, net, store)
+    learning = OnlineRhoLossSelector(loader, net, il_model, irreducible_optimizer=torch.optim.SGD(il_model.parameters(), lr=0.1))
+    stale = StaleSelector(loader, net, TrainLossSelector(loader, net))
+    for method, error, message in (
+        (TrainLossSelector(loader, make_net(1)), ValueError, "same loader and model as RhoLossSelector"),
+        (TrainLossSelector(DataLoader(data), net), ValueError, "same loader and model as RhoLossSelector"),
+        (TrainLossSelector(loader, net, mode="train"), ValueError, "must score as RhoLossSelector does"),
+        (learning, ValueError, "method 'other' keeps a state from step to step"),
+        (stale, ValueError, "keeps a state from step to step"),
+        (SwitchSelector(loader, net, {0: UniformSelector(loader), 1: stale}, unit="step"), ValueError, "keeps a state"),
+        (TrainLossSelector, TypeError, "must be a selector or a function from candidates to scores, got <class"),
+        ("train_loss", TypeError, "must be a selector or a function from candidates to scores, got 'train_loss'"),
+    ):
+        with pytest.raises(error, match=message):
+            ComparisonLog({"other": method}).attach(selector)
+        with pytest.raises(error, match=message):
+            compare({"this": selector, "other": method}, (torch.arange(8), data[:8]))
+    assert selector.listeners == []
+    ComparisonLog({"switch": SwitchSelector(loader, net, {0: UniformSelector(loader)}, unit="step")}).attach(selector)
+    with pytest.raises(ValueError, match="compare needs a selector"):
+        compare({"loss": lambda candidates: candidates.loss}, (torch.arange(8), data[:8]))
+    ComparisonLog({"broken": lambda candidates: candidates.loss / 0 * 0}).attach(selector)
+    with pytest.raises(ValueError, match=r"broken: the score of 40 of 40 candidates is NaN"):
+        next(iter(selector))
+
+
+def test_plots_are_drawn(tmp_path):
+    wrong = torch.arange(60) % 4 == 0
+
+    def watch(selector):
+        others = methods_of(["train_loss", "uniform"], selector.loader, selector.model)
+        log = SelectionLog(60, {"wrong": wrong, "not one": torch.zeros(60, dtype=torch.bool)}).attach(selector)
+        return log, ComparisonLog(others, every=2).attach(selector)
+
+    _, _, (log, comparison) = train("rho_loss", watch)
+    figures = [
+        plots.plot_shares(log, every=2),
+        plots.plot_counts(log),
+        plots.plot_counts(log, "wrong"),
+        plots.plot_scores(log, every=2),
+        plots.plot_agreement(comparison),
+    ]
+    for number, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{number}.png")
+    lines = {line.get_label(): list(line.get_ydata()) for line in figures[0].axes[0].lines}
+    assert lines["wrong, in the data"] == [25.0] * 4
+    assert lines["wrong, selected"] == [100 * record["wrong/selected"] for record in log.over_time(2)]
+    assert lines["selected before"] == [100 * record["repeated"] for record in log.over_time(2)]
+    bars = figures[2].axes[0].containers
+    for container, mine in zip(bars, (log.selected[wrong], log.selected[~wrong]), strict=True):
+        heights = [100 * int((mine == times).sum()) / len(mine) for times in range(int(log.selected.max()) + 1)]
+        assert [bar.get_height() for bar in container] == pytest.approx(heights, rel=1e-5)
+    shown = [text.get_text() for text in figures[4].axes[0].texts]
+    assert shown == [f"{value:.0f}" for value in (100 * comparison.overlap()).flatten().tolist()]
+
+
+def test_many_counts_share_a_bar_but_never_has_its_own():
+    log = SelectionLog(N)
+    for step in range(100):
+        Batch([0, 1], [0], [1.0, 0.0], step).add_to(log)
+    axes = plots.plot_counts(log).axes[0]
+    heights = [bar.get_height() for bar in axes.containers[0]]
+    assert len(heights) == 26
+    assert heights[0] == pytest.approx(100 * 11 / 12)
+    assert heights[25] == pytest.approx(100 / 12)
+    assert [tick.get_text() for tick in axes.get_xticklabels()][:2] == ["never", "9-12"]
+
+
+def test_diagnostics_leave_matplotlib_alone_until_a_plot_is_drawn():
+    code = "import sys, rholoss.diagnostics.plots; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'rholoss\[plot\]'"):
+        plots.plot_counts(SelectionLog(N))
+
+
+def script(name, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    return importlib.import_module(name)
+
+
+def test_the_example_prints_its_table_and_draws_its_plots(tmp_path, monkeypatch, capsys):
+    example = script("what_was_selected", monkeypatch)
+    fit = example.fit_irreducible_loss_model
+    monkeypatch.setattr(example, "fit_irreducible_loss_model", lambda digits: fit(digits, epochs=3))
+    example.main(["--steps", "6", "--plot", str(tmp_path / "plots")])
+    table = capsys.readouterr().out
+    assert re.search(r"^\| `rho_loss`, which trains \| \d+ \| \d+ \| 100 \| 1.00 \|$", table, re.MULTILINE)
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"shares", "counts", "scores", "agreement"}
+
+
+def test_the_benchmark_prints_what_watching_costs(monkeypatch, capsys):
+    script("diagnostics_overhead", monkeypatch).main(["--steps", "70", "--rounds", "1", "--width", "8"])
+    assert re.search(r"SelectionLog, 2 flags: \d\.\d{3} \(.*\) times as long", capsys.readouterr().out)
+
+
+@needs_gpu
+def test_watching_on_a_gpu_never_waits_for_it():
+    data, model = make_data(640), make_net(0).cuda()
+    loader = DataLoader(data, batch_size=8, pin_memory=True)
+    store = IrreducibleLossStore.from_model(make_net(1), data)
+    how = {"device": "model", "keep": 0.5}
+    selector = build_selector("rho_loss", loader, model, store=store, **how)
+    others = {
+        name: build_selector(name, loader, model, store=store, **how) for name in ("train_loss", "uniform", "gradient_norm")
+    }
+    log = SelectionLog(640, {"low": torch.arange(640) < 64}, ids=torch.arange(640)).attach(selector)
+    comparison = ComparisonLog(others, lambda: SelectionLog(640), every=1).attach(selector)
+    batches = list(selector.candidate_batches)
+    selector.select(batches[0])  # moves what it keeps to the GPU
+    log.selected, comparison.summary()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            for batch in batches[1:]:
+                selector.select(batch)  # 64 times and more: past a block
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert log.summary()["batches"] == comparison.batches == 1 + 3 * (len(batches) - 1)
+
+
+@needs_gpu
+def test_numbers_of_a_gpu_are_those_of_the_cpu():
+    batches = [
+        Batch([0, 1, 2, 3], [0, 2], [0.5, -math.inf, 1.0, 2.0], step, right=[True, False, True, True]) for step in range(70)
+    ]
+    one, other = (SelectionLog(N, {"low": torch.arange(N) < 2}) for _ in range(2))
+    for batch in batches:
+        batch.add_to(one)
+        there = batch.selection()
+        moved = {name: getattr(there, name).cuda() for name in ("index", "positions", "scores", "candidate_index")}
+        other.update(Selection(weights=None, step=batch.step, epoch=0, **moved), torch.tensor(batch.right).cuda())
+    assert_same(other.summary(), one.summary())
+    assert_same(other.scores_over_time(1000)[0], one.scores_over_time(1000)[0])
+    again = SelectionLog(N, {"low": torch.arange(N) < 2})
+    again.load_state_dict(other.state_dict())
+    assert_same(again.summary(), one.summary())
