@@ -1,6 +1,6 @@
 """What RHO-LOSS selects while it trains, and what other methods would have chosen from the very same candidates.
 
-    python examples/what_was_selected.py [--steps 600] [--noise 0.3] [--keep 0.1] [--seed 0] [--plot results/what_was_selected]
+    python examples/what_was_selected.py [--steps 200] [--noise 0.3] [--keep 0.1] [--seed 0] [--plot results/what_was_selected]
 
 The data, the networks and the irreducible-loss model are those of quickstart.py. Prints a table as Markdown, and with --plot
 writes shares.png, counts.png, scores.png and agreement.png into a folder.
@@ -68,9 +68,9 @@ def plot(log: SelectionLog, comparison: ComparisonLog, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in (
-        ("shares", plots.plot_shares(log, every=20)),
+        ("shares", plots.plot_shares(log, every=10)),
         ("counts", plots.plot_counts(log, "wrong label")),
-        ("scores", plots.plot_scores(log, every=20)),
+        ("scores", plots.plot_scores(log, every=10)),
         ("agreement", plots.plot_agreement(comparison)),
     ):
         figure.savefig(folder / f"{name}.png", dpi=120)
@@ -78,7 +78,7 @@ def plot(log: SelectionLog, comparison: ComparisonLog, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What RHO-LOSS selects, and what other methods would have chosen.")
-    parser.add_argument("--steps", type=int, default=600, help="training steps (default: 600)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
     parser.add_argument("--noise", type=float, default=0.3, help="share of the training labels that are wrong (default: 0.3)")
     parser.add_argument("--keep", type=float, default=0.1, help="share of each candidate batch to keep (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the batches (default: 0)")

@@ -18,7 +18,17 @@ from hypothesis import given, settings
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selection, Selector, build_selector, hash_ids, split
+from rholoss import (
+    IndexedBatches,
+    IrreducibleLossStore,
+    RhoLossSelector,
+    Selection,
+    Selector,
+    build_selector,
+    diagnostics,
+    hash_ids,
+    split,
+)
 from rholoss.diagnostics import ComparisonLog, SelectionLog, compare, overlaps, plots, rank_correlations, spearman
 from rholoss.diagnostics.counts import quantiles
 from rholoss.selectors import OnlineRhoLossSelector, StaleSelector, SwitchSelector, TrainLossSelector, UniformSelector
@@ -388,6 +398,8 @@ def test_looking_does_not_change_the_run(name, mode):
         SelectionLog(60, right=True).attach(selector)
         log = ComparisonLog(methods_of(OTHERS, selector.loader, selector.model, mode=mode), every=1).attach(selector)
         selector.listeners.append(lambda candidates, selection: candidates.rand())
+        proxy = getattr(selector, "proxy", make_net(4))
+        selector.listeners.append(lambda candidates, selection: candidates.under(proxy).sampled(lambda o, t, n: o, 2))
         selector.listeners.append(lambda candidates, selection: candidates.notes.update(mine=torch.ones(())))
         return log
 
@@ -509,11 +521,14 @@ def test_overlaps_are_shares_of_what_the_row_selected():
         "a": Batch(list(range(6)), [0, 1, 2], [0.0] * 6, 0),
         "b": Batch(list(range(6)), [1, 2, 5], [0.0] * 6, 0),
         "twice": Batch(list(range(6)), [0, 0, 5], [0.0] * 6, 0),
+        "more": Batch(list(range(6)), [0, 1, 2, 3], [0.0] * 6, 0),
     }
-    expected = [[sum(i in other.positions for i in one.positions) / 3 for other in of.values()] for one in of.values()]
+    expected = [
+        [sum(i in other.positions for i in one.positions) / len(one.positions) for other in of.values()] for one in of.values()
+    ]
     got = overlaps({name: batch.selection() for name, batch in of.items()})
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
-    assert got[0].tolist() == pytest.approx([1, 2 / 3, 1 / 3])
+    assert got[0].tolist() == pytest.approx([1, 2 / 3, 1 / 3, 1])
 
 
 class Counting(nn.Module):
@@ -644,6 +659,18 @@ def test_what_others_would_have_chosen_does_not_depend_on_who_else_is_compared()
         assert torch.equal(one.last[name].index, other.last[name].index)
 
 
+def test_methods_draw_and_leave_notes_each_for_itself(data, net):
+    loader, store = DataLoader(data, batch_size=10), IrreducibleLossStore(torch.linspace(0, 2, 100))
+    methods = {
+        "gated": RhoLossSelector(loader, net, store, max_irreducible_loss=1.0),
+        "one": UniformSelector(loader, net),
+        "other": UniformSelector(loader, net),
+    }
+    chosen = compare(methods, next(iter(methods["gated"].candidate_batches)))
+    assert [list(selection.notes) for selection in chosen.values()] == [["gated"], [], []]
+    assert overlaps(chosen)[1, 2] < 1
+
+
 def test_methods_that_do_not_go_together_are_refused(data, net):
     loader = DataLoader(data, batch_size=4)
     store, il_model = IrreducibleLossStore(torch.zeros(100)), make_net(1)
@@ -713,6 +740,15 @@ def test_many_counts_share_a_bar_but_never_has_its_own():
     assert heights[0] == pytest.approx(100 * 11 / 12)
     assert heights[25] == pytest.approx(100 / 12)
     assert [tick.get_text() for tick in axes.get_xticklabels()][:2] == ["never", "9-12"]
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (EXAMPLES.parent / "docs" / "pages" / "api.md").read_text()
+    names = [name for name, value in vars(diagnostics).items() if callable(value)]
+    assert len(names) == 7
+    for name in [*names, "plots"]:
+        assert f"::: rholoss.diagnostics.{name}\n" in page
+        assert getattr(diagnostics, name).__doc__
 
 
 def test_diagnostics_leave_matplotlib_alone_until_a_plot_is_drawn():

@@ -21,7 +21,7 @@ class SelectionLog:
     selections, many steps at one go, and nothing is read back before a number is asked for. All shares are of examples: a batch
     in which there are none counts as much as the others, and an example that is drawn twice counts twice, whatever its weight.
 
-    Takes 12 bytes an example and 1 for each flag, and about 80 bytes a step and 28 for each flag.
+    Takes 12 bytes an example and 1 for each flag, and 48 bytes a step and 28 more for each flag.
 
     Args:
         n: N, examples in the whole dataset.

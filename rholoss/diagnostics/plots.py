@@ -138,6 +138,7 @@ def _percent(records: list[dict[str, float]], key: str) -> list[float]:
 
 
 def _with_legend(figure: Figure, axes: Any) -> Figure:
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
