@@ -97,10 +97,10 @@ def evaluate(model: nn.Module, data: TensorDataset) -> tuple[float, float]:
     return (logits.argmax(1) == y).float().mean().item(), nn.functional.cross_entropy(logits, y).item()
 
 
-def fit_small_network(digits: Digits, seed: int) -> Fit:
+def fit_small_network(digits: Digits, seed: int, epochs: int = 300) -> Fit:
     """The irreducible-loss model."""
     small = make_network(width=256, depth=1)
-    return fit_irreducible_model(small, digits.holdout, digits.validation, epochs=300, patience=30, seed=seed, progress=False)
+    return fit_irreducible_model(small, digits.holdout, digits.validation, epochs=epochs, patience=30, seed=seed, progress=False)
 
 
 def train(selector: Selector, model: nn.Module, digits: Digits, steps: int, method: str, seed: int) -> Run:

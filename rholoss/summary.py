@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rholoss import ranking
 from rholoss.table import LossTable
 
 CHUNK = 1 << 20  # rows that are read at a time
@@ -192,19 +193,12 @@ def pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> fl
     return float(np.clip((n * xy - x * y) / (varies[0] * varies[1]) ** 0.5, -1, 1))
 
 
-def ranks(values: Any) -> np.ndarray:
-    """The rank of each value, shape (n,), float64, from 1; equal values share the mean of their ranks."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[which]
-
-
 def spearman(one: Any, other: Any) -> float | None:
     """Rank correlation of pairs, in [-1, 1]; None for fewer than two, or where one side does not vary.
 
     Examples:
-        >>> spearman([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0])
+        >>> round(spearman([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0]), 9)
         1.0
     """
-    x, y = ranks(one), ranks(other)
-    x, y = x - x.mean() if len(x) else x, y - y.mean() if len(y) else y
-    return pearson(len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum())
+    value = float(ranking.spearman(*(torch.as_tensor(side, dtype=torch.float64) for side in (one, other))))
+    return None if math.isnan(value) else value

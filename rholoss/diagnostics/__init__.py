@@ -7,8 +7,8 @@ changes a run, and on an accelerator nothing waits until a number is read.
 
 from rholoss.diagnostics.agreement import overlaps as overlaps
 from rholoss.diagnostics.agreement import rank_correlations as rank_correlations
-from rholoss.diagnostics.agreement import spearman as spearman
 from rholoss.diagnostics.comparison import ComparisonLog as ComparisonLog
 from rholoss.diagnostics.comparison import compare as compare
 from rholoss.diagnostics.log import SelectionLog as SelectionLog
 from rholoss.diagnostics.log import already_right as already_right
+from rholoss.ranking import spearman as spearman
