@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from quickstart import N_B, fit_irreducible_loss_model, make_network, optimizer_of, split_digits
+from quickstart import N_B, fit_small_network, make_network, optimizer_of, split_digits
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,7 +26,7 @@ def run(steps: int, noise: float, keep: float, seed: int) -> tuple[SelectionLog,
     """Train with RHO-LOSS, and watch."""
     torch.manual_seed(seed)
     digits = split_digits(noise, seed)
-    store = IrreducibleLossStore.from_model(fit_irreducible_loss_model(digits), digits.training)
+    store = IrreducibleLossStore.from_model(fit_small_network(digits, seed), digits.training, progress=False)
     model = make_network(width=512, depth=2)
     optimizer = optimizer_of(model)
     loader = DataLoader(digits.training, batch_size=N_B, shuffle=True, drop_last=True)

@@ -771,8 +771,7 @@ def script(name, monkeypatch):
 
 def test_the_example_prints_its_table_and_draws_its_plots(tmp_path, monkeypatch, capsys):
     example = script("what_was_selected", monkeypatch)
-    fit = example.fit_irreducible_loss_model
-    monkeypatch.setattr(example, "fit_irreducible_loss_model", lambda digits: fit(digits, epochs=3))
+    monkeypatch.setattr(example, "fit_small_network", lambda digits, seed: example.make_network(width=8, depth=1))  # a quick one
     example.main(["--steps", "6", "--plot", str(tmp_path / "plots")])
     table = capsys.readouterr().out
     assert re.search(r"^\| `rho_loss`, which trains \| \d+ \| \d+ \| 100 \| 1.00 \|$", table, re.MULTILINE)
