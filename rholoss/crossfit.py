@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.fingerprint import digest
@@ -71,20 +71,34 @@ def cross_fit(
         raise TypeError(
             f"cross_fit does not take {', '.join(sorted(refused))}; score folds with only=, save and merge their stores"
         )
-    loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=options.get("batch_size") or 256)
-    if not is_map_style(loader) or loader.batch_sampler is None:
+    if not callable(fit) or isinstance(fit, nn.Module):
+        raise TypeError(
+            f"fit must be a function that fits a model on a part of the dataset and returns it, got {type(fit).__name__}"
+        )
+    readable = isinstance(data, DataLoader) or hasattr(data, "__getitem__")
+    size = options.get("batch_size") or 256
+    loader = data if isinstance(data, DataLoader) or not readable else DataLoader(data, batch_size=size)
+    if not readable or not is_map_style(loader) or loader.batch_sampler is None:
         raise TypeError(f"cross_fit needs a dataset that is read by index, an example at a time, got {type(data).__name__}")
     dataset: Any = loader.dataset
     fold_of = _folds(loader, folds, seed, labels)
     count = int(fold_of.max()) + 1
-    wanted = range(count) if only is None else [only] if isinstance(only, int) else list(only)
-    if not wanted or min(wanted) < 0 or max(wanted) >= count:
-        raise ValueError(f"only must name folds from 0 to {count - 1}, got {list(wanted)}")
+    wanted: Any = range(count) if only is None else list(only) if isinstance(only, (list, tuple, range, set)) else [only]
+    if not wanted or len(set(wanted)) < len(wanted) or any(type(fold) is not int or not 0 <= fold < count for fold in wanted):
+        raise ValueError(f"only must name folds from 0 to {count - 1}, each once, got {list(wanted)}")
     plan = digest(fold_of.numpy().astype("<i8").tobytes())
-    stores = []
+    stores: list[IrreducibleLossStore] = []
+    known: list[Any] = []
     for fold in wanted:
-        training, scored = (torch.nonzero(where).flatten() for where in ((fold_of != fold) & (fold_of >= 0), fold_of == fold))
+        is_scored: Tensor = fold_of == fold
+        training, scored = (torch.nonzero(where).flatten() for where in (~is_scored & (fold_of >= 0), is_scored))
         models = fit(Part(dataset, training))
+        if any(model is other for model in as_models(models) for other in known):
+            raise ValueError(
+                f"fit returned the same model for fold {fold} as for another one, so that it trained on what it is to score; "
+                "begin from a new model every time"
+            )
+        known += as_models(models)
         store = IrreducibleLossStore.from_model(models, _over(loader, scored), **options)
         by = [describe(model) for model in as_models(models)]
         own = {"models": {str(fold): by}, "validation_loss": {str(fold): store.meta["validation_loss"]}}
@@ -109,7 +123,7 @@ def _folds(loader: DataLoader[Any], folds: int | Tensor, seed: int, labels: Any)
     fold_of = torch.full((n,), -1, dtype=torch.int64)
     if not isinstance(folds, int):
         given = tensor_of(folds).long()
-        if given.shape != (n,):
+        if given.shape != (n,) or tensor_of(folds).is_floating_point():
             raise ValueError(f"folds must be the fold of each example, shape ({n},), or how many, got shape {tuple(given.shape)}")
         fold_of[positions] = given[positions]
         count = int(given.max()) + 1 if n else 0

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from rholoss.fingerprint import example_digests
-from rholoss.indexing import is_map_style
 from rholoss.parts import dataset_of, in_common, origin
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss
@@ -42,7 +41,10 @@ class Fit:
         return min(self.epochs, key=lambda epoch: epoch.validation_loss)
 
     def seen_among(self, dataset: Any, positions: Tensor | None) -> int:
-        """How many examples of a dataset, at some positions or in all, this fit has seen; 0 where that cannot be known."""
+        """How many examples of a dataset, at some positions or in all, this fit has seen; 0 where that cannot be known.
+
+        Of the dataset that it was fitted on parts of, they are told by index; of another one, by the content of a sample.
+        """
         base, indices = origin(dataset)
         if positions is not None:
             indices = positions if indices is None else indices[positions]
@@ -52,6 +54,10 @@ class Fit:
             if its_base is base:
                 mine = torch.arange(len(base)) if indices is None else indices
                 count += len(mine) if its is None else int(torch.isin(mine, its).sum())
+            elif not count and is_readable(data) and is_readable(dataset):
+                drawn = torch.arange(len(dataset)) if positions is None else positions
+                shared, looked_at = same_content(DataLoader(data), DataLoader(dataset), drawn)
+                count = shared * len(drawn) // max(looked_at, 1)
         return count
 
     def __str__(self) -> str:
@@ -128,9 +134,16 @@ def fit_irreducible_model(
     """
     if epochs < 1 or (patience is not None and patience < 1):
         raise ValueError(f"epochs and patience must be at least 1, got epochs={epochs} and patience={patience}")
+    if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
+        raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
     _refuse_overlap(holdout, validation)
     trainer = Trainer(model, holdout, validation, optimizer, batch_size or 32, forward, loss, seed, checkpoint)
     trainer.resume()
+    if len(trainer.done) > epochs:
+        raise ValueError(
+            f"{trainer.checkpoint} holds {len(trainer.done)} epochs, more than epochs={epochs}; ask for as many, or name "
+            "another file"
+        )
     report = reporter(progress, "epoch", "fitting the irreducible-loss model")
     with training(model):
         while not (stopped := trainer.stopped(epochs, patience)):
@@ -144,25 +157,44 @@ def fit_irreducible_model(
 def _refuse_overlap(holdout: Any, validation: Any) -> None:
     """Raise a ValueError where validation examples are in the holdout: by index in one dataset, else by content."""
     one, other = dataset_of(holdout), dataset_of(validation)
-    if not all(hasattr(data, "__getitem__") and hasattr(data, "__len__") for data in (one, other)):
+    if not (is_readable(one) and is_readable(other)):
         return
-    shared, n = in_common(one, other), len(other)
-    how = "indices"
+    shared, n, how = in_common(one, other), len(other), "indices"
     if not shared and origin(one)[0] is not origin(other)[0]:
-        loaders = [data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation)]
-        if all(is_map_style(loader) for loader in loaders):
-            ours, theirs = (
-                [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, positions)]
-                for loader, positions in zip(loaders, (torch.arange(len(one)), _some(n)), strict=True)
-            )
-            known = set(ours)
-            shared, n, how = sum(digest in known for digest in theirs), len(theirs), "content"
-            shared = shared if shared > n // 100 and theirs[0] != "[]" else 0  # data may have a few duplicates
+        mine, its = (data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation))
+        (shared, n), how = same_content(mine, its, torch.arange(n)), "content"
     if shared:
         raise ValueError(
             f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}: choose the weights by examples "
             "that the model does not train on; rholoss.split makes such parts"
         )
+
+
+def is_readable(data: Any) -> bool:
+    """Whether data can be read by index."""
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+
+
+def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor) -> tuple[int, int]:
+    """How many of some examples of one loader's dataset are in another's, by their content, and how many were looked at.
+
+    A few are taken for duplicates, of which there may be some, and count as none.
+
+    Args:
+        one: all of its dataset is read, up to 50,000 examples.
+        other: of its dataset 512 examples are read,
+        positions: among these, shape (n,), int64.
+    """
+    if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
+        return 0, 0
+    looked_at = positions[_some(len(positions))]
+    known, theirs = (
+        [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
+        for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, looked_at))  # type: ignore[arg-type]
+    )
+    known_already = set(known)
+    shared = sum(digest in known_already and digest != "[]" for digest in theirs)
+    return (shared if shared > len(theirs) // 100 else 0), len(theirs)
 
 
 def _some(n: int) -> Tensor:

@@ -9,19 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rholoss.fingerprint import digest, fingerprint
 from rholoss.fitting import Fit
 from rholoss.ids import some
-from rholoss.models import as_models, describe
+from rholoss.models import as_models, code_digest, describe, named
 from rholoss.parts import origin
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss
 from rholoss.sweep import Sweep
 from rholoss.tally import Tally
 
-STRETCH = 65_536  # examples that are scored, and written, at a time
+STRETCH = 65_536  # most examples that are scored, and written, at a time
+PIECES = 16  # or as many stretches, of fewer examples
 
 
 class Scored(NamedTuple):
@@ -71,11 +72,12 @@ class Making:
         refuse_seen(model, self.sweep)
         self._done = 0
         self._report = reporter(progress)
-        name = getattr(loss, "__qualname__", None) or (repr(loss) if isinstance(loss, nn.Module) else type(loss).__name__)
         settings = {
             "data": fingerprint(data),
             "models": [describe(each) for each in self.models],
-            "loss": "default_loss" if loss is None else name,
+            "loss": "default_loss" if loss is None else named(loss),
+            "forward": "default_forward" if forward is None else named(forward),
+            "code": [None if hook is None else code_digest(hook) for hook in (forward, loss)],
             "views": views,
             "scoring": {"batch_size": self.sweep.batch_size, "dtype": str(dtype) if dtype else None, "seed": seed},
             "examples": self._examples(),
@@ -97,7 +99,7 @@ class Making:
         if not len(entries):
             raise ValueError("expected at least one example to score, got none")
         size = self.sweep.batch_size or 1
-        step = -(-STRETCH // size) * size
+        step = -(-min(STRETCH, -(-len(entries) // PIECES)) // size) * size
         return [range(start, min(start + step, len(entries))) for start in range(0, len(entries), step)]
 
     def score(self, rows: range | None) -> Scored:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rholoss.fingerprint import digest
 from rholoss.fitting import Fit
 from rholoss.guest import module_of
 
@@ -55,11 +59,12 @@ def as_models(model: Any) -> Sequence[Any] | Checkpoints:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """What a model is known by, as JSON values; of a callable that is no module only its name."""
+    """What a model is known by, as JSON values: its class, and a digest of its layers and weights, or of its code."""
     module = module_of(model)
     if module is None:
-        return {"class": getattr(model, "__qualname__", type(model).__name__), "parameters": None, "digest": None}
-    weights = hashlib.blake2b(digest_size=8)
+        return {"class": named(model), "parameters": None, "digest": code_digest(model)}
+    layers = [(name, type(layer).__name__) for name, layer in module.named_modules()]
+    weights = hashlib.blake2b(repr(layers).encode(), digest_size=8)
     for name, value in module.state_dict().items():
         weights.update(name.encode())
         if isinstance(value, Tensor):
@@ -68,3 +73,39 @@ def describe(model: Any) -> dict[str, Any]:
             weights.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     count = sum(parameter.numel() for parameter in module.parameters())
     return {"class": type(module).__name__, "parameters": count, "digest": weights.hexdigest()}
+
+
+def named(function: Any) -> str:
+    """What a function, a module or another callable is called."""
+    return repr(function) if isinstance(function, nn.Module) else getattr(function, "__qualname__", type(function).__name__)
+
+
+def code_digest(function: Any) -> str:
+    """What a callable is known by besides its name: its code, its defaults and what it closes over.
+
+    Two functions of one name are thus told apart; what a function finds in global variables is not seen.
+    """
+    return digest(repr(_parts(function, 0)).encode())
+
+
+def _parts(value: Any, depth: int) -> Any:
+    """A value as nested tuples of what does not change from process to process."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return (str(array.dtype), array.shape, digest(np.ascontiguousarray(array).tobytes()))
+    if depth > 8:
+        return type(value).__qualname__
+    if isinstance(value, (tuple, list)):
+        return tuple(_parts(part, depth + 1) for part in value)
+    if isinstance(value, types.CodeType):
+        return (value.co_code, value.co_names, _parts(value.co_consts, depth + 1))
+    if isinstance(value, nn.Module):
+        return tuple(describe(value).values())
+    if isinstance(value, functools.partial):
+        return tuple(_parts(part, depth + 1) for part in (value.func, value.args, sorted(value.keywords.items())))
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return tuple(_parts(part, depth + 1) for part in (value.__qualname__, value.__code__, value.__defaults__, cells))
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -52,6 +52,9 @@ class Part(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        return f"Part({len(self):,} of the {len(self.dataset):,} examples of a {type(self.dataset).__name__})"
+
     def __getitem__(self, position: int) -> Any:
         return self.dataset[int(self.indices[position])]
 
@@ -82,7 +85,7 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
     Args:
         dataset: a map-style dataset, or a part of one.
         holdout: the size of the holdout: a share of the dataset, in (0, 1), or a whole number of examples, at least 1.
-        validation: likewise; 0 for none.
+        validation: likewise; 0 for none. What is left of the dataset is the training part, which may be empty.
         seed: of the draw; the same seed makes the same parts.
         labels: what to keep in proportion, shape (N,), integer; None: the dataset's own labels, where it shows them (see
             ``labels_of``).
@@ -91,7 +94,7 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
         The training, holdout and validation parts.
 
     Raises:
-        ValueError: nothing would be left to train on, or the labels are not one per example.
+        ValueError: there are too few examples, or the labels are not one per example.
 
     Examples:
         >>> train, holdout, validation = split(range(100), holdout=0.2, validation=10)
@@ -100,10 +103,11 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
     """
     n = len(dataset)
     sizes = [_count(holdout, n, "holdout", least=1), _count(validation, n, "validation", least=0)]
-    if sum(sizes) >= n:
+    if sum(sizes) == n + 1 and not any(isinstance(share, Integral) for share in (holdout, validation)):
+        sizes[0] -= 1  # both were rounded up
+    if sum(sizes) > n:
         raise ValueError(
-            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} leave nothing to train on of {n:,} examples; "
-            "ask for less"
+            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} are more than the {n:,} examples; ask for less"
         )
     order = mixed(n, labels_of(dataset) if labels is None else labels, seed)
     held, validating, training = (part.sort().values for part in order.split([*sizes, n - sum(sizes)]))

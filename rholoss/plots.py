@@ -41,11 +41,21 @@ def draw(report: Any, path: str | os.PathLike[str] | None) -> Any:
     return figure
 
 
+def _decades(axis: Any, span: float) -> None:
+    """Few enough numbers along a logarithmic axis that they do not overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if span > 200 else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _distribution(axes: Any, report: Any) -> None:
     edges, line = report.edges, {"ymax": 0.84, "linewidth": 1.5}  # above that is the legend
     axes.stairs(report.histogram, edges, fill=True, color=FILL)
     less = " (the first bar: and less)" if report.minimum < edges[0] else ""
     axes.set(xscale="log", title="Irreducible losses", xlabel=f"irreducible loss, nats{less}", ylabel="examples")
+    _decades(axes.xaxis, edges[-1] / edges[0])
     if report.classes:
         guess = math.log(report.classes)
         axes.axvline(guess, color=MARK, label=f"log({report.classes}), a guess: {report.above_guess or 0:.1%} above", **line)

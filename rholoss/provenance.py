@@ -6,6 +6,8 @@ from typing import Any
 from rholoss.fingerprint import difference
 from rholoss.tally import Tally
 
+NAMES = {"code": "forward or loss function of the same name"}
+
 
 def refuse_strangers(mine: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Raise a ValueError where two stores are of different data, losses, views or models, as far as their metadata say.
@@ -16,11 +18,11 @@ def refuse_strangers(mine: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         how = difference(mine["data"], other["data"])
         if how:
             raise ValueError(f"these stores are of different data, which cannot be merged: of the second store's, {how}")
-    for name in ("loss", "views"):
+    for name in ("loss", "forward", "views", "code"):
         if mine.get(name) is not None and other.get(name) is not None and mine[name] != other[name]:
             raise ValueError(
-                f"these stores were made with another {name}, {mine[name]!r} and {other[name]!r}, and cannot be merged: their "
-                "numbers mean different things"
+                f"these stores were made with another {NAMES.get(name, name)}, {mine[name]!r} and {other[name]!r}, and cannot "
+                "be merged: their numbers mean different things"
             )
     plans = [meta.get("cross_fit", {}).get("plan") for meta in (mine, other)]
     if plans[0] != plans[1]:

@@ -18,6 +18,7 @@ from rholoss.making import Making, Scored, made_today
 from rholoss.storefile import read_store, write_mapped, write_store, written_whole
 from rholoss.tally import Tally
 
+NAMES = {"code": "forward or loss function", "scoring": "scoring (batch size, dtype or seed)"}
 SETTINGS = "scoring.json"
 Arrays = dict[str, np.ndarray]
 
@@ -195,7 +196,7 @@ def rank() -> tuple[int, int]:
 def _refuse_other(making: Making, path: str) -> None:
     """Raise a ValueError if the store at a path was made by something else."""
     _, meta = read_store(path)
-    different = _different(making, meta)
+    different = [NAMES.get(name, name) for name in _different(making, meta)]
     if different:
         raise ValueError(
             f"{path} is there already, made with other {', '.join(different)}; name another path, or delete it to make it anew"

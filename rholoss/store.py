@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from rholoss.fingerprint import fingerprint
-from rholoss.ids import some
+from rholoss.fingerprint import fingerprint, labels_digest
+from rholoss.ids import some, tensor_of
 from rholoss.making import Making
 from rholoss.predictions import losses_of_predictions
 from rholoss.progress import Progress
@@ -172,7 +172,8 @@ class IrreducibleLossStore(LossTable):
             tensor([0.2877, 0.6931])
         """
         losses, tally = losses_of_predictions(predictions, targets, kind)
-        return cls(losses, ids, meta={"loss": "default_loss", "tally": tally.state(), **(meta or {})})
+        known = {"length": len(losses), "labels": labels_digest(tensor_of(targets)), "sample": {}} if ids is None else None
+        return cls(losses, ids, meta={"data": known, "loss": "default_loss", "tally": tally.state(), **(meta or {})})
 
     def merge(self, *others: IrreducibleLossStore) -> IrreducibleLossStore:
         """The examples of several stores; each example's irreducible loss may be known to one of them only.

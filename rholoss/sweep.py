@@ -50,6 +50,8 @@ class Sweep:
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise ValueError(f"batch_size must be a number of examples, at least 1, or None, got {batch_size!r}")
         self.scorer = Scorer(forward, loss, "eval", dtype, None)
         self._seed = seed
         self._door = data if isinstance(data, IndexedBatches) else None

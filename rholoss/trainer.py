@@ -7,6 +7,7 @@ import copy
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -157,10 +158,15 @@ class Trainer:
         if path is None or not os.path.exists(path):
             return
         try:
+            with zipfile.ZipFile(path) as file:
+                if file.testzip() is not None:
+                    raise ValueError("a checksum does not fit")
             state = torch.load(path, map_location=device_of(self.model), weights_only=True)
             saved = state["settings"]
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"{path} is not the checkpoint of a fit ({error}); delete it, or name another file") from error
+            raise ValueError(
+                f"{path} is not the checkpoint of a fit, or is damaged ({error!r}); delete it, or name another file"
+            ) from error
         mine = self._settings
         different = [name for name in mine if saved.get(name) != mine[name]]
         if different:
@@ -181,9 +187,7 @@ class Trainer:
             "batch_size": self.training.batch_size,
             "seed": self.seed,
             "optimizer": [type(self.optimizer).__name__, repr(sorted(self.optimizer.defaults.items()))],
-            "weights": [
-                [name, list(value.shape)] for name, value in self.model.state_dict().items() if isinstance(value, Tensor)
-            ],
+            "layers": [[name, list(value.shape)] for name, value in self.model.state_dict().items() if isinstance(value, Tensor)],
         }
 
 

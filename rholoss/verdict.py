@@ -173,14 +173,15 @@ def _sentences(of: Indicators, found: Verdict) -> Iterator[str]:
     much = "" if found.dirty else ", few enough that a gate will change little, and do no harm"
     yield f"{of.above_guess:.1%} of the labels are less likely to it than a guess: they are wrong, or beyond it{much}."
     yield HOLDOUT[found.holdout]
-    if found.holdout in GATED or (found.holdout == "overconfident" and of.folds):
+    if found.helps != "no" and (found.holdout in GATED or (found.holdout == "overconfident" and of.folds)):
         do = "Gate" if of.folds else "Score all of the data with cross_fit instead of holding some of it out, and gate"
         options = f"max_irreducible_loss=math.log({of.classes}), bounded=True"  # together the steadiest over seeds in the study
         yield f"{do}: RhoLossSelector(loader, model, store, {options})."
 
 
 def _of_weakness(of: Indicators, found: Verdict) -> Iterator[str]:
-    stronger = "Fit a stronger one, or on more data: cross_fit gives it all of the data."
+    more = "or for longer." if of.folds else "or on more data: cross_fit gives it all of the data."
+    stronger = f"Fit a stronger one, {more}"
     if _knows_nothing(of):
         yield (
             f"The irreducible-loss model knows next to nothing: its median loss, {of.median:.2f}, is about that of a guess, "

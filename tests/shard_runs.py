@@ -230,7 +230,7 @@ def ranks(folder, case, world, n=96):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    making.STRETCH = 8
+    making.STRETCH, making.PIECES = 8, 1
     os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
     os.fsync = partial(HOOK, "fsync")  # a process that is killed, unlike a machine, loses nothing that it wrote
     sys.addaudithook(HOOK)

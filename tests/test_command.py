@@ -187,6 +187,7 @@ class TestScore:
 
     def test_stopped_by_ctrl_c_says_how_to_go_on_and_goes_on(self, run, things, monkeypatch):
         monkeypatch.setattr(making, "STRETCH", 20)
+        monkeypatch.setattr(making, "PIECES", 1)
         line = "score --no-progress --out il.npz --data things:counting --model things:il_model --batch-size 10"
         things.Counting.stop = 64 + 55  # two readings of the 32 of the fingerprint, then three stretches and a half
         code, out, err = run(line)
@@ -209,6 +210,7 @@ class TestScore:
 
     def test_two_processes_share_the_work(self, run, monkeypatch):
         monkeypatch.setattr(making, "STRETCH", 20)
+        monkeypatch.setattr(making, "PIECES", 1)
         assert run(SCORE.replace("il.npz", "whole.npz") + " --batch-size 10")[0] == 0
         code, out, _ = run(f"{SCORE} --batch-size 10 --process 1 --processes 2")
         assert (code, out) == (0, "this share is done; il.npz will be written when the other processes are\n")

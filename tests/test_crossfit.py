@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
-from rholoss import IrreducibleLossStore, Part, RhoLossSelector, cross_fit, fit_irreducible_model, split
+from rholoss import IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector, cross_fit, fit_irreducible_model, split
 
 
 class Numbered(TensorDataset):
@@ -166,6 +166,20 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"fitted on \d+ of the 50 examples to score"):
             cross_fit(data, leaking)
 
+    @pytest.mark.parametrize("several", [False, True])
+    def test_one_model_for_two_folds(self, data, several):
+        one = make_net(0)
+        with pytest.raises(ValueError, match="the same model for fold 1 as for another one, so that it trained on what"):
+            cross_fit(data, lambda part: [make_net(1), one] if several else one)
+
+    def test_what_is_no_function_to_fit_with(self, data):
+        with pytest.raises(TypeError, match="fit must be a function that fits a model on a part of the dataset .*got Sequential"):
+            cross_fit(data, make_net(0))
+
+    def test_batches_that_say_their_own_indices(self):
+        with pytest.raises(TypeError, match="read by index, an example at a time, got IndexedBatches"):
+            cross_fit(IndexedBatches([(torch.arange(2), torch.zeros(2))]), fitted)
+
     @pytest.mark.parametrize("folds", [0, 1, 101, True])
     def test_a_number_of_folds_that_makes_none(self, data, folds):
         with pytest.raises(ValueError, match=f"folds must be from 2 to the number of examples, 100, got {folds}"):
@@ -174,11 +188,13 @@ class TestRefused:
     def test_folds_that_are_empty_or_do_not_fit(self, data):
         with pytest.raises(ValueError, match=r"every fold needs examples, .* got \[50, 0, 50\]"):
             cross_fit(data, fitted, folds=torch.tensor([0, 2] * 50))
+        with pytest.raises(ValueError, match="folds must be the fold of each example"):
+            cross_fit(data, fitted, folds=torch.rand(100))
         with pytest.raises(ValueError, match=r"shape \(100,\), or how many, got shape \(3,\)"):
             cross_fit(data, fitted, folds=torch.tensor([0, 1, 0]))
 
     def test_a_fold_that_does_not_exist(self, data):
-        with pytest.raises(ValueError, match=r"only must name folds from 0 to 1, got \[2\]"):
+        with pytest.raises(ValueError, match=r"only must name folds from 0 to 1, each once, got \[2\]"):
             cross_fit(data, fitted, only=2)
 
     def test_data_that_cannot_be_read_by_index(self):

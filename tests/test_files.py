@@ -206,6 +206,7 @@ class TestDivided:
         net, examples, mapped = make_net(0), make_data(n), data.draw(st.booleans())
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             patch.setattr(making, "STRETCH", stretch)
+            patch.setattr(making, "PIECES", 1)
             shared = None
             for process in data.draw(st.permutations(range(processes))):
                 share = {"process": process, "processes": processes, "batch_size": batch_size}

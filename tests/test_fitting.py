@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import FEATURES, make_data, make_net
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from rholoss import IndexedBatches, IrreducibleLossStore, Part, fit_irreducible_model, split
 
@@ -246,6 +246,11 @@ class TestRefused:
         with pytest.raises(ValueError, match="epochs and patience must be at least 1"):
             fit_irreducible_model(make_net(0), parts.holdout, parts.validation, **options)
 
+    @pytest.mark.parametrize("model", [lambda x: x, nn.ReLU()])
+    def test_what_has_nothing_to_train(self, parts, model):
+        with pytest.raises(TypeError, match="expected a model to train, a torch.nn.Module with parameters, got"):
+            fit_irreducible_model(model, parts.holdout, parts.validation)
+
     def test_an_optimizer_that_is_made_already(self, parts):
         model = make_net(0)
         with pytest.raises(TypeError, match="optimizer must be a function that makes one .*got SGD"):
@@ -342,7 +347,7 @@ class TestCheckpoint:
             ({"seed": 5}, "with other seed: expected 5, got 0"),
             ({"batch_size": 8}, "with other batch_size: expected 8, got 32"),
             ({"optimizer": torch.optim.SGD}, "with other optimizer"),
-            ({"model": nn.Linear(FEATURES, 4)}, "with other weights"),
+            ({"model": nn.Linear(FEATURES, 4)}, "with other layers"),
         ],
     )
     def test_of_another_fit_is_refused_and_kept(self, parts, tmp_path, change, message):
@@ -359,6 +364,28 @@ class TestCheckpoint:
             self.fit(split(learnable(seed=9), holdout=0.4, validation=0.2), tmp_path / "fit.pt")
         with pytest.raises(ValueError, match="with other parts"):
             self.fit(split(learnable(), holdout=0.4, validation=0.2, seed=4), tmp_path / "fit.pt")
+
+    def test_with_a_flipped_bit_is_refused(self, parts, tmp_path):
+        path = tmp_path / "fit.pt"
+        self.fit(parts, path, epochs=1)
+        whole = bytearray(path.read_bytes())
+        for place in range(len(whole) // 4, len(whole), len(whole) // 9):
+            damaged = bytearray(whole)
+            damaged[place] ^= 8
+            path.write_bytes(damaged)
+            try:
+                fit = self.fit(parts, path, epochs=1)
+            except ValueError as error:
+                assert "fit.pt is not the checkpoint of a fit, or is damaged" in str(error)  # noqa: PT017
+            else:  # a bit that says nothing, between the entries
+                path.write_bytes(whole)
+                right = self.fit(parts, path, epochs=1)
+                assert all(map(torch.equal, fit.model.state_dict().values(), right.model.state_dict().values()))
+
+    def test_with_more_epochs_than_asked_for_is_refused(self, parts, tmp_path):
+        self.fit(parts, tmp_path / "fit.pt", epochs=4)
+        with pytest.raises(ValueError, match="holds 4 epochs, more than epochs=2"):
+            self.fit(parts, tmp_path / "fit.pt", epochs=2)
 
     @pytest.mark.parametrize("content", [b"", b"nonsense"])
     def test_that_is_none_is_refused_by_name(self, parts, tmp_path, content):
@@ -385,6 +412,15 @@ class TestScoringWithAFit:
         assert torch.equal(store.losses, IrreducibleLossStore.from_model(fit.model, parts.train).losses)
         assert store.ids.tolist() == parts.train.indices.tolist()
 
-    def test_of_other_data_cannot_be_known(self, parts):
+    def test_of_the_same_examples_in_another_dataset_is_refused_by_content(self, parts):
         fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1)
-        assert len(IrreducibleLossStore.from_model(fit, make_data(50))) == 50
+        x, y = parts.train.dataset.tensors
+        for again in (TensorDataset(x.clone(), y), ConcatDataset([parts.holdout, parts.train])):
+            with pytest.raises(ValueError, match=r"fitted on \d+ of the \d+ examples to score"):
+                IrreducibleLossStore.from_model(fit, again)
+        rest = parts.train.indices
+        assert len(IrreducibleLossStore.from_model(fit, TensorDataset(x[rest], y[rest]))) == len(rest)
+
+    def test_of_other_data_is_no_matter(self, parts):
+        fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1)
+        assert len(IrreducibleLossStore.from_model(fit, make_data(50, seed=9))) == 50

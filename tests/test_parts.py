@@ -52,6 +52,12 @@ class TestSplit:
         shared = len(theirs & set(split(range(1000), holdout=0.5, seed=0).holdout.indices.tolist()))
         assert 110 < shared < 190, "wrong labels drawn by seed 0 would all lie in one part"
 
+    @pytest.mark.parametrize("n", [5, 15, 25, 100])
+    def test_may_leave_nothing_over(self, n):
+        parts = split(range(n), holdout=0.9, validation=0.1)
+        assert len(parts.holdout) + len(parts.validation) + len(parts.train) == n
+        assert len(parts.train) <= 1
+
     def test_leaves_the_random_state_alone(self):
         state = torch.get_rng_state()
         split(make_data(40))
@@ -69,7 +75,7 @@ class TestSplit:
             ({"holdout": 1.5}, "holdout must be a share .*got 1.5"),
             ({"holdout": True}, "got True"),
             ({"holdout": 0.5, "validation": -0.1}, "validation must be a share .*got -0.1"),
-            ({"holdout": 0.5, "validation": 5}, "a holdout of 5 and a validation part of 5 leave nothing to train on of 10"),
+            ({"holdout": 0.6, "validation": 5}, "a holdout of 6 and a validation part of 5 are more than the 10 examples"),
             ({"labels": [0, 1]}, r"labels must be one per example, shape \(10,\), got \(2,\)"),
         ],
     )
