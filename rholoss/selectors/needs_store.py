@@ -69,8 +69,8 @@ def refuse_gaps(store: IrreducibleLossStore, index: Tensor | None, dataset_lengt
         raise ValueError(
             f"this store holds the irreducible losses of {len(store):,} examples, but the loader's dataset has "
             f"{dataset_length:,}: it was made for another dataset. Make it from the dataset that the loader reads, with "
-            "IrreducibleLossStore.from_model(il_model, dataset). (A torch Subset numbers its examples anew; with rholoss.Part the "
-            "store of the whole dataset serves)"
+            "IrreducibleLossStore.from_model(il_model, dataset). (A torch Subset numbers its examples anew; a rholoss.Part keeps "
+            "their numbers.)"
         )
     if index is not None:
         unknown = [part[~torch.isfinite(store[part.to(store.device)]).to(part.device)] for part in index.split(_CHUNK)]
