@@ -1,6 +1,7 @@
 """Experiments on the data sets of the RHO-LOSS paper and others: an example, not part of the package.
 
-Put the folder ``examples`` on Python's path, then ``from experiments.tasks import load_task``. What is needed depends on the data:
+Put the folder ``examples`` on Python's path, then ``from experiments.tasks import load_task``. What else is needed depends on
+the data:
 
 ============================  ============================================
 digits                        scikit-learn

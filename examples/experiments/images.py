@@ -140,38 +140,36 @@ def moved(image: Tensor, down: int, right: int, fill: float) -> Tensor:
 class Translated(Dataset[Example]):
     """Images on a larger canvas, at as many places as one asks for; none is stored.
 
-    Index ``i`` is always the same example: image ``i % n`` at a place that is drawn from ``i`` and the seed.
+    Index ``i`` is always the same example: image ``which[i]`` at a place that is drawn from ``i`` and the seed.
 
     Args:
         images: (n, c, h, w), uint8.
-        labels: (n,), int64.
+        which: the image of each example: positions in ``images``, (N,), int64.
+        targets: labels (N,), int64.
         mean: by channel, in [0, 1], of the canvas.
         std: likewise.
         canvas: pixels of its side.
-        copies: how often each image is there; the length is ``copies * n``.
-        seed: of the places.
-        centred: whether all are put in the middle instead.
+        seed: of the places; None for the middle.
     """
 
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor,
+        which: Tensor,
+        targets: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
         canvas: int = 40,
-        copies: int = 1,
-        seed: int = 0,
-        centred: bool = False,
+        seed: int | None = 0,
     ) -> None:
-        self.images, self.mean, self.std, self.canvas, self.seed, self.centred = images, mean, std, canvas, seed, centred
-        self.targets = labels.repeat(copies)
+        self.images, self.which, self.targets = images, which, targets
+        self.mean, self.std, self.canvas, self.seed = mean, std, canvas, seed
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> Example:
-        image = self.images[index % len(self.images)]
+        image = self.images[self.which[index]]
         top, left = self.place(index)
         on_canvas = image.new_zeros(image.shape[0], self.canvas, self.canvas)
         on_canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
@@ -180,6 +178,6 @@ class Translated(Dataset[Example]):
     def place(self, index: int) -> tuple[int, int]:
         """Where the image's upper left corner is."""
         rows, columns = (self.canvas - side + 1 for side in self.images.shape[2:])
-        if self.centred:
+        if self.seed is None:
             return (rows - 1) // 2, (columns - 1) // 2
-        return divmod(derived_seed("places", self.seed, index) % (rows * columns), columns)
+        return divmod(derived_seed("places", self.seed, int(index)) % (rows * columns), columns)

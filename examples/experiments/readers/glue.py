@@ -28,7 +28,8 @@ def cola(folder: Path) -> tuple[SENTENCES, SENTENCES]:
 
 def sst2(folder: Path) -> tuple[SENTENCES, SENTENCES]:
     """Sentences and labels (n,), int64, 1 for praise: GLUE's ``train.tsv`` and ``dev.tsv``, two columns under a header."""
-    train, dev = (_rows(find(folder, f"{part}.tsv", data="SST-2"), "SST-2", 2, label=1, sentence=0, header=True) for part in ("train", "dev"))
+    files = [find(folder, f"{part}.tsv", data="SST-2") for part in ("train", "dev")]
+    train, dev = (_rows(path, "SST-2", columns=2, label=1, sentence=0, header=True) for path in files)
     return train, dev
 
 

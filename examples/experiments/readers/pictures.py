@@ -41,7 +41,9 @@ def clothing1m(folder: Path, part: str) -> tuple[Paths, Tensor]:
     for number, line in enumerate(lines_of(label_file, "Clothing-1M"), 1):
         path, _, label = line.rpartition(" ")
         if not path or not label.isdigit() or int(label) > 13:
-            raise wrong(label_file, "a path and a label from 0 to 13 in each line", f"{line[:80]!r} in line {number:,}", "Clothing-1M")
+            raise wrong(
+                label_file, "a path and a label from 0 to 13 in each line", f"{line[:80]!r} in line {number:,}", "Clothing-1M"
+            )
         known[path] = int(label)
     keys = lines_of(key_file, "Clothing-1M")
     missing = [key for key in keys if key not in known]
