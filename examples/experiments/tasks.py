@@ -122,7 +122,7 @@ def load_task(
         train.flags,
         source.classes,
         source.metric,
-        ". ".join(_notes(source, spoiling, duplicates, holdout, Path(root) / name)),
+        ". ".join(_notes(source, spoiling, duplicates, holdout, Path(root) / name.removesuffix("-relevance"))),
     )
 
 
