@@ -5,6 +5,7 @@ import gzip
 import pickle
 import struct
 import zipfile
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def ambiguous_mnist(folder, images=30, labels=4):
 class Python2Pickler(pickle._Pickler):
     """Pickles strings and bytes as Python 2 pickled its strings, and NumPy's arrays under its old module's name."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_string(self, value):
         content = value if isinstance(value, bytes) else value.encode("latin1")

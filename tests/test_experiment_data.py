@@ -197,6 +197,16 @@ class TestPictures:
         assert set(labels(task.test).tolist()) == set(labels(task.holdout).tolist()) == set(range(5))
         assert torch.equal(task.flags["less relevant"], labels(task.train) >= 5)
 
+    def test_relevance_by_class_of_any_data(self, tmp_path):
+        published.mnist(tmp_path / "mnist")
+        task = load_task("mnist", tmp_path, relevant=3, holdout="none")
+        assert torch.equal(
+            task.flags["less relevant"], torch.cat([labels(load_task("mnist", tmp_path).train) >= 3, torch.zeros(5) > 0])
+        )
+        assert set(labels(task.test).tolist()) == {0, 1, 2}
+        with pytest.raises(ValueError, match="relevant must be a number of classes, from 1 to 9, got 10"):
+            load_task("mnist", tmp_path, relevant=10)
+
     def test_clothing1m_with_people_s_labels_held_out(self, tmp_path):
         published.clothing1m(tmp_path / "clothing1m")
         task = load_task("clothing1m", tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,13 @@ def cached(folder: Path | None, name: str, made_of: bytes, make: Callable[[], Ar
             return {key: torch.from_numpy(file[key]) for key in file.files}
     arrays = make()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        np.savez(file, **{key: value.numpy() for key, value in arrays.items()})
-    os.replace(file.name, path)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **{key: value.numpy() for key, value in arrays.items()})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return arrays
 
 
@@ -58,7 +61,7 @@ def digest(*parts: Any) -> bytes:
     return total.digest()
 
 
-def patch_features(train: Tensor, test: Tensor, filters: int = 160, seed: int = 0) -> Arrays:
+def patch_features(train: Tensor, test: Tensor, filters: int = 160, generator: torch.Generator | None = None) -> Arrays:
     """Features of images, learnt from the training images without their labels.
 
     Patches of 6 x 6 pixels are brought to zero mean and unit variance and whitened; random ones of them are the filters; what
@@ -68,7 +71,7 @@ def patch_features(train: Tensor, test: Tensor, filters: int = 160, seed: int = 
         train: images (n, c, h, w), uint8.
         test: more of them.
         filters: how many.
-        seed: which patches they are.
+        generator: draws which patches they are; None for one of its own, always the same.
 
     Returns:
         ``"train"`` and ``"test"``: (n, 4 * filters), float32, standardised by the training images.
@@ -76,7 +79,7 @@ def patch_features(train: Tensor, test: Tensor, filters: int = 160, seed: int = 
     References:
         Coates and Ng, "The Importance of Encoding Versus Training with Sparse Coding and Vector Quantization", ICML 2011.
     """
-    weight, shift = _filters(train, filters, torch.Generator().manual_seed(derived_seed("patches", seed)))
+    weight, shift = _filters(train, filters, generator or torch.Generator().manual_seed(derived_seed("patches", 0)))
     made = [torch.cat([_responses(part, weight, shift) for part in images.split(200)]) for images in (train, test)]
     mean, std = made[0].mean(0), made[0].std(0) + 1e-6
     return {name: (values - mean) / std for name, values in zip(("train", "test"), made, strict=True)}

@@ -337,17 +337,25 @@ def cinic10(asked: Asked, augment: bool = False, relevant: int | None = None) ->
         relevant: hold out and test on so many classes only, the first; the others are less relevant.
     """
     train, held, test = (Examples(*pictures.cinic10(asked.root / "cinic10", part)) for part in ("train", "valid", "test"))
-    notes = "CINIC-10"
-    if relevant is not None:
-        train = train.flagged(less_relevant=corruptions.less_relevant(train.y, relevant)[1])
-        held, test = (part.take(corruptions.less_relevant(part.y, relevant)[0]) for part in (held, test))
-        notes += f"; only the first {relevant} classes are held out and tested on"
 
     def make(role: str, examples: Examples) -> Dataset[Any]:
         images = ImageFiles(examples.x, examples.y, *CINIC_STATISTICS)
         return Augmented(images) if augment and role in ("train", "holdout") else images
 
-    return Source(train, held, test, make, 10, notes)
+    return only_relevant(Source(train, held, test, make, 10, "CINIC-10"), relevant)
+
+
+def only_relevant(made: Source, relevant: int | None) -> Source:
+    """Hold out and test on the first classes only; the training examples of the others are less relevant. None: leave it."""
+    if relevant is None:
+        return made
+    if not 0 < relevant < made.classes:
+        raise ValueError(f"relevant must be a number of classes, from 1 to {made.classes - 1}, got {relevant}")
+    train = made.train.flagged(less_relevant=corruptions.less_relevant(made.train.y, relevant)[1])
+    parts = {name: getattr(made, name) for name in ("held", "validation", "test")}
+    kept = {name: part.take(corruptions.less_relevant(part.y, relevant)[0]) for name, part in parts.items() if part is not None}
+    notes = f"{made.notes}; only the first {relevant} classes are held out and tested on"
+    return replace(made, train=train, notes=notes, **kept)
 
 
 @source("clothing1m")

@@ -22,7 +22,7 @@ from experiments import corruptions
 from experiments.images import plain as plain
 from experiments.models import make_model as make_model
 from experiments.models import model_names as model_names
-from experiments.sources import SOURCES, Asked, Examples, Source, joined, some
+from experiments.sources import SOURCES, Asked, Examples, Source, joined, only_relevant, some
 from rholoss.guest import derived_seed
 
 NoiseKind = Literal["wrong", "redrawn", "similar"]
@@ -78,6 +78,7 @@ def load_task(
     input_noise: float = 0.0,
     ambiguous: float = 0.0,
     duplicates: float = 0.0,
+    relevant: int | None = None,
     **options: Any,
 ) -> Task:
     """Read a data set from a folder, divide it and spoil it.
@@ -97,6 +98,7 @@ def load_task(
         input_noise: share of the examples whose input is nothing but noise, in [0, 1].
         ambiguous: share of the examples that are blended with one of another class, in [0, 1].
         duplicates: copies of training examples, labels and all, as a share of the examples.
+        relevant: hold out and test on so many classes only, the first; training examples of the others are less relevant.
         **options: of this data set alone, listed in README.md.
 
     Raises:
@@ -105,7 +107,7 @@ def load_task(
     """
     if holdout not in ("clean", "dirty", "none") and (isinstance(holdout, (str, bool)) or holdout < 10):
         raise ValueError(f"holdout must be 'clean', 'dirty', 'none' or a number of examples, at least 10, got {holdout!r}")
-    source = _source(name)(Asked(Path(root), seed, holdout), **options)
+    source = only_relevant(_source(name)(Asked(Path(root), seed, holdout), **options), relevant)
     spoiling = Spoiling(noise, noise_kind, input_noise, ambiguous)
     train, held, validation = _roles(source, holdout, limit, seed)
     train = _spoilt(train, source, spoiling, derived_seed("train", seed))
