@@ -114,6 +114,13 @@ class TestCifar:
         assert torch.equal(task.flags["less relevant"], labels(task.train) >= 20)
         assert (labels(task.test) >= 20).float().mean() == pytest.approx(0.2, abs=0.01)
 
+    def test_relevance_by_number_of_features(self, tmp_path):
+        published.cifar100(tmp_path / "cifar100")
+        whole, task = (load_task(name, tmp_path, features=True) for name in ("cifar100", "cifar100-relevance"))
+        assert set(examples(task.train)) < set(examples(whole.train))
+        assert "less relevant" not in whole.flags
+        assert "frozen features" in task.notes
+
     @pytest.mark.parametrize("old_numpy", [False, True])
     def test_labels_that_people_gave(self, tmp_path, old_numpy):
         published.cifar10(tmp_path / "cifar10")
@@ -637,7 +644,9 @@ class TestTasks:
             load_task("mnist", root, **options)
 
     def test_inputs_that_cannot_be_spoilt(self, root):
-        with pytest.raises(ValueError, match="an ambiguous can be made of images in memory|ambiguous"):
+        with pytest.raises(
+            ValueError, match="ambiguous: only images in memory and features can be spoilt so, not MNIST at 8 random places"
+        ):
             load_task("translated-mnist", root, ambiguous=0.1)
 
     def test_a_name_that_is_almost_right(self, tmp_path):

@@ -139,6 +139,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
 def test_transformers_get_tokens_and_give_logits():
     class Network(nn.Module):
         def forward(self, input_ids, attention_mask):
+            assert input_ids.shape == (1, 2)  # as the third is padding
             return types.SimpleNamespace(logits=(input_ids * attention_mask).sum(1, keepdim=True).float())
 
     tokens = {"input_ids": torch.tensor([[1, 2, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}

@@ -40,7 +40,7 @@ def cached(folder: Path | None, name: str, made_of: bytes, make: Callable[[], Ar
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            np.savez(file, **{key: value.numpy() for key, value in arrays.items()})
+            np.savez(file, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def digest(*parts: Any) -> bytes:
     for part in parts:
         if isinstance(part, Tensor):
             total.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            total.update(np.ascontiguousarray(part.numpy()))
+            total.update(np.ascontiguousarray(part.numpy()).data)
         elif isinstance(part, Path):
             total.update(hashlib.blake2b(part.read_bytes()).digest())
         else:

@@ -139,7 +139,7 @@ def _with_weights(model: nn.Module, file: Path | None) -> nn.Module:
 class TransformerClassifier(nn.Module):
     """A classifier of sentences from transformers: takes a dict of token ids and attention mask, gives logits (n, C).
 
-    Padding that no sentence of a batch needs is cut off first.
+    Padding at the end that no sentence of a batch needs is cut off first.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,14 +147,14 @@ class TransformerClassifier(nn.Module):
         self.model = model
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
-        return self.model(**tokens).logits
+        length = int(tokens["attention_mask"].sum(1).max())
+        return self.model(**{name: values[:, :length] for name, values in tokens.items()}).logits
 
 
-def transformer(shape: Any, classes: int, path: Path, pretrained: bool = True, **options: Any) -> nn.Module:
+def transformer(classes: int, path: Path, pretrained: bool = True, **options: Any) -> nn.Module:
     """A transformer with a new head: BERT, MiniLM, ALBERT, or what else is in the folder.
 
     Args:
-        shape: not used.
         classes: how many.
         path: a folder with a model as ``save_pretrained`` writes it.
         pretrained: False for new weights, by ``config.json`` alone.
@@ -171,7 +171,7 @@ def transformer(shape: Any, classes: int, path: Path, pretrained: bool = True, *
     return TransformerClassifier(model)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn, "transformer": transformer}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn}
 
 
 def make_model(name: str, task: Task, **options: Any) -> nn.Module:
@@ -188,16 +188,15 @@ def make_model(name: str, task: Task, **options: Any) -> nn.Module:
     """
     shape = shape_of(task)
     package, _, rest = name.partition("/")
-    if name not in model_names(task) and not (len(shape or ()) == 3 and package in ("timm", "torchvision") and rest):
+    if shape is not None and len(shape) == 3 and package in ("timm", "torchvision") and rest:
+        return (from_timm if package == "timm" else from_torchvision)(shape, task.classes, rest, **options)
+    if name not in model_names(task):
         close = difflib.get_close_matches(name, model_names(task), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"no model {name!r} for {task.name}; {hint}there are {', '.join(model_names(task))}")
-    if package in ("timm", "torchvision"):
-        build = from_timm if package == "timm" else from_torchvision
-        return build(shape, task.classes, rest, **options)
-    if name in BLOCKS:
-        return resnet(shape, task.classes, name, **options)
-    return BUILDERS[name](shape, task.classes, **options)
+    if shape is None:
+        return transformer(task.classes, **options)
+    return resnet(shape, task.classes, name, **options) if name in BLOCKS else BUILDERS[name](shape, task.classes, **options)
 
 
 def model_names(task: Task) -> list[str]:

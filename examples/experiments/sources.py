@@ -381,10 +381,9 @@ def clothing1m(asked: Asked, augment: bool = False, held_share: float = 0.1) -> 
         held, rest = some(everything, round(held_share * len(everything)), asked.seed)
         validation, held = some(held, max(1, len(held) // 10), asked.seed)
         train = joined(rest, held)
-        held = held if asked.holdout == "dirty" else None
-        notes = "Clothing-1M, labels from the web and some from people" + (
-            "; the target trains on the holdout too" if held else ""
-        )
+        notes = "Clothing-1M, labels from the web and some from people"
+        if asked.holdout == "dirty":
+            notes += "; the target trains on the holdout too"
     else:
         train, held, validation = _without(_without(noisy, clean), chosen), clean, chosen
         notes = "Clothing-1M, labels from the web; held out are those from people"
@@ -393,7 +392,8 @@ def clothing1m(asked: Asked, augment: bool = False, held_share: float = 0.1) -> 
         images = ImageFiles(examples.x, examples.y, *IMAGENET_STATISTICS, resize=256, crop=224)
         return Augmented(images, shift=16) if augment and role in ("train", "holdout") else images
 
-    return Source(train, held, test, make, 14, notes, validation=validation, labels_known=False)
+    kept = None if asked.holdout == "none" else held
+    return Source(train, kept, test, make, 14, notes, validation=validation, labels_known=False)
 
 
 def _without(examples: Examples, others: Examples) -> Examples:

@@ -176,7 +176,7 @@ def _spoilt(examples: Examples, source: Source, spoiling: Spoiling, seed: int) -
 def _changed(examples: Examples, source: Source, flag: str, spoil: Any, *arguments: Any) -> Examples:
     """Examples whose inputs are spoilt, which adds to a flag."""
     if not isinstance(examples.x, Tensor) or examples.x.dtype == torch.int64:
-        raise ValueError(f"an {flag} can be made of images in memory and of features, not of {source.notes}")
+        raise ValueError(f"{flag}: only images in memory and features can be spoilt so, not {source.notes}")
     x, mask = spoil(examples.x, *arguments)
     return replace(examples, x=x, flags=examples.flags | {flag: mask | examples.flags.get(flag, torch.zeros_like(mask))})
 
