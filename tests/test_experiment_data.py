@@ -13,9 +13,10 @@ import torch
 from experiments import features
 from experiments.images import Augmented, ByteImages, Translated, moved, plain
 from experiments.readers import census, cifar, glue, idx, pictures
-from experiments.tasks import load_task, task_names
+from experiments.tasks import load_task, make_model, task_names
 from torch.utils.data import DataLoader
 
+from rholoss import IrreducibleLossStore, RhoLossSelector
 from rholoss.parts import labels_of
 
 
@@ -379,8 +380,6 @@ def test_sentences_through_a_real_transformer(tmp_path):
     assert task.train.tensors[0].std() > 0
     alone = features.sentence_features(["a train phrase of 0 words"], tmp_path / "minilm")
     assert torch.allclose(alone[0], task.train[0][0], atol=1e-5)
-    from experiments.tasks import make_model
-
     tokens = load_task("sst2", tmp_path, tokens=True)
     model = make_model("transformer", tokens, path=tmp_path / "minilm", pretrained=False).eval()
     x, _ = next(iter(DataLoader(tokens.train, batch_size=4)))
@@ -675,3 +674,36 @@ class TestImages:
         one = [augmented[i][0] for i in range(4)]
         torch.manual_seed(0)
         assert all(torch.equal(x, augmented[i][0]) for i, x in enumerate(one))
+
+
+class TestSelecting:
+    """What comes of a task can be scored and selected from as it is."""
+
+    @pytest.mark.usefixtures("fake_transformers")
+    def test_from_token_ids(self, tmp_path):
+        published.sst2(tmp_path / "sst2")
+        task = load_task("sst2", tmp_path, tokens=True)
+
+        class Counts(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = torch.nn.Linear(1, 2)
+
+            def forward(self, tokens):
+                return self.head(tokens["attention_mask"].sum(1, keepdim=True).float())
+
+        store = IrreducibleLossStore.from_model(Counts(), task.train, progress=False)
+        loader = DataLoader(task.train, batch_size=4, shuffle=True)
+        x, y = next(iter(RhoLossSelector(loader, Counts(), store, keep=0.5)))
+        assert len(x["input_ids"]) == len(y) == 4
+
+    def test_from_augmented_images_by_the_losses_of_plain_ones(self, tmp_path):
+        published.cifar10(tmp_path / "cifar10")
+        task = load_task("cifar10", tmp_path, augment=True)
+        model = make_model("linear", task)
+        store = IrreducibleLossStore.from_model(model, plain(task.train), progress=False)
+        loader = DataLoader(task.train, batch_size=4, shuffle=True)
+        selector = RhoLossSelector(loader, model, store, keep=0.5)
+        x, y = next(iter(selector))
+        assert x.shape == (4, 3, 32, 32)
+        assert torch.equal(labels(task.train)[selector.last.index], y)

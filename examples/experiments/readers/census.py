@@ -19,22 +19,51 @@ CATEGORIES = tuple(i for i in range(COLUMNS - 1) if i not in (*NUMBERS, WEIGHT))
 LABELS = {"- 50000.": 0, "50000+.": 1}
 
 
+FILES = ("census-income.data", "census-income.test")
+Tables = dict[str, Tensor]
+PARTS = ("train", "test")
+
+
 def census(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Columns (n, d), float32, and labels (n,), int64, 1 for more than 50,000: training data, and test data.
-
-    Numbers are standardised (amounts of money after a logarithm), each value of a category is a column of its own, by the values
-    and the statistics of the training data. The survey's weight, column 24, is dropped.
 
     Args:
         folder: that which holds ``census-income.data`` and ``census-income.test``: comma-separated, without a header.
     """
+    return encoded(tables(folder))
+
+
+def tables(folder: Path) -> Tables:
+    """What is in the files, as numbers: of each part its ``numbers`` (n, 7), ``kinds`` (n, 33) and ``labels`` (n,).
+
+    Kinds are numbered as they come up in the training data; -1 is a kind that does not. The survey's weight is dropped.
+    """
     codes: list[dict[str, int]] = [{} for _ in CATEGORIES]
-    train = _table(find(folder, "census-income.data", data="Census-Income"), codes, grow=True)
-    test = _table(find(folder, "census-income.test", data="Census-Income"), codes, grow=False)
-    mean, std = train[0].mean(0), train[0].std(0) + 1e-6
-    sizes = [len(values) for values in codes]
-    one, other = ((_columns((numbers - mean) / std, kinds, sizes), labels) for numbers, kinds, labels in (train, test))
+    made: Tables = {}
+    for part, name in zip(PARTS, FILES, strict=True):
+        columns = _table(find(folder, name, data="Census-Income"), codes, grow=part == "train")
+        made |= {f"{part} {name}": values for name, values in zip(("numbers", "kinds", "labels"), columns, strict=True)}
+    return made
+
+
+def encoded(tables: Tables) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Numbers standardised (amounts of money after a logarithm), and a column for each kind of a category.
+
+    Both by the training data alone.
+    """
+    numbers = {part: _logarithms(tables[f"{part} numbers"]) for part in PARTS}
+    mean, std = numbers["train"].mean(0), numbers["train"].std(0) + 1e-6
+    sizes = (tables["train kinds"].long().amax(0) + 1).tolist()
+    columns = (_columns((numbers[part] - mean) / std, tables[f"{part} kinds"].long(), sizes) for part in PARTS)
+    one, other = ((x, tables[f"{part} labels"]) for x, part in zip(columns, PARTS, strict=True))
     return one, other
+
+
+def _logarithms(numbers: Tensor) -> Tensor:
+    money = [NUMBERS.index(i) for i in MONEY]
+    changed = numbers.clone()
+    changed[:, money] = numbers[:, money].log1p()
+    return changed
 
 
 def _table(path: Path, codes: list[dict[str, int]], grow: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,10 +83,7 @@ def _table(path: Path, codes: list[dict[str, int]], grow: bool) -> tuple[Tensor,
             kinds.append([seen.get(value, -1) for seen, value in zip(codes, values, strict=True)])
     if not labels:
         raise wrong(path, "rows", "none", "Census-Income")
-    table = torch.tensor(numbers)
-    money = [NUMBERS.index(i) for i in MONEY]
-    table[:, money] = table[:, money].log1p()
-    return table, torch.from_numpy(np.array(kinds, dtype=np.int64)), torch.tensor(labels)
+    return torch.tensor(numbers), torch.from_numpy(np.array(kinds, dtype=np.int16)), torch.tensor(labels)
 
 
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
