@@ -19,6 +19,7 @@ from rholoss.parts import split as split
 from rholoss.registry import build_selector as build_selector
 from rholoss.registry import register as register
 from rholoss.registry import selector_names as selector_names
+from rholoss.report import Report as Report
 from rholoss.selection import Selection as Selection
 from rholoss.selector import Selector as Selector
 from rholoss.selectors import RhoLossSelector as RhoLossSelector
@@ -33,6 +34,7 @@ __all__ = [
     "IndexedBatches",
     "IrreducibleLossStore",
     "Part",
+    "Report",
     "RhoLossSelector",
     "Selection",
     "Selector",

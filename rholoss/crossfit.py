@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.fingerprint import digest
-from rholoss.ids import array_of
+from rholoss.ids import tensor_of
 from rholoss.indexing import altered, is_map_style
 from rholoss.models import as_models, describe
 from rholoss.parts import Part, labels_of, mixed
@@ -87,8 +87,9 @@ def cross_fit(
         models = fit(Part(dataset, training))
         store = IrreducibleLossStore.from_model(models, _over(loader, scored), **options)
         by = [describe(model) for model in as_models(models)]
-        store.meta = {name: value for name, value in store.meta.items() if name not in ("models", "examples")}
-        store.meta["cross_fit"] = {"plan": plan, "folds": count, "seed": seed, "models": {str(fold): by}}
+        own = {"models": {str(fold): by}, "validation_loss": {str(fold): store.meta["validation_loss"]}}
+        store.meta = {name: value for name, value in store.meta.items() if name not in ("models", "examples", "validation_loss")}
+        store.meta["cross_fit"] = {"plan": plan, "folds": count, "seed": seed, **own}
         stores.append(store)
     return stores[0].merge(*stores[1:])
 
@@ -107,7 +108,7 @@ def _folds(loader: DataLoader[Any], folds: int | Tensor, seed: int, labels: Any)
     positions = torch.arange(n) if drawn is None else drawn.unique()
     fold_of = torch.full((n,), -1, dtype=torch.int64)
     if not isinstance(folds, int):
-        given = torch.as_tensor(array_of(folds) if not isinstance(folds, Tensor) else folds).long()
+        given = tensor_of(folds).long()
         if given.shape != (n,):
             raise ValueError(f"folds must be the fold of each example, shape ({n},), or how many, got shape {tuple(given.shape)}")
         fold_of[positions] = given[positions]
@@ -115,7 +116,7 @@ def _folds(loader: DataLoader[Any], folds: int | Tensor, seed: int, labels: Any)
     else:
         if isinstance(folds, bool) or not 2 <= folds <= len(positions):
             raise ValueError(f"folds must be from 2 to the number of examples, {len(positions):,}, got {folds!r}")
-        labels = labels_of(loader.dataset) if labels is None else torch.as_tensor(array_of(labels))
+        labels = labels_of(loader.dataset) if labels is None else tensor_of(labels)
         order = mixed(len(positions), None if labels is None else labels[positions], seed)
         for fold, part in enumerate(order.tensor_split(folds)):
             fold_of[positions[part]] = fold

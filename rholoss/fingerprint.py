@@ -39,7 +39,7 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
     labels = labels_of(dataset)
     return {
         "length": n,
-        "labels": None if labels is None else digest(np.ascontiguousarray(labels.cpu().long().numpy()).tobytes()),
+        "labels": None if labels is None else labels_digest(labels),
         "sample": _sample(loader, dataset, n),
     }
 
@@ -59,6 +59,24 @@ def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
                 f"{differing} of {len(pairs)} examples that were looked at are others in {field} (reordered, or transformed anew)"
             )
     return None
+
+
+def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """What was compared of two fingerprints and is the same, and what could not be compared, a line each."""
+    if not saved or not now:
+        return ["data: not compared, as " + ("the store has no fingerprint" if not saved else "these cannot be read by index")]
+    lines = [f"length: the same, {now['length']:,} examples"] if saved["length"] == now["length"] else []
+    if not saved["labels"] or not now["labels"]:
+        lines.append("labels: not compared, as the data do not show them")
+    elif saved["labels"] == now["labels"]:
+        lines.append("labels: the same, in the same order")
+    for field, (kind, digests) in saved["sample"].items():
+        its_kind, its = now["sample"].get(field, ("", ""))
+        if kind != its_kind:
+            lines.append(f"{field}: not compared, as it is now of another kind, or differs from one reading to the next")
+        elif digests == its:
+            lines.append(f"{field}: the same in {len(_each(its))} examples that were looked at")
+    return lines
 
 
 def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) -> list[Digests]:
@@ -128,6 +146,11 @@ def _content(value: Any) -> tuple[str, bytes | None]:
 def digest(content: bytes) -> str:
     """16 hexadecimal digits that tell contents apart."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def labels_digest(labels: Tensor) -> str:
+    """What all labels, in their order, are known by."""
+    return digest(np.ascontiguousarray(labels.cpu().long().numpy()).tobytes())
 
 
 def _each(digests: str) -> list[str]:

@@ -38,10 +38,12 @@ def are_names(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (str, bytes))
 
 
-def array_of(values: Any) -> np.ndarray:
-    """Values as an array that a tensor may share; a column of a data frame is not to be written to, and is copied."""
+def tensor_of(values: Any) -> Tensor:
+    """Values as a tensor that shares their memory; of an array that must not be written to, such as a mapped one, a copy."""
+    if isinstance(values, Tensor):
+        return values
     array = np.asarray(values)
-    return array if array.flags.writeable else array.copy()
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def some(values: list[int], most: int = 5) -> str:

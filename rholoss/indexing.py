@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from rholoss.ids import are_names, array_of, hash_ids
+from rholoss.ids import are_names, hash_ids, tensor_of
 from rholoss.parts import Part
 
 _DOOR = (
@@ -101,7 +101,7 @@ def as_index(values: Any) -> Tensor:
     try:
         if are_names(values):
             return hash_ids(values)
-        index = torch.as_tensor(values if isinstance(values, (Tensor, list, tuple, range)) else array_of(values))
+        index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"

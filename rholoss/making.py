@@ -79,6 +79,7 @@ class Making:
             "views": views,
             "scoring": {"batch_size": self.sweep.batch_size, "dtype": str(dtype) if dtype else None, "seed": seed},
             "examples": self._examples(),
+            "validation_loss": _validation_loss(model),
         }
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back from a file
 
@@ -169,6 +170,14 @@ def refuse_seen(model: Any, sweep: Sweep) -> None:
                 f"the irreducible-loss model was fitted on {seen:,} of the {sweep.total:,} examples to score, so that their "
                 "irreducible losses would be too low: score other parts of the dataset, or use cross_fit"
             )
+
+
+def _validation_loss(model: Any) -> float | None:
+    """The mean of the validation losses of the fits, if all models come out of one."""
+    fits = model if isinstance(model, (list, tuple)) else [model]
+    if not all(isinstance(fit, Fit) for fit in fits):
+        return None
+    return sum(fit.best.validation_loss for fit in fits) / len(fits)
 
 
 def refuse_not_losses(index: Tensor, losses: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from rholoss.guest import derived_seed
-from rholoss.ids import array_of
+from rholoss.ids import tensor_of
 
 
 class Part(Dataset[Any]):
@@ -119,7 +119,7 @@ def mixed(n: int, labels: Any, seed: int) -> Tensor:
     order = torch.randperm(n, generator=generator)
     if labels is None:
         return order
-    labels = torch.as_tensor(array_of(labels))
+    labels = tensor_of(labels)
     if labels.shape != (n,):
         raise ValueError(f"labels must be one per example, shape ({n},), got {tuple(labels.shape)}")
     _, kind, counts = labels[order].unique(return_inverse=True, return_counts=True)
@@ -192,7 +192,7 @@ def _count(share: float, n: int, name: str, least: int) -> int:
 
 def _integers(values: Any, n: int) -> Tensor | None:
     try:
-        labels = torch.as_tensor(values if isinstance(values, Tensor) else array_of(values))
+        labels = tensor_of(values)
     except (TypeError, ValueError):
         return None
     return labels if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None

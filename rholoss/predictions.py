@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rholoss.ids import array_of
+from rholoss.ids import tensor_of
 from rholoss.tally import Tally
 
 ROWS = 65_536  # that are read at a time
@@ -24,7 +24,7 @@ def losses_of_predictions(predictions: Any, targets: Any, kind: Literal["logits"
     if kind not in ("logits", "probabilities"):
         raise ValueError(f"kind must be 'logits' or 'probabilities', got {kind!r}")
     predictions = predictions if hasattr(predictions, "shape") else np.asarray(predictions)
-    classes = torch.as_tensor(array_of(targets) if not isinstance(targets, Tensor) else targets).cpu()
+    classes = tensor_of(targets).cpu()
     n = len(predictions)
     if len(predictions.shape) != 2 or predictions.shape[1] < 2 or classes.shape != (n,) or classes.is_floating_point():
         raise ValueError(

@@ -40,11 +40,20 @@ def merged(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     meta = {**other, **mine}
     meta.pop("examples", None)
     if "cross_fit" in meta and "cross_fit" in mine and "cross_fit" in other:
-        folds = {**other["cross_fit"]["models"], **mine["cross_fit"]["models"]}
-        meta["cross_fit"] = {**mine["cross_fit"], "models": dict(sorted(folds.items()))}
+        both = mine["cross_fit"], other["cross_fit"]
+        by_fold = {name: dict(sorted((both[1][name] | both[0][name]).items())) for name in ("models", "validation_loss")}
+        meta["cross_fit"] = {**mine["cross_fit"], **by_fold}
     if "tally" in mine and "tally" in other:
         meta["tally"] = (Tally(**mine["tally"]) + Tally(**other["tally"])).state()
     return meta
+
+
+def validation_loss_of(meta: Mapping[str, Any]) -> float | None:
+    """The mean validation loss of the fits that made a store, in nats; None where it does not say."""
+    losses: list[Any] = (
+        list(meta["cross_fit"]["validation_loss"].values()) if "cross_fit" in meta else [meta.get("validation_loss")]
+    )
+    return None if None in losses else sum(losses) / len(losses)
 
 
 def _named(meta: Mapping[str, Any]) -> str:

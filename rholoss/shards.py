@@ -44,6 +44,7 @@ class Shards:
         mine = json.loads(json.dumps({**making.settings, "stretches": stretches}))
         self._identity = digest(json.dumps(mine, sort_keys=True).encode())
         settings = os.path.join(path, SETTINGS)
+        self._is_new = not os.path.exists(path)
         os.makedirs(path, exist_ok=True)
         if not os.path.exists(settings):
             with written_whole(settings) as file:
@@ -58,7 +59,18 @@ class Shards:
         self.meta.pop("stretches")
 
     def work(self, process: int, processes: int) -> bool:
-        """Score this process's share of what is missing or damaged; whether the other shares are done as well."""
+        """Score this process's share of what is missing or damaged; whether the other shares are done as well.
+
+        A lone process that fails in its first stretch leaves nothing behind.
+        """
+        try:
+            return self._work(process, processes)
+        except BaseException:
+            if self._is_new and processes == 1 and not any(os.path.exists(self._file(i)) for i in range(len(self.stretches))):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def _work(self, process: int, processes: int) -> bool:
         for i, rows in enumerate(self.stretches):
             if i % processes == process:
                 if self._read(i) is None:

@@ -15,6 +15,7 @@ from rholoss.making import Making
 from rholoss.predictions import losses_of_predictions
 from rholoss.progress import Progress
 from rholoss.provenance import merged, refuse_strangers
+from rholoss.report import Report, report_on
 from rholoss.scoring import Forward, Loss
 from rholoss.shards import in_memory, on_disk, rank
 from rholoss.table import LossTable
@@ -220,3 +221,29 @@ class IrreducibleLossStore(LossTable):
         twin = copy.copy(self)
         twin.meta = {**self.meta, "data": fingerprint(data)}
         return twin
+
+    def report(
+        self,
+        labels: Any = None,
+        *,
+        classes: int | None = None,
+        other: IrreducibleLossStore | None = None,
+        plain_accuracy: float | None = None,
+        validation_loss: float | None = None,
+        top: int = 5,
+    ) -> Report:
+        """Judge this store before it is trusted: print what comes back, ``plot`` it, or look at its numbers.
+
+        Args:
+            labels: the label of each example, by index, shape (N,), integer, negative where it has none; or a dataset that shows
+                them, or a loader over it. None: nothing is said by class.
+            classes: C, where the loss is a cross-entropy; None for that of the models' outputs, or else the highest label + 1.
+            other: a store of the same data by a model fitted on another half: how far do they agree?
+            plain_accuracy: of the model in training, without selection, on such labels that it did not train on, in [0, 1]: is
+                the irreducible-loss model too weak?
+            validation_loss: of the fit of the irreducible-loss model, in nats: was its holdout cleaner than these labels? None:
+                that of the ``Fit`` that made the store, if one did.
+            top: how many of the highest and of the lowest irreducible losses to name.
+        """
+        given: dict[str, Any] = {"plain_accuracy": plain_accuracy, "validation_loss": validation_loss}
+        return report_on(self, labels, classes=classes, other=other, top=top, **given)

@@ -168,6 +168,9 @@ def _checked_header(header: Any) -> dict[str, Any]:
 
 def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with open(path, "rb") as raw:
+        if raw.read(4) != b"PK\x03\x04":
+            raise ValueError("it is no .npz file")
+        raw.seek(0)
         file = np.load(raw, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
             raise ValueError("it has no header")

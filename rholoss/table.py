@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rholoss.ids import array_of, some
+from rholoss.ids import some, tensor_of
 from rholoss.indexing import as_index
 from rholoss.storefile import read_store, write_mapped, write_store
 
@@ -21,7 +21,7 @@ class LossTable:
     """A loss for each of some examples, found by index: the ground of ``IrreducibleLossStore``, which says what it takes."""
 
     def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | None = None) -> None:
-        given = torch.as_tensor(losses if isinstance(losses, (Tensor, list, tuple)) else array_of(losses)).detach()
+        given = (torch.as_tensor(losses) if isinstance(losses, (list, tuple)) else tensor_of(losses)).detach()
         if isinstance(losses, (list, tuple)) and given.is_floating_point():
             given = torch.as_tensor(losses, dtype=torch.float32)  # whatever the default dtype is
         losses = given

@@ -11,7 +11,17 @@ from conftest import CLASSES, make_data, make_net
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from rholoss import Checkpoints, IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector, hash_ids
+from rholoss import (
+    Checkpoints,
+    IndexedBatches,
+    IrreducibleLossStore,
+    Part,
+    RhoLossSelector,
+    cross_fit,
+    fit_irreducible_model,
+    hash_ids,
+    split,
+)
 from rholoss.tally import Tally
 
 
@@ -322,3 +332,24 @@ class TestTally:
         tally = IrreducibleLossStore.from_model(nn.Linear(3, 1), data).meta["tally"]
         assert tally["classes"] == 0
         assert not np.any(tally["bins"])
+
+
+def test_the_validation_loss_of_a_fit_is_kept_for_the_report(data):
+    parts = split(data, holdout=40, validation=20)
+    fits = [fit_irreducible_model(make_net(seed), parts.holdout, parts.validation, epochs=1) for seed in (0, 1)]
+    losses = [fit.best.validation_loss for fit in fits]
+    assert IrreducibleLossStore.from_model(fits[0], parts.train).report().validation_loss == losses[0]
+    assert IrreducibleLossStore.from_model(fits, parts.train).report().validation_loss == pytest.approx(sum(losses) / 2)
+    assert IrreducibleLossStore.from_model(fits[0], parts.train).report(validation_loss=1.5).validation_loss == 1.5
+    assert IrreducibleLossStore.from_model([fits[0], make_net(3)], parts.train).report().validation_loss is None
+
+    seen = []
+
+    def fit(part):
+        _, training, validation = split(part, holdout=20, validation=10)
+        seen.append(fit_irreducible_model(make_net(0), training, validation, epochs=1))
+        return seen[-1]
+
+    whole = cross_fit(data, fit, folds=3)
+    assert whole.report().validation_loss == pytest.approx(sum(each.best.validation_loss for each in seen) / 3)
+    assert cross_fit(data, lambda part: make_net(0)).report().validation_loss is None

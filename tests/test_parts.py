@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from rholoss import IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector, build_selector, split
+from rholoss import IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector, build_selector, cross_fit, split
 from rholoss.parts import in_common, labels_of, mixed, origin
 
 
@@ -218,3 +218,21 @@ def test_a_door_says_its_own_indices_even_over_a_part():
     part = Part(TensorDataset(torch.arange(100, 110)), [5, 7])
     door = IndexedBatches(DataLoader(part, batch_size=1), index=0)
     assert [int(indexed.index) for indexed in door] == [105, 107]
+
+
+def test_arrays_that_must_not_be_written_to_are_read_without_a_warning(data, tmp_path):
+    np.save(tmp_path / "labels.npy", np.arange(100) % 4)
+    labels = np.load(tmp_path / "labels.npy", mmap_mode="r")
+    shown = Subset(range(100), range(100))
+    shown.dataset = type("Shown", (), {"targets": labels, "__len__": lambda self: 100})()
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # PyTorch warns of it only once in a process
+    try:
+        assert labels_of(shown).tolist() == labels.tolist()
+        IrreducibleLossStore(np.ones(4), ids=labels[:4])
+        IrreducibleLossStore.from_predictions(np.zeros((100, 4)), labels)
+        split(range(100), labels=labels)
+        cross_fit(data, lambda part: make_net(0), folds=labels)
+        cross_fit(data, lambda part: make_net(0), labels=labels)
+    finally:
+        torch.set_warn_always(before)

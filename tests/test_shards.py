@@ -51,7 +51,7 @@ class TestKilled:
     def test_at_random_moments_the_next_run_goes_on_to_the_very_same_file_and_nothing_else(self, tmp_path, commands):
         seen = runs(tmp_path, *commands)
         assert [run["wrong"] for run in seen] == [[] for _ in commands]
-        assert len({done for run in seen for done in run["at"]}) > 4  # the moments were all over the run
+        assert len({done for run in seen for done in run["at"]}) > 2  # the moments were all over the run
 
     @pytest.mark.parametrize("case", ["npz", "mapped"])
     def test_before_any_change_of_files_or_at_an_error_there_or_where_another_does_it_all_meanwhile(self, tmp_path, case):
@@ -213,7 +213,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize("content", [b"", b"[]", b'{"data": ', b"\xff\xfe", b"5"])
     def test_settings_are_refused_by_name(self, tmp_path, short, net, data, content):
-        killed_after(0, tmp_path / "il", net, data)
+        killed_after(1, tmp_path / "il", net, data, batch_size=8)
         (tmp_path / "il.parts" / "scoring.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"il\.parts.scoring\.json is damaged .*; delete its folder to begin anew"):
             IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")

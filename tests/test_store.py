@@ -303,7 +303,7 @@ class TestFile:
         with pytest.raises(ValueError, match="il.pt is not a store that can be read .*it has no header"):
             IrreducibleLossStore.load(tmp_path / "il.pt")
         np.save(tmp_path / "il.npy", np.zeros(3, np.float32))
-        with pytest.raises(ValueError, match="il.npy is not a store that can be read .*it has no header"):
+        with pytest.raises(ValueError, match="il.npy is not a store that can be read .*it is no .npz file"):
             IrreducibleLossStore.load(tmp_path / "il.npy")
 
     @pytest.mark.parametrize(
@@ -382,6 +382,28 @@ class TestFile:
         with pytest.raises(OSError, match="il.npz"):
             IrreducibleLossStore([0.5]).save(tmp_path / "il.npz")
         assert [entry.name for entry in tmp_path.iterdir()] == ["il.npz"]
+
+    def test_a_folder_that_cannot_be_written_is_not_left_half_made(self, tmp_path, monkeypatch):
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        store = IrreducibleLossStore([0.5])
+        store.save(tmp_path / "old", mapped=True)
+        monkeypatch.setattr(os, "fsync", full)
+        for name in ("new", "old"):
+            with pytest.raises(OSError, match="No space"):
+                store.save(tmp_path / name, mapped=True)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+        assert IrreducibleLossStore.load(tmp_path / "old").losses.tolist() == [0.5]
+
+    def test_scoring_that_fails_at_once_leaves_nothing_and_may_be_begun_in_another_way(self, data, net, tmp_path):
+        def wrong(outputs, targets):
+            raise RuntimeError("wrong")
+
+        with pytest.raises(RuntimeError, match="wrong"):
+            IrreducibleLossStore.from_model(net, data, path=tmp_path / "il.npz", loss=wrong)
+        assert list(tmp_path.iterdir()) == []
+        IrreducibleLossStore.from_model(net, data, path=tmp_path / "il.npz")
 
     def test_with_metadata_that_is_no_json_is_refused_before_anything_is_written(self, tmp_path):
         with pytest.raises(TypeError, match="JSON"):
