@@ -255,7 +255,7 @@ def test_the_tables_say_what_is_in_the_rows():
     found = [cell for _, cell in cells(report.outcome(results), "RHO-LOSS")]
     assert found[1:4] == ["10 (10 to 40)", "2.0 (0.5 to 2.0)", "2.0 (1.0 to 2.0)"]
     assert found[4:6] == ["40", "1.0"]
-    assert found[6:] == ["90.0", "90.0", "40"]
+    assert found[6:] == ["90.0", "90.0", "90.0", "40"]
     assert [cell for _, cell in cells(report.outcome(results), "uniform")][1:4] == ["20", "1.0", "1.0"]
     assert [c for _, c in cells(report.outcome(results), "uniform")][4:6] == ["never", "0"]
     assert cells(report.selected(results), "RHO-LOSS")[1] == ("wrong, % (30.0 in the data)", "10.0 (0.0 to 20.0)")

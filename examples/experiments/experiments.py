@@ -183,7 +183,7 @@ SLOWER = {
 
 NARROW = {"width": 128, "depth": 1, "dropout": 0.0}
 LEAST = replace(SMALL, model_options={"width": 128, "depth": 1, "dropout": 0.5})
-QUICK = replace(FASHION, model_options=NARROW, irreducible=LEAST, steps=SHORT)
+QUICK = replace(FASHION, model_options=NARROW, irreducible=LEAST)
 NOISY = on(QUICK, noise=0.3)
 WITH_DROPOUT = replace(NOISY, model_options={**NARROW, "dropout": 0.5})
 CROSS = replace(LEAST, kind="cross-fit", epochs=30, patience=2)

@@ -101,10 +101,10 @@ def _curves_and_shares(results: Results) -> Figure:
 def _shares(axis: Axes, results: Results) -> None:
     """Bars of what each method selected."""
     labels = [label for label in results.rows if not label.startswith("uniform,")]
-    flags = [*next(iter(results.baseline.values()))["in_data"]]
-    kinds = [(flag, "selected") for flag in flags] + [("already right", None), ("selected before", None)]
+    flags = [flag for flag, share in next(iter(results.baseline.values()))["in_data"].items() if share > 0]
+    kinds = [*flags, "already right", "selected before"]
     height = 0.8 / len(kinds)
-    for k, (kind, _) in enumerate(kinds):
+    for k, kind in enumerate(kinds):
         field = {"already right": "already_right", "selected before": "repeated"}.get(kind)
         values = [
             statistics.median(100 * (row[field] if field else row["selected"][kind]) for row in results.rows[label].values())

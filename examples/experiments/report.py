@@ -26,6 +26,7 @@ from experiments.summary import (
     BySeed,
     Results,
     best,
+    metric_at,
     number,
     percent,
     results_of,
@@ -64,12 +65,14 @@ def outcome(results: Results) -> str:
     if results.rows[tuned] is not base:
         columns += [
             ("steps to the best uniform's best", lambda rows: spread(to_reach(rows, results.rows[tuned], "step"), number)),
-            ("times fewer", lambda rows: spread(speedups(rows, results.rows[tuned]), times)),
+            ("times fewer than it", lambda rows: spread(speedups(rows, results.rows[tuned]), times)),
         ]
+    shortest = min(row["evaluations"]["step"][-1] for rows in results.rows.values() for row in rows.values())
     columns += [
+        (f"at step {shortest:,}, %", of_rows(lambda row: metric_at(row, shortest), percent)),
         ("best, %", of_rows(best, percent)),
         ("at the end, %", of_rows(lambda row: row["final"], percent)),
-        ("steps in all", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
+        ("which is step", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
     ]
     note = "" if results.rows[tuned] is base else f"\n\nThe best uniform is: {tuned}."
     return table("method", columns, results.rows) + note
@@ -84,6 +87,7 @@ def selected(results: Results) -> str:
             of_rows(lambda row, flag=flag: row["selected"].get(flag, float("nan")), percent),
         )
         for flag, share in shares.items()
+        if share > 0
     ]
     columns += [
         ("already right, %", of_rows(lambda row: row["already_right"], percent)),

@@ -58,6 +58,12 @@ def reached_at(row: Row, target: float) -> int | None:
     return next((place for place, metric in enumerate(row["evaluations"]["metric"]) if metric >= target), None)
 
 
+def metric_at(row: Row, step: int) -> float:
+    """The metric of the last evaluation up to a step."""
+    curve = row["evaluations"]
+    return [metric for at, metric in zip(curve["step"], curve["metric"], strict=True) if at <= step][-1]
+
+
 def to_reach(rows: BySeed, baseline: BySeed, what: str, less: float = 0.0) -> list[float]:
     """Steps, seconds or examples scored until the baseline's best metric of the same seed, less something; NEVER where not."""
     found = []
