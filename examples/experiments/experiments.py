@@ -1,0 +1,340 @@
+"""The named experiments: those of the RHO-LOSS paper and its code, and some more.
+
+Each is a handful of setups that share everything but what is compared: initial weights, order of the data, optimizer, number of
+examples in a batch, evaluation. Those on data that anyone can get within a minute on a CPU have results in ``examples/results``;
+the others run by the same command wherever their data are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.setups import Irreducible, Setup
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Setups to compare.
+
+    Attributes:
+        name: what it is asked for by.
+        about: what it compares, in a line.
+        setups: by label. The first is the baseline.
+        seeds: that its results are made of.
+        kind: ``"methods"``, or ``"pairs"`` of uniform and RHO-LOSS, with several settings.
+        shown: the labels whose curves have a figure of their own.
+        within: the experiment whose table shows these runs as well.
+    """
+
+    name: str
+    about: str
+    setups: Mapping[str, Setup]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    kind: str = "methods"
+    shown: tuple[str, ...] = ()
+    within: str | None = None
+
+
+# --- settings -------------------------------------------------------------------------------------------------------------------
+
+SMALL = Irreducible(model_options={"width": 256, "depth": 1, "dropout": 0.5})
+TINY = replace(SMALL, model_options={"width": 24, "depth": 1, "dropout": 0.0})
+NET = {"width": 512, "depth": 1, "dropout": 0.0}
+FASHION = Setup("fashion-mnist", model_options=NET, irreducible=SMALL, steps=1000)
+LONG, SHORT = 4000, 400  # steps of plain training, and of all methods but RHO-LOSS
+ENOUGH = 2000  # steps of plain training of the narrow network
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+
+
+def plain(setup: Setup, steps: int = LONG) -> Setup:
+    """The same without selection: the plain loop, and as it needs no irreducible losses, for longer."""
+    return replace(setup, method="uniform", method_options={}, irreducible=None, proxy=None, compared={}, keep=1.0, steps=steps)
+
+
+def by(setup: Setup, method: str, **options: Any) -> Setup:
+    """The same with a method."""
+    return replace(setup, method=method, method_options=options)
+
+
+def rho(setup: Setup) -> Setup:
+    return by(setup, "rho_loss")
+
+
+def on(setup: Setup, **options: Any) -> Setup:
+    """The same on other data of the task."""
+    return replace(setup, task_options={**setup.task_options, **options})
+
+
+def both(setup: Setup, steps: int = LONG) -> dict[str, Setup]:
+    return {"uniform": plain(setup, steps), "RHO-LOSS": rho(setup)}
+
+
+def tuned(setup: Setup, steps: int = LONG) -> dict[str, Setup]:
+    """Plain training with other learning rates, constant and decaying."""
+    uniform = plain(setup, steps)
+    constant = {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in RATES if lr != setup.lr}
+    cosine = {f"uniform, {rate(lr)}, cosine": replace(uniform, lr=lr, schedule="cosine") for lr in RATES[2:]}
+    return constant | cosine
+
+
+def slower(setup: Setup, steps: int) -> dict[str, Setup]:
+    """The two of these that are mostly the best."""
+    return {
+        label: made for label, made in tuned(setup, steps).items() if label in ("uniform, lr 3e-4", "uniform, lr 1e-3, cosine")
+    }
+
+
+def rate(lr: float) -> str:
+    return f"lr {lr:.0e}".replace("e-0", "e-")
+
+
+# --- methods --------------------------------------------------------------------------------------------------------------------
+
+
+def gates(setup: Setup) -> dict[str, Setup]:
+    """RHO-LOSS with the options that the paper does not have."""
+    return {
+        "RHO-LOSS, gate": by(setup, "rho_loss", max_irreducible_loss="guess"),
+        "RHO-LOSS, bounded": by(setup, "rho_loss", bounded=True),
+    }
+
+
+def boltzmann(setup: Setup) -> dict[str, Setup]:
+    def soft(temperature: Any) -> Setup:
+        return by(setup, "boltzmann_rho_loss", temperature=temperature)
+
+    return {
+        "Boltzmann, T 1": soft(1.0),
+        "Boltzmann, T 2 to 0.1": soft({"schedule": "geometric", "start": 2.0, "end": 0.1}),
+    }
+
+
+def then_uniform(setup: Setup, step: int) -> dict[str, Setup]:
+    return {f"RHO-LOSS, uniform from step {step}": by(setup, "rho_loss_then_uniform", from_step=step)}
+
+
+def updated(setup: Setup) -> dict[str, Setup]:
+    online = by(setup, "online_rho_loss")
+    return {
+        "RHO-LOSS, online": online,
+        "RHO-LOSS, irreducible-loss model learns along": replace(online, irreducible_lr=setup.lr / 100),
+    }
+
+
+def stale(setup: Setup) -> dict[str, Setup]:
+    return {"RHO-LOSS, one step stale": by(setup, "stale_rho_loss")}
+
+
+def smaller(setup: Setup) -> dict[str, Setup]:
+    return {"RHO-LOSS, small irreducible-loss model": rho(replace(setup, irreducible=TINY))}
+
+
+def proxies(setup: Setup, model: str, **options: Any) -> dict[str, Setup]:
+    proxy = by(replace(setup, proxy=model, proxy_options=options), "proxy_rho_loss", compare_every=10)
+    return {"RHO-LOSS by a small proxy": proxy}
+
+
+def via_proxy(setup: Setup, model: str, **options: Any) -> dict[str, Setup]:
+    small = replace(setup, proxy=model, proxy_options=options, irreducible=None)
+    return {
+        "SVP, entropy": by(small, "selection_via_proxy", by="entropy"),
+    }
+
+
+def simple(setup: Setup) -> dict[str, Setup]:
+    """What the loss, its gradient or the irreducible loss choose on their own."""
+    alone = replace(setup, irreducible=None)
+    return {
+        "train loss": by(alone, "train_loss"),
+        "gradient norm": by(alone, "gradient_norm"),
+        "gradient norm, importance sampling": by(alone, "gradient_norm_importance_sampling"),
+        "irreducible loss": by(setup, "irreducible_loss"),
+    }
+
+
+def active(setup: Setup, passes: int = 5) -> dict[str, Setup]:
+    """Methods of active learning, for a model with dropout."""
+    alone = replace(setup, irreducible=None, steps=300)
+    names = ("bald", "entropy", "conditional_entropy", "loss_minus_conditional_entropy", "loss_plus_conditional_entropy")
+    return {name.replace("_", " ").replace("bald", "BALD"): by(alone, name, passes=passes) for name in names}
+
+
+SMALL_PROXY = {"width": 64, "depth": 1, "dropout": 0.0}
+
+
+def every_method(setup: Setup) -> dict[str, Setup]:
+    """All registered methods but those for models with dropout."""
+    setup = replace(setup, steps=SHORT)
+    small = smaller(setup) | proxies(setup, "mlp", **SMALL_PROXY) | via_proxy(setup, "mlp", **SMALL_PROXY)
+    groups = (boltzmann(setup), then_uniform(setup, 200), updated(setup), stale(setup), small, simple(setup))
+    return {label: made for group in groups for label, made in group.items()}
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------------
+
+FASHION_30 = on(FASHION, noise=0.3)
+QUICK_30 = replace(FASHION_30, steps=SHORT)
+SLOWER = {
+    "RHO-LOSS, lr 3e-4": rho(replace(FASHION_30, lr=3e-4)),
+    "RHO-LOSS, lr 1e-3, cosine": rho(replace(FASHION_30, schedule="cosine")),
+}
+
+NARROW = {"width": 128, "depth": 1, "dropout": 0.0}
+LEAST = replace(SMALL, model_options={"width": 128, "depth": 1, "dropout": 0.5})
+QUICK = replace(FASHION, model_options=NARROW, irreducible=LEAST)
+NOISY = on(QUICK, noise=0.3)
+WITH_DROPOUT = replace(NOISY, model_options={**NARROW, "dropout": 0.5})
+CROSS = replace(LEAST, kind="cross-fit", epochs=30, patience=2)
+CIFAR_10N = replace(QUICK, task="cifar10", task_options={"features": True, "holdout": "none"}, irreducible=CROSS)
+COLA = replace(QUICK, task="cola")
+SST2 = replace(QUICK, task="sst2", task_options={"rows": 20_000})
+CENSUS = replace(QUICK, task="census", irreducible=replace(LEAST, epochs=5), every=50)
+
+RESNET = {"model": "resnet18", "irreducible": Irreducible(model="resnet18", epochs=100, patience=10)}
+CIFAR10 = Setup("cifar10", {"augment": True}, every=500, steps=30_000, **RESNET)
+CINIC10 = replace(CIFAR10, task="cinic10", n_b=64)
+CIFAR10_NONE = replace(on(CIFAR10, holdout="none"), irreducible=replace(CIFAR10.irreducible, kind="cross-fit"))
+CINIC10_RELEVANCE = replace(CINIC10, task="cinic10-relevance")
+CLOTHING = replace(CIFAR10, task="clothing1m", task_options={"holdout": "dirty"}, model="resnet50")
+QMNIST = Setup("qmnist", irreducible=SMALL, model_options={"width": 512, "depth": 3}, steps=4000, every=50)
+BERT = {"model": "transformer", "model_options": {"path": "minilm"}}
+COLA_TUNED = Setup("cola", {"tokens": True}, irreducible=Irreducible(**BERT, epochs=10, lr=2e-5), lr=2e-5, **BERT)
+
+
+def cifar10n(labels: str) -> dict[str, Setup]:
+    """Labels that people gave, without a holdout."""
+    return at_two_rates(on(CIFAR_10N, noise=labels)) | gated(on(CIFAR_10N, noise=labels))
+
+
+def at_two_rates(setup: Setup) -> dict[str, Setup]:
+    """Plain training at its best, and RHO-LOSS with a lower learning rate as well."""
+    rhos = {"RHO-LOSS": rho(setup), "RHO-LOSS, lr 3e-4": rho(replace(setup, lr=3e-4))}
+    return {"uniform": plain(setup, ENOUGH)} | slower(setup, ENOUGH) | rhos
+
+
+def gated(setup: Setup) -> dict[str, Setup]:
+    return {"RHO-LOSS, gate": gates(setup)["RHO-LOSS, gate"]}
+
+
+def architectures(setup: Setup) -> dict[str, Setup]:
+    shapes = {"64": (64, 1), "128": (128, 1), "256": (256, 1), "2 x 256": (256, 2), "3 x 256": (256, 3)}
+    nets = {f"MLP {name}": {"width": width, "depth": depth, "dropout": 0.0} for name, (width, depth) in shapes.items()}
+    nets["MLP 256, dropout 0.5"] = {"width": 256, "depth": 1, "dropout": 0.5}
+    return pairs({name: replace(setup, model_options=net) for name, net in nets.items()})
+
+
+def hyperparameters(setup: Setup) -> dict[str, Setup]:
+    return pairs({f"{rate(lr)}, n_b {n_b}": replace(setup, lr=lr, n_b=n_b) for lr in RATES[1:] for n_b in (16, 64)})
+
+
+def pairs(settings: Mapping[str, Setup]) -> dict[str, Setup]:
+    """Uniform and RHO-LOSS with each of some settings."""
+    made = {name: both(setup, ENOUGH) for name, setup in settings.items()}
+    return {f"{method}, {name}": setup for name, methods in made.items() for method, setup in methods.items()}
+
+
+def holdouts(setup: Setup) -> dict[str, Setup]:
+    """What noisy training data are helped by."""
+    small, dirty = on(setup, holdout=1000), on(setup, holdout="dirty")
+    none = replace(on(setup, holdout="none"), irreducible=CROSS)
+    return (
+        {"uniform, 50,000": plain(setup, ENOUGH), "clean, 10,000": rho(setup), "clean, 1,000": rho(small)}
+        | {"dirty, 10,000": rho(dirty), "dirty, 10,000, gate": gated(dirty)["RHO-LOSS, gate"]}
+        | {"uniform, all 59,000": plain(none, ENOUGH), "none: cross-fitted": rho(none)}
+        | {"none: cross-fitted, gate": gated(none)["RHO-LOSS, gate"]}
+    )
+
+
+def approximations(setup: Setup) -> dict[str, Setup]:
+    """The irreducible-loss model learns along, as in the derivation; what is cheaper is compared with it as it goes."""
+    compared = {"small irreducible-loss model": TINY, "fitted for one epoch": replace(LEAST, epochs=1)}
+    along = by(replace(setup, irreducible_lr=setup.lr / 100, compared=compared), "online_rho_loss")
+    return {
+        "uniform": plain(setup, ENOUGH),
+        "learns along": along,
+        "fixed": rho(setup),
+        "fixed, small": rho(replace(setup, irreducible=TINY)),
+    }
+
+
+def with_uniform(setup: Setup, *groups: Mapping[str, Setup], steps: int = LONG) -> dict[str, Setup]:
+    """Plain training, RHO-LOSS, and what is compared with them."""
+    made = both(setup, steps)
+    for group in groups:
+        made |= group
+    return made
+
+
+def others(setup: Setup, *groups: Mapping[str, Setup]) -> dict[str, Setup]:
+    """The same on other data."""
+    return with_uniform(setup, *groups, steps=ENOUGH)
+
+
+def part(name: str, about: str, *groups: Mapping[str, Setup]) -> Experiment:
+    """Runs that the table of noise-30 shows as well, by a name of their own."""
+    return Experiment(name, about, with_uniform(FASHION_30, *groups), FIVE, within="noise-30")
+
+
+FIVE = (0, 1, 2, 3, 4)
+EVERY = with_uniform(FASHION_30, gates(FASHION_30), SLOWER, tuned(FASHION_30), every_method(FASHION_30))
+CURVES = (
+    "uniform",
+    "uniform, lr 1e-3, cosine",
+    "RHO-LOSS",
+    "RHO-LOSS, bounded",
+    "train loss",
+    "gradient norm",
+    "SVP, entropy",
+    "irreducible loss",
+)
+MAIN = [
+    Experiment("noise-30", "Fashion-MNIST, 30 % of the labels wrong, clean holdout of 10,000", EVERY, FIVE, shown=CURVES),
+    Experiment("active-learning", "30 % of the labels wrong, a network with dropout", others(WITH_DROPOUT, active(WITH_DROPOUT))),
+    Experiment("noise-10", "Fashion-MNIST, 10 % of the labels wrong", others(on(QUICK, noise=0.1), gates(on(QUICK, noise=0.1)))),
+    Experiment("noise-0", "Fashion-MNIST as it is", at_two_rates(QUICK)),
+    Experiment("noise-similar", "30 % of the labels are those of a similar class", others(on(NOISY, noise_kind="similar"))),
+    Experiment("holdout", "a clean, small, dirty or no holdout, 30 % wrong", holdouts(NOISY)),
+    Experiment("approximations", "rankings compared with that of the exact score, 30 % wrong", approximations(NOISY)),
+    Experiment("architectures", "one store, several networks", architectures(NOISY), kind="pairs"),
+    Experiment("hyperparameters", "one store, several settings", hyperparameters(NOISY), kind="pairs"),
+    Experiment("relevance", "Fashion-MNIST, half of the classes are not asked for", others(on(QUICK, relevant=5))),
+    Experiment("ambiguous", "Fashion-MNIST, 30 % of the inputs are blended with another class", others(on(QUICK, ambiguous=0.3))),
+    Experiment("duplicates", "Fashion-MNIST, half of the examples are copies", others(on(QUICK, duplicates=1.0))),
+    Experiment("cifar10n-aggre", "CIFAR-10N, 9 % wrong, features, cross-fitted", cifar10n("aggre")),
+    Experiment("cifar10n-random1", "CIFAR-10N, 17 % wrong, features, cross-fitted", cifar10n("random1")),
+    Experiment("cifar10n-worse", "CIFAR-10N, 40 % wrong, features, cross-fitted", cifar10n("worse")),
+    Experiment("cola-features", "CoLA, frozen features", at_two_rates(COLA)),
+    Experiment("sst2-features", "SST-2, frozen features", at_two_rates(SST2)),
+    Experiment("census", "Census-Income, few positives", at_two_rates(CENSUS)),
+]
+PARTS = [
+    part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
+    part("gate", "options that the paper does not have", gates(FASHION_30)),
+    part("boltzmann", "drawn at a temperature, fixed and falling", boltzmann(QUICK_30)),
+    part("rho-then-uniform", "selection at first, then none", then_uniform(QUICK_30, 200)),
+    part("irreducible-updated", "the irreducible-loss model scored as it goes, and learning along", updated(QUICK_30)),
+    part("irreducible-small", "an irreducible-loss model of a fiftieth of the parameters", smaller(QUICK_30)),
+    part("stale", "selection with weights one step old", stale(QUICK_30)),
+    part("proxy", "a small model scores for the large one", proxies(QUICK_30, "mlp", **SMALL_PROXY)),
+    part("svp", "selection via proxy", via_proxy(QUICK_30, "mlp", **SMALL_PROXY)),
+    part("importance-sampling", "by gradient norm, and the other simple scores", simple(QUICK_30)),
+]
+SEED = [
+    Experiment("qmnist", "QMNIST: MNIST's 60,000, holdout the 50,000 that MNIST left out", both(QMNIST, 20_000)),
+    Experiment("cifar10", "CIFAR-10, ResNet-18", both(CIFAR10, 100_000)),
+    Experiment("cifar100", "CIFAR-100, ResNet-18", both(replace(CIFAR10, task="cifar100"), 100_000)),
+    Experiment("cinic10", "CINIC-10, ResNet-18", both(CINIC10, 100_000)),
+    Experiment("cifar10-cross-fitted", "CIFAR-10 without a holdout", both(CIFAR10_NONE, 100_000)),
+    Experiment("cinic10-relevance", "CINIC-10, half of the classes are not asked for", both(CINIC10_RELEVANCE, 100_000)),
+    Experiment(
+        "cifar100-relevance",
+        "CIFAR-100, most data of a fifth of the classes",
+        both(replace(CIFAR10, task="cifar100-relevance"), 100_000),
+    ),
+    Experiment("clothing1m", "Clothing-1M, ResNet-50", both(CLOTHING, 100_000)),
+    Experiment("cola", "CoLA, a pretrained transformer", both(COLA_TUNED, 3000)),
+    Experiment("sst2", "SST-2, a pretrained transformer", both(replace(COLA_TUNED, task="sst2"), 10_000)),
+]
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in MAIN + PARTS + SEED}

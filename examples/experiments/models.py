@@ -1,0 +1,217 @@
+"""Models: small ones that are here, and others by name from torchvision, timm and transformers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experiments.packages import imported
+
+if TYPE_CHECKING:
+    from experiments.tasks import Task
+
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+TORCHVISION = {"vgg11_bn": 32, "googlenet": 32, "inception_v3": 75, "mobilenet_v2": 32, "densenet121": 32}  # least pixels
+IMAGES = ("linear", "mlp", "cnn", *BLOCKS, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
+
+
+def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), classes))
+
+
+def mlp(shape: tuple[int, ...], classes: int, width: int = 512, depth: int = 3, dropout: float = 0.0) -> nn.Module:
+    """Layers of one width, three of 512 as in the paper."""
+    sizes = [_size(shape)] + [width] * depth
+    layers = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in pairwise(sizes)]
+    return nn.Sequential(nn.Flatten(), *(module for layer in layers for module in layer), nn.Linear(sizes[-1], classes))
+
+
+def cnn(shape: tuple[int, ...], classes: int, widths: tuple[int, int, int] = (64, 128, 256), dropout: float = 0.0) -> nn.Module:
+    """Three convolutions and three layers: the paper's code's small network for images, for any size from 22 pixels."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((shape[0], *widths)):
+        layers += [nn.Conv2d(before, after, 3), nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU()]
+    head = [nn.Linear(4 * widths[-1], 128), nn.Dropout(dropout), nn.ReLU(), nn.Linear(128, 256), nn.Dropout(dropout), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(2), nn.Flatten(), *head, nn.Linear(256, classes))
+
+
+class Residual(nn.Module):
+    """What a path makes of its input, plus the input, brought to the same size."""
+
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        outputs = 4 * width if bottleneck else width
+        if bottleneck:
+            self.path = nn.Sequential(
+                *_convolution(inputs, width, 1), nn.ReLU(), *_convolution(width, width, 3, stride), nn.ReLU(),
+                *_convolution(width, outputs, 1),
+            )  # fmt: skip
+        else:
+            self.path = nn.Sequential(*_convolution(inputs, width, 3, stride), nn.ReLU(), *_convolution(width, outputs, 3))
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(inputs, outputs, 1, stride))
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.path(x) + self.shortcut(x))
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs)
+
+
+def resnet(shape: tuple[int, ...], classes: int, name: str = "resnet18", width: int = 64) -> nn.Module:
+    """A residual network (He et al., 2016), with a first layer of 3 x 3 and stride 1 for images up to 64 pixels."""
+    small = shape[-1] <= 64
+    stem: list[nn.Module] = [*_convolution(shape[0], width, 3 if small else 7, 1 if small else 2), nn.ReLU()]
+    layers = stem if small else [*stem, nn.MaxPool2d(3, 2, 1)]
+    inputs = width
+    for stage, blocks in enumerate(BLOCKS[name]):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            layers.append(Residual(inputs, width << stage, stride, bottleneck=name == "resnet50"))
+            inputs = layers[-1].outputs  # type: ignore[assignment]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+class Sized(nn.Module):
+    """A model of coloured images of at least some size, given grey ones or smaller ones too.
+
+    Args:
+        model: takes (n, 3, h, w).
+        least: pixels of a side, at least; smaller images are enlarged.
+    """
+
+    def __init__(self, model: nn.Module, least: int) -> None:
+        super().__init__()
+        self.model, self.least = model, least
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(-1, 3, -1, -1)
+        if x.shape[-1] < self.least:
+            x = F.interpolate(x, size=(self.least, self.least), mode="bilinear", align_corners=False)
+        outputs = self.model(x)
+        return getattr(outputs, "logits", outputs)  # Inception gives two in train mode, where it has a second head
+
+
+def from_torchvision(shape: tuple[int, ...], classes: int, name: str, weights: Path | None = None, **options: Any) -> nn.Module:
+    """A network from torchvision.
+
+    Args:
+        shape: of an image, (c, h, w).
+        classes: how many.
+        name: torchvision's.
+        weights: a file of a state dict, such as torchvision publishes; what does not fit in shape, as the last layer, stays new.
+        **options: of the network.
+    """
+    models: Any = imported("torchvision.models", f"the model torchvision/{name}", "torchvision")
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True} | options
+    model = models.get_model(name, weights=None, num_classes=classes, **options)
+    return Sized(_with_weights(model, weights), TORCHVISION.get(name, 32))
+
+
+def from_timm(shape: tuple[int, ...], classes: int, name: str, weights: Path | None = None, **options: Any) -> nn.Module:
+    """A network from timm; the arguments are those of ``from_torchvision``."""
+    timm: Any = imported("timm", f"the model timm/{name}")
+    model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0], **options)
+    return _with_weights(model, weights)
+
+
+def _with_weights(model: nn.Module, file: Path | None) -> nn.Module:
+    if file is not None:
+        own, saved = model.state_dict(), torch.load(file, map_location="cpu", weights_only=True)
+        fitting = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
+        if len(fitting) < len(own) // 2:
+            raise ValueError(f"{file} holds other weights: {len(fitting)} of the {len(own)} that the model has are in it")
+        model.load_state_dict(own | fitting)
+    return model
+
+
+class TransformerClassifier(nn.Module):
+    """A classifier of sentences from transformers: takes a dict of token ids and attention mask, gives logits (n, C).
+
+    Padding at the end that no sentence of a batch needs is cut off first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        length = int(tokens["attention_mask"].sum(1).max())
+        return self.model(**{name: values[:, :length] for name, values in tokens.items()}).logits
+
+
+def transformer(classes: int, path: Path, pretrained: bool = True, **options: Any) -> nn.Module:
+    """A transformer with a new head: BERT, MiniLM, ALBERT, or what else is in the folder.
+
+    Args:
+        classes: how many.
+        path: a folder with a model as ``save_pretrained`` writes it.
+        pretrained: False for new weights, by ``config.json`` alone.
+        **options: settings of the model, such as ``hidden_dropout_prob``.
+    """
+    transformers: Any = imported("transformers", "a transformer")
+    auto = transformers.AutoModelForSequenceClassification
+    if pretrained:
+        model = auto.from_pretrained(path, num_labels=classes, local_files_only=True, **options)
+    else:
+        model = auto.from_config(
+            transformers.AutoConfig.from_pretrained(path, num_labels=classes, local_files_only=True, **options)
+        )
+    return TransformerClassifier(model)
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn}
+
+
+def make_model(name: str, task: Task, **options: Any) -> nn.Module:
+    """A new model for a task, drawn from the global random state, as all PyTorch's are.
+
+    Args:
+        name: one of ``model_names(task)``; ``timm/NAME`` and ``torchvision/NAME`` for any of theirs.
+        task: what it is for.
+        **options: of the model.
+
+    Raises:
+        ValueError: no model of that name fits the task.
+        ImportError: it comes from a package that is not there.
+    """
+    shape = shape_of(task)
+    package, _, rest = name.partition("/")
+    if shape is not None and len(shape) == 3 and package in ("timm", "torchvision") and rest:
+        return (from_timm if package == "timm" else from_torchvision)(shape, task.classes, rest, **options)
+    if name not in model_names(task):
+        close = difflib.get_close_matches(name, model_names(task), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"no model {name!r} for {task.name}; {hint}there are {', '.join(model_names(task))}")
+    if shape is None:
+        return transformer(task.classes, **options)
+    return resnet(shape, task.classes, name, **options) if name in BLOCKS else BUILDERS[name](shape, task.classes, **options)
+
+
+def model_names(task: Task) -> list[str]:
+    """The models that fit a task's examples."""
+    shape = shape_of(task)
+    if shape is None:
+        return ["transformer"]
+    return list(IMAGES) if len(shape) == 3 else ["linear", "mlp"]
+
+
+def shape_of(task: Task) -> tuple[int, ...] | None:
+    """Of an input: (d,) or (c, h, w); None for tokens."""
+    x = task.train[0][0]
+    return None if isinstance(x, Mapping) else tuple(x.shape)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

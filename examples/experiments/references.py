@@ -1,0 +1,83 @@
+"""Irreducible losses as a setup wants them: from a holdout, or cross-fitted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.measures import Evaluation
+from experiments.setups import Irreducible, located
+from experiments.tasks import Task, make_model, plain
+from rholoss import Fit, IrreducibleLossStore, Part, cross_fit, fit_irreducible_model, split
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Irreducible losses, and what they cost.
+
+    Attributes:
+        store: of the training data.
+        model: what made them; of cross-fitting the first of the models.
+        seconds: of fitting and scoring.
+        metric: of ``model`` on the test data.
+        parameters: of ``model``.
+    """
+
+    store: IrreducibleLossStore
+    model: nn.Module
+    seconds: float
+    metric: float
+    parameters: int
+
+
+def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, root: Path, device: torch.device) -> Reference:
+    """Fit models and score the training data; the same every time for the same seed."""
+    made: list[Fit] = []
+
+    def fit(training: Any, validation: Any) -> list[Fit]:
+        options = located(how.model_options, root)
+        first = seed * 1000 + len(made)
+        return [_fit(how, task, options, training, validation, first + each, device) for each in range(how.models)]
+
+    def fit_folds(part: Part) -> list[Fit]:
+        held = max(1, len(part) // 10)
+        _, training, validation = split(part, holdout=len(part) - held - 1, validation=held, seed=seed)
+        made.extend(fits := fit(training, validation))
+        return fits
+
+    began = time.process_time()
+    if how.kind == "cross-fit":
+        store = cross_fit(plain(task.train), fit_folds, folds=how.folds, seed=seed, progress=False)
+    elif how.kind == "holdout":
+        if task.holdout is None:
+            raise ValueError(f"{task.name} has no holdout; load it with one, or cross-fit")
+        made = fit(task.holdout, task.validation)
+        store = IrreducibleLossStore.from_model(made, plain(task.train), progress=False)
+    else:
+        raise ValueError(f"kind must be 'holdout' or 'cross-fit', got {how.kind!r}")
+    seconds = time.process_time() - began
+    model = made[0].model
+    return Reference(store, model, seconds, test(model), sum(p.numel() for p in model.parameters()))
+
+
+def _fit(
+    how: Irreducible, task: Task, options: dict[str, Any], training: Any, validation: Any, seed: int, device: torch.device
+) -> Fit:
+    torch.manual_seed(seed)
+    model = make_model(how.model, task, **options).to(device)
+    return fit_irreducible_model(
+        model,
+        training,
+        validation,
+        epochs=how.epochs,
+        patience=how.patience,
+        batch_size=how.batch_size,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=how.lr, weight_decay=0.01),
+        seed=seed,
+        progress=False,
+    )

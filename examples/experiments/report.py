@@ -1,0 +1,218 @@
+"""Turns results into tables and figures.
+
+    python examples/experiments/report.py [NAME ...] [--results FILE]      # prints the tables
+    python examples/experiments/report.py --figures docs/pages             # draws the figures too
+    python examples/experiments/report.py --update docs/pages/experiments.md
+
+Medians over the seeds, lowest and highest in brackets. Targets are each seed's own: the best metric on the test data of plain
+training with the same initial weights, at any of its evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # the folder of this package, rather than this folder
+
+from experiments.experiments import EXPERIMENTS
+from experiments.results import RESULTS, read
+from experiments.summary import (
+    BySeed,
+    Results,
+    best,
+    metric_at,
+    number,
+    percent,
+    results_of,
+    seconds,
+    seconds_before,
+    speedups,
+    spread,
+    times,
+    to_reach,
+)
+
+Column = tuple[str, Callable[[BySeed], str]]
+
+
+def table(title: str, columns: list[Column], rows: dict[str, BySeed]) -> str:
+    """A table in Markdown: a row for each label."""
+    lines = [[title, *(name for name, _ in columns)]]
+    lines += [[label, *(cell(mine) for _, cell in columns)] for label, mine in rows.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+def of_rows(value: Callable[[Any], float], form: Callable[[float], str]) -> Callable[[BySeed], str]:
+    return lambda rows: spread([value(row) for row in rows.values()], form)
+
+
+def outcome(results: Results) -> str:
+    """Steps to plain training's best, how many times fewer that is, and where each method ends."""
+    base, tuned = results.baseline, results.tuned()
+    columns: list[Column] = [
+        ("steps to uniform's best", lambda rows: spread(to_reach(rows, base, "step"), number)),
+        ("times fewer", lambda rows: spread(speedups(rows, base), times)),
+        ("times fewer to 1 point less", lambda rows: spread(speedups(rows, base, 0.01), times)),
+    ]
+    if results.rows[tuned] is not base:
+        columns += [
+            ("steps to the best uniform's best", lambda rows: spread(to_reach(rows, results.rows[tuned], "step"), number)),
+            ("times fewer than it", lambda rows: spread(speedups(rows, results.rows[tuned]), times)),
+        ]
+    shortest = min(row["evaluations"]["step"][-1] for rows in results.rows.values() for row in rows.values())
+    columns += [
+        (f"at step {shortest:,}, %", of_rows(lambda row: metric_at(row, shortest), percent)),
+        ("best, %", of_rows(best, percent)),
+        ("at the end, %", of_rows(lambda row: row["final"], percent)),
+        ("which is step", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
+    ]
+    note = "" if results.rows[tuned] is base else f"\n\nThe best uniform is: {tuned}."
+    return table("method", columns, results.rows) + note
+
+
+def selected(results: Results) -> str:
+    """What the methods trained on."""
+    shares = next(iter(results.baseline.values()))["in_data"]
+    columns: list[Column] = [
+        (
+            f"{flag}, % ({percent(share)} in the data)",
+            of_rows(lambda row, flag=flag: row["selected"].get(flag, float("nan")), percent),
+        )
+        for flag, share in shares.items()
+        if share > 0
+    ]
+    columns += [
+        ("already right, %", of_rows(lambda row: row["already_right"], percent)),
+        ("selected before, %", of_rows(lambda row: row["repeated"], percent)),
+    ]
+    return table("method", columns, results.rows)
+
+
+def cost(results: Results) -> str:
+    """What it takes to get to plain training's best."""
+    base = results.baseline
+
+    def with_seconds_before(rows: BySeed) -> str:
+        took = to_reach(rows, base, "seconds")
+        before = [seconds_before(rows[seed]) for seed in sorted(set(rows) & set(base))]
+        return spread([a + b for a, b in zip(took, before, strict=True)], seconds)
+
+    columns: list[Column] = [
+        ("steps", lambda rows: spread(to_reach(rows, base, "step"), number)),
+        ("examples scored", lambda rows: spread(to_reach(rows, base, "scored"), number)),
+        ("seconds", lambda rows: spread(to_reach(rows, base, "seconds"), seconds)),
+        ("seconds, irreducible losses included", with_seconds_before),
+        ("milliseconds a step", of_rows(lambda row: 1000 * row["seconds"] / row["evaluations"]["step"][-1], seconds)),
+    ]
+    return table("to uniform's best", columns, results.rows)
+
+
+def paired(results: Results) -> str:
+    """Uniform and RHO-LOSS for each of several settings."""
+    columns: list[Column] = [
+        ("uniform's best, %", lambda rows: spread([best(row) for row in rows.values()], percent)),
+    ]
+    settings = pairs(results)
+    base = {name: uniform for name, (uniform, _) in settings.items()}
+    rho = {id(uniform): selecting for uniform, selecting in settings.values()}
+    columns += [
+        ("steps to it: uniform", lambda rows: spread(to_reach(rows, rows, "step"), number)),
+        ("RHO-LOSS", lambda rows: spread(to_reach(rho[id(rows)], rows, "step"), number)),
+        ("times fewer", lambda rows: spread(speedups(rho[id(rows)], rows), times)),
+        ("RHO-LOSS' best, %", lambda rows: spread([best(row) for row in rho[id(rows)].values()], percent)),
+    ]
+    return table("setting", columns, base)
+
+
+def pairs(results: Results) -> dict[str, tuple[BySeed, BySeed]]:
+    """By setting, the rows of uniform and of RHO-LOSS."""
+    settings = [label.removeprefix("uniform, ") for label in results.rows if label.startswith("uniform, ")]
+    return {
+        name: (results.rows[f"uniform, {name}"], results.rows[f"RHO-LOSS, {name}"])
+        for name in settings
+        if f"RHO-LOSS, {name}" in results.rows
+    }
+
+
+def correlations(results: Results) -> str:
+    """Rank correlation of approximations with the score whose irreducible-loss model learns along."""
+    rows = next((rows for rows in results.rows.values() if any(row.get("rank_correlation") for row in rows.values())), {})
+    names = next(iter(rows.values()))["rank_correlation"] if rows else []
+    some = {name: {seed: {"curve": row["rank_correlation"][name]} for seed, row in rows.items()} for name in names}
+    two = "{:.2f}".format
+    columns: list[Column] = [
+        ("after the first evaluation", of_rows(lambda row: row["curve"][0], two)),
+        ("half-way", of_rows(lambda row: row["curve"][len(row["curve"]) // 2], two)),
+        ("at the end", of_rows(lambda row: row["curve"][-1], two)),
+    ]
+    return table("approximation", columns, some)
+
+
+def irreducible(results: Results) -> str:
+    """A sentence about the irreducible-loss models."""
+    abouts = [row["irreducible"] for rows in results.rows.values() for row in rows.values() if row["irreducible"]]
+    if not abouts:
+        return ""
+    metric, took = spread([a["metric"] for a in abouts], percent), spread([a["seconds"] for a in abouts], seconds)
+    return f"Irreducible-loss models: {metric} % on the test data; {took} seconds to fit and to score with."
+
+
+def report(results: Results) -> str:
+    """All that is said about an experiment."""
+    experiment = results.experiment
+    tables = (paired,) if experiment.kind == "pairs" else (outcome, selected, cost)
+    parts = [each(results) for each in tables]
+    if any(row.get("rank_correlation") for rows in results.rows.values() for row in rows.values()):
+        parts.append(correlations(results))
+    counts = sorted({len(rows) for rows in results.rows.values()})
+    seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    measure = next(iter(results.baseline.values()))["metric"]
+    parts.append(f"{seeds}; {measure} on the test data. {irreducible(results)}".strip())
+    return "\n\n".join(parts)
+
+
+def updated(page: str, reports: dict[str, str]) -> str:
+    """A page with the tables between ``<!-- report NAME -->`` and ``<!-- end -->`` made anew."""
+
+    def fresh(match: re.Match[str]) -> str:
+        return f"<!-- report {match[1]} -->\n\n{reports[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- report (\S+) -->.*?<!-- end -->", fresh, page, flags=re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Tables and figures of results.")
+    parser.add_argument("experiments", nargs="*", help="their names; all that have results if none is given")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--figures", type=Path, help="draw the figures into this folder")
+    parser.add_argument("--update", type=Path, help="put the tables into this page")
+    options = parser.parse_args(arguments)
+    rows = read(options.results)
+    names = options.experiments or [name for name, each in EXPERIMENTS.items() if each.within is None]
+    found = {name: results for name in names if (results := results_of(EXPERIMENTS[name], rows)) is not None}
+    if not found:
+        print(f"no results of {', '.join(names)} in {options.results}", file=sys.stderr)
+        return 1
+    reports = {name: report(results) for name, results in found.items()}
+    if options.update:
+        options.update.write_text(updated(options.update.read_text(), reports))
+    else:
+        print("\n\n".join(f"## {name}: {found[name].experiment.about}\n\n{text}" for name, text in reports.items()))
+    if options.figures:
+        from experiments.figures import draw  # needs matplotlib
+
+        for path in draw(found, options.figures):
+            print(path, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
