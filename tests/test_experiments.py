@@ -265,6 +265,8 @@ def test_the_tables_say_what_is_in_the_rows():
     assert cost["seconds"] == "1.0 (1.0 to 4.0)"
     assert cost["seconds, irreducible losses included"] == "6.0 (6.0 to 9.0)"
     assert "80.0 % on the test data; 5.0 seconds" in report.report(results)
+    line = [cell for _, cell in cells(report.overview({"toy": results}), "toy")]
+    assert line == ["toy", "70.0", "75.0", "90.0", "2.0 (0.5 to 2.0)", "1.0", "2.0", "6.0 (6.0 to 9.0)", "3"]
 
 
 def test_a_median_of_what_is_not_always_reached():
@@ -296,8 +298,11 @@ def test_the_page_shows_the_tables_of_the_committed_results():
     report, results = module("report"), module("results")
     page, rows = PAGE.read_text(), results.read(results.RESULTS)
     named = re.findall(r"<!-- report (\S+) -->", page)
-    assert "noise-30" in named
-    reports = {n: report.report(module("summary").results_of(module("experiments").EXPERIMENTS[n], rows)) for n in named}
+    assert {"overview", "noise-30"} <= set(named)
+    table = module("experiments").EXPERIMENTS
+    found = {name: module("summary").results_of(each, rows) for name, each in table.items() if each.within is None}
+    found = {name: results for name, results in found.items() if results is not None}
+    reports = {"overview": report.overview(found)} | {name: report.report(results) for name, results in found.items()}
     assert report.updated(page, reports) == page, "run examples/experiments/report.py --update docs/pages/experiments.md"
 
 

@@ -180,6 +180,10 @@ SLOWER = {
     "RHO-LOSS, lr 3e-4": rho(replace(FASHION_30, lr=3e-4)),
     "RHO-LOSS, lr 1e-3, cosine": rho(replace(FASHION_30, schedule="cosine")),
 }
+LONGER = {
+    "uniform, lr 1e-3, cosine, 12,000 steps": replace(plain(FASHION_30, 3 * LONG), schedule="cosine"),
+    "RHO-LOSS, lr 1e-3, cosine, 4,000 steps": replace(rho(FASHION_30), schedule="cosine", steps=LONG),
+}
 
 NARROW = {"width": 128, "depth": 1, "dropout": 0.0}
 LEAST = replace(SMALL, model_options={"width": 128, "depth": 1, "dropout": 0.5})
@@ -278,7 +282,7 @@ def part(name: str, about: str, *groups: Mapping[str, Setup]) -> Experiment:
 
 
 FIVE = (0, 1, 2, 3, 4)
-EVERY = with_uniform(FASHION_30, gates(FASHION_30), SLOWER, tuned(FASHION_30), every_method(FASHION_30))
+EVERY = with_uniform(FASHION_30, gates(FASHION_30), SLOWER, tuned(FASHION_30), LONGER, every_method(FASHION_30))
 CURVES = (
     "uniform",
     "uniform, lr 1e-3, cosine",

@@ -13,7 +13,11 @@ from matplotlib.ticker import StrMethodFormatter
 from experiments.report import pairs
 from experiments.summary import BySeed, Results, best, speedups
 
-AXES = {"step": "steps", "scored": "examples scored", "seconds": "seconds of selecting and training"}
+AXES = {
+    "step": "steps",
+    "scored": "examples scored (uniform, SVP: none along the way)",
+    "seconds": "seconds of selecting and training",
+}
 COLORS = (
     "tab:gray",
     "black",
@@ -73,12 +77,13 @@ def _curves(axis: Axes, results: Results, labels: Iterable[str], what: str) -> N
         axis.fill_between(where, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def _dress(axis: Axes, results: Results, what: str) -> None:
+def _dress(axis: Axes, results: Results, what: str, below: float = 12) -> None:
+    """Labels, and a range that begins some points below uniform's best."""
     metric = next(iter(results.baseline.values()))["metric"]
     tops = [100 * best(row) for rows in results.rows.values() for row in rows.values()]
     goal = 100 * statistics.median(best(row) for row in results.baseline.values())
     axis.axhline(goal, color="tab:gray", linestyle="--", linewidth=0.8)
-    axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(goal - 12, max(tops) + 1))
+    axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(goal - below, max(tops) + 1))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.grid(alpha=0.3)
 
@@ -90,7 +95,7 @@ def _curves_and_shares(results: Results) -> Figure:
     axes = figure.subplots(2, 2)
     for axis, what in zip(axes.flat, AXES, strict=False):
         _curves(axis, results, labels, what)
-        _dress(axis, results, what)
+        _dress(axis, results, what, below=30 if what == "step" else 12)
     _shares(axes.flat[3], results)
     count = len(results.baseline)
     figure.suptitle(f"{results.experiment.about}: median and range of {count} seeds (dashed: uniform's best)")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from experiments.measures import Evaluation
 from experiments.setups import Irreducible, located
@@ -56,13 +58,20 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
     elif how.kind == "holdout":
         if task.holdout is None:
             raise ValueError(f"{task.name} has no holdout; load it with one, or cross-fit")
-        made = fit(task.holdout, task.validation)
+        made = fit(*parts_of_one(task.holdout, task.validation))
         store = IrreducibleLossStore.from_model(made, plain(task.train), progress=False)
     else:
         raise ValueError(f"kind must be 'holdout' or 'cross-fit', got {how.kind!r}")
     seconds = time.process_time() - began
     model = made[0].model
     return Reference(store, model, seconds, test(model), sum(p.numel() for p in model.parameters()))
+
+
+def parts_of_one(*datasets: Any) -> list[Part]:
+    """Datasets as parts of one, so that examples are told apart by their indices: in some data different ones look the same."""
+    whole = ConcatDataset(datasets)
+    ends = [0, *whole.cumulative_sizes]
+    return [Part(whole, list(range(start, end))) for start, end in pairwise(ends)]
 
 
 def _fit(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from experiments.summary import (
     percent,
     results_of,
     seconds,
-    seconds_before,
+    seconds_to_reach,
     speedups,
     spread,
     times,
@@ -74,7 +74,7 @@ def outcome(results: Results) -> str:
         ("at the end, %", of_rows(lambda row: row["final"], percent)),
         ("which is step", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
     ]
-    note = "" if results.rows[tuned] is base else f"\n\nThe best uniform is: {tuned}."
+    note = "" if results.rows[tuned] is base else f"\n\nThe best uniform of as many steps is: {tuned}."
     return table("method", columns, results.rows) + note
 
 
@@ -99,17 +99,11 @@ def selected(results: Results) -> str:
 def cost(results: Results) -> str:
     """What it takes to get to plain training's best."""
     base = results.baseline
-
-    def with_seconds_before(rows: BySeed) -> str:
-        took = to_reach(rows, base, "seconds")
-        before = [seconds_before(rows[seed]) for seed in sorted(set(rows) & set(base))]
-        return spread([a + b for a, b in zip(took, before, strict=True)], seconds)
-
     columns: list[Column] = [
         ("steps", lambda rows: spread(to_reach(rows, base, "step"), number)),
         ("examples scored", lambda rows: spread(to_reach(rows, base, "scored"), number)),
         ("seconds", lambda rows: spread(to_reach(rows, base, "seconds"), seconds)),
-        ("seconds, irreducible losses included", with_seconds_before),
+        ("seconds, irreducible losses included", lambda rows: spread(seconds_to_reach(rows, base), seconds)),
         ("milliseconds a step", of_rows(lambda row: 1000 * row["seconds"] / row["evaluations"]["step"][-1], seconds)),
     ]
     return table("to uniform's best", columns, results.rows)
@@ -154,6 +148,40 @@ def correlations(results: Results) -> str:
         ("at the end", of_rows(lambda row: row["curve"][-1], two)),
     ]
     return table("approximation", columns, some)
+
+
+def overview(found: Mapping[str, Results]) -> str:
+    """Plain training, the best of it, and RHO-LOSS, a line for each experiment that has them."""
+    mine = {results.experiment.name: results for results in found.values() if "RHO-LOSS" in results.rows}
+    whose = {id(results.baseline): results for results in mine.values()}
+
+    def of(label: str, value: Callable[[Results, BySeed], str]) -> Callable[[BySeed], str]:
+        def cell(rows: BySeed) -> str:
+            results = whose[id(rows)]
+            return value(results, results.rows[results.tuned() if label == "tuned" else label])
+
+        return cell
+
+    def top(results: Results, rows: BySeed) -> str:
+        return spread([best(row) for row in rows.values()], percent)
+
+    def included(results: Results, rows: BySeed) -> str:
+        return spread(seconds_to_reach(rows, results.baseline), seconds)
+
+    columns: list[Column] = [
+        ("uniform's best, %", of("uniform", top)),
+        ("the best uniform's", of("tuned", top)),
+        ("RHO-LOSS'", of("RHO-LOSS", top)),
+        ("times fewer steps", of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.baseline), times))),
+        (
+            "than the best uniform",
+            of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.rows[results.tuned()]), times)),
+        ),
+        ("seconds: uniform", of("uniform", included)),
+        ("RHO-LOSS, irreducible losses included", of("RHO-LOSS", included)),
+        ("seeds", lambda rows: str(len(rows))),
+    ]
+    return table("to uniform's best", columns, {name: results.baseline for name, results in mine.items()})
 
 
 def irreducible(results: Results) -> str:
@@ -201,11 +229,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not found:
         print(f"no results of {', '.join(names)} in {options.results}", file=sys.stderr)
         return 1
-    reports = {name: report(results) for name, results in found.items()}
+    reports = {"overview": overview(found)} | {name: report(results) for name, results in found.items()}
+    about = {"overview": "RHO-LOSS and plain training"} | {name: results.experiment.about for name, results in found.items()}
     if options.update:
         options.update.write_text(updated(options.update.read_text(), reports))
     else:
-        print("\n\n".join(f"## {name}: {found[name].experiment.about}\n\n{text}" for name, text in reports.items()))
+        print("\n\n".join(f"## {name}: {about[name]}\n\n{text}" for name, text in reports.items()))
     if options.figures:
         from experiments.figures import draw  # needs matplotlib
 

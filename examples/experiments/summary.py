@@ -28,8 +28,9 @@ class Results:
         return self.rows[next(iter(self.experiment.setups))]
 
     def tuned(self) -> str:
-        """The plain training that gets highest: the label with the highest median of the best metric."""
-        plain = [label for label in self.rows if self.experiment.setups[label].method == "uniform"]
+        """The plain training that gets highest in as many steps: the label with the highest median of the best metric."""
+        setups, steps = self.experiment.setups, next(iter(self.experiment.setups.values())).steps
+        plain = [label for label in self.rows if setups[label].method == "uniform" and setups[label].steps == steps]
         return max(plain, key=lambda label: statistics.median(best(row) for row in self.rows[label].values()))
 
 
@@ -79,9 +80,11 @@ def speedups(rows: BySeed, baseline: BySeed, less: float = 0.0) -> list[float]:
     return [their / mine for their, mine in zip(theirs, to_reach(rows, baseline, "step", less), strict=True)]
 
 
-def seconds_before(row: Row) -> float:
-    """Seconds that went into irreducible losses and proxies before the first step."""
-    return row["seconds_before"]
+def seconds_to_reach(rows: BySeed, baseline: BySeed) -> list[float]:
+    """Seconds until the baseline's best, with those that went into irreducible losses and proxies before the first step."""
+    both = sorted(set(rows) & set(baseline))
+    took = to_reach(rows, baseline, "seconds")
+    return [rows[seed]["seconds_before"] + seconds for seed, seconds in zip(both, took, strict=True)]
 
 
 def spread(values: list[float], form: Callable[[float], str]) -> str:
