@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types docs wheel check clean help
+.PHONY: demo tutorial test lint types docs wheel check clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,6 +17,9 @@ $(READY): pyproject.toml .ci/constraints.txt
 
 demo: $(READY)   ## train on the handwritten digits with 30 % wrong labels: uniform and RHO-LOSS side by side
 	$(BIN)/python examples/quickstart.py
+
+tutorial: $(READY)  ## run the tutorial notebook anew and write its outputs into it
+	$(BIN)/python tests/execute_notebook.py examples/tutorial.ipynb
 
 test: $(READY)   ## run the tests
 	$(BIN)/python -m pytest
