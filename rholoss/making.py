@@ -170,7 +170,8 @@ def refuse_seen(model: Any, sweep: Sweep) -> None:
         if seen:
             raise ValueError(
                 f"the irreducible-loss model was fitted on {seen:,} of the {sweep.total:,} examples to score, so that their "
-                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit"
+                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit (or pass fit.model, "
+                "if different examples of this data look the same)"
             )
 
 

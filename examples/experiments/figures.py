@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,18 +19,8 @@ AXES = {
     "scored": "examples scored (uniform, SVP: none along the way)",
     "seconds": "seconds of selecting and training",
 }
-COLORS = (
-    "tab:gray",
-    "black",
-    "tab:orange",
-    "tab:red",
-    "tab:blue",
-    "tab:green",
-    "tab:purple",
-    "tab:brown",
-    "tab:olive",
-    "tab:cyan",
-)
+GRAYS = ("tab:gray", "black", "silver", "dimgray")  # plain training
+COLORS = ("tab:orange", "tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:olive", "tab:cyan")
 
 
 def draw(found: Mapping[str, Results], folder: Path) -> list[Path]:
@@ -42,7 +33,7 @@ def draw(found: Mapping[str, Results], folder: Path) -> list[Path]:
         if figure is not None:
             figure.savefig(path, dpi=110)
             made.append(path)
-    curves = [results for results in found.values() if results.experiment.kind != "pairs" and len(results.rows) > 1]
+    curves = [results for results in found.values() if results.experiment.kind != "pairs" and any(map(_selects, results.rows))]
     if len(curves) > 1:
         _many(curves).savefig(folder / "experiments.png", dpi=110)
         made.append(folder / "experiments.png")
@@ -69,7 +60,9 @@ def _median_curve(rows: BySeed, what: str) -> tuple[list[float], list[float], li
 
 
 def _curves(axis: Axes, results: Results, labels: Iterable[str], what: str) -> None:
-    for label, color in zip(labels, COLORS, strict=False):
+    grays, colors = cycle(GRAYS), cycle(COLORS)
+    for label in labels:
+        color = next(grays if label.startswith("uniform") else colors)
         where, low, mid, high = _median_curve(results.rows[label], what)
         if where[-1] <= 0:
             continue
@@ -78,12 +71,12 @@ def _curves(axis: Axes, results: Results, labels: Iterable[str], what: str) -> N
 
 
 def _dress(axis: Axes, results: Results, what: str, below: float = 12) -> None:
-    """Labels, and a range that begins some points below uniform's best."""
+    """Labels, and a range that begins some points below uniform's best, or at 0."""
     metric = next(iter(results.baseline.values()))["metric"]
     tops = [100 * best(row) for rows in results.rows.values() for row in rows.values()]
     goal = 100 * statistics.median(best(row) for row in results.baseline.values())
     axis.axhline(goal, color="tab:gray", linestyle="--", linewidth=0.8)
-    axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(goal - below, max(tops) + 1))
+    axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(max(goal - below, 0), max(tops) + 1))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.grid(alpha=0.3)
 
@@ -95,7 +88,7 @@ def _curves_and_shares(results: Results) -> Figure:
     axes = figure.subplots(2, 2)
     for axis, what in zip(axes.flat, AXES, strict=False):
         _curves(axis, results, labels, what)
-        _dress(axis, results, what, below=30 if what == "step" else 12)
+        _dress(axis, results, what, below=100 if what == "step" else 12)
     _shares(axes.flat[3], results)
     count = len(results.baseline)
     figure.suptitle(f"{results.experiment.about}: median and range of {count} seeds (dashed: uniform's best)")
@@ -163,6 +156,11 @@ def _correlations(results: Results) -> Figure:
     return figure
 
 
+def _selects(label: str) -> bool:
+    """Whether it is RHO-LOSS, called so or by where its irreducible losses come from."""
+    return label.startswith(("RHO-LOSS", "clean, 10,000", "none: cross-fitted"))
+
+
 def _many(all_results: list[Results]) -> Figure:
     """Uniform, the best uniform and RHO-LOSS, a panel for each experiment."""
     columns = 4
@@ -172,7 +170,7 @@ def _many(all_results: list[Results]) -> Figure:
     for axis, results in zip(axes.flat, all_results, strict=False):
         first, tuned = next(iter(results.experiment.setups)), results.tuned()
         labels = [first, tuned] if tuned != first else [first]
-        labels += [label for label in results.rows if label.startswith("RHO-LOSS") or "cross-fit" in label][:3]
+        labels += [label for label in results.rows if _selects(label)][:3]
         _curves(axis, results, labels, "step")
         _dress(axis, results, "step")
         axis.set_title(f"{results.experiment.name}", fontsize=9)
