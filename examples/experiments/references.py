@@ -59,7 +59,7 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
         if task.holdout is None:
             raise ValueError(f"{task.name} has no holdout; load it with one, or cross-fit")
         made = fit(*parts_of_one(task.holdout, task.validation))
-        # Bare models: fits would be refused where examples are in both parts, as in Clothing-1M, or look alike, as in Census-Income.
+        # Bare models: fits would be refused where examples are in both parts (Clothing-1M) or look alike (Census-Income).
         scorers = [each.model for each in made]
         store = IrreducibleLossStore.from_model(scorers, plain(task.train), progress=False)
     else:
