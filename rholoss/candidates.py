@@ -27,6 +27,7 @@ class Candidates:
         epoch: which pass over the data this is, from 0.
         generator: the selector's own random generator, on the CPU.
         notes: scalar tensors that a method wants to leave in ``selector.last.notes``.
+        scored: examples that were scored, by the model in training and by others.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class Candidates:
         self.step, self.epoch = when
         self.generator = generator
         self.notes: dict[str, Tensor] = {}
-        self._model = model
+        self.scored = [0, 0]
+        self._model = self._own_model = model
         self._scorer = scorer
         self._mode = scorer.mode
         self._pair: tuple[Any, Any] | None = None
@@ -154,6 +156,7 @@ class Candidates:
         if self._model is None:
             raise ValueError("a loss or outputs need a model; pass it as the second argument, after the loader")
         mode = mode or self._mode
+        self.scored[self._model is not self._own_model] += len(self)
         return self._scorer.run(self._model, self.batch, len(self), fn, mode, self._seed(mode))
 
     def _seed(self, mode: Mode) -> int | None:

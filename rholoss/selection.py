@@ -35,6 +35,15 @@ class Selection:
     epoch: int
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def mean_loss(self, losses: Tensor) -> Tensor:
+        """The mean of the selected examples' losses, shape (n_b,), each times its weight where there are weights: a scalar."""
+        if losses.shape != self.index.shape:
+            raise ValueError(
+                f"losses must be one per selected example, shape {tuple(self.index.shape)}, got {tuple(losses.shape)}; "
+                "pass reduction='none'"
+            )
+        return losses.mean() if self.weights is None else (losses * self.weights.to(losses.device)).mean()
+
 
 def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
     """The score without a gradient; refused unless it is one number per candidate, where the candidates are."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
+from rholoss.cost import Cost, Ledger
 from rholoss.guest import derived_seed, device_of
 from rholoss.indexing import IndexedBatch, as_index
 from rholoss.scoring import Forward, Loss, Scorer
@@ -83,6 +84,7 @@ class Selector(ABC):
         self._drop_last = self._source.drop_last if drop_last is None else drop_last
         self._generator = torch.Generator().manual_seed(seed)
         self._finite = FiniteCheck()
+        self._ledger = Ledger()
         self.last: Selection | None = None
         self.listeners: list[Callable[[Candidates, Selection], Any]] = []
         self.step = 0
@@ -106,7 +108,7 @@ class Selector(ABC):
     def __iter__(self) -> Iterator[Any]:
         self.epoch += not (self._fresh or self._source.resuming)
         self._fresh = False
-        for candidates in self._source.epoch(self.n_b, self._drop_last):
+        for candidates in self._ledger.around(self._source.epoch(self.n_b, self._drop_last), self.scoring_device):
             yield self._select(candidates)
         self._finite.wait()
 
@@ -134,20 +136,17 @@ class Selector(ABC):
         return self._select(IndexedBatch(as_index(index), batch))
 
     def mean_loss(self, losses: Tensor) -> Tensor:
-        """The loss to train on: the mean of the selected examples' losses, each times its weight where the method has weights.
+        """The loss to train on, a scalar: the mean of the losses of the batch selected last, shape (n_b,).
 
-        Args:
-            losses: losses of the batch selected last, shape (n_b,).
-
-        Returns:
-            A scalar. Without weights it is ``losses.mean()``.
+        Where the method has weights, each loss is multiplied by its weight first; without, it is ``losses.mean()``.
         """
-        weights = self.last.weights if self.last is not None else None
-        expected = losses.shape if weights is None else weights.shape
-        if losses.ndim != 1 or losses.shape != expected:
-            got = tuple(losses.shape)
-            raise ValueError(f"losses must be one per selected example, shape ({self.n_b},), got {got}; pass reduction='none'")
-        return losses.mean() if weights is None else (losses * weights.to(losses.device)).mean()
+        if self.last is None:
+            raise ValueError("mean_loss needs the losses of the batch that was selected last, and none was selected yet")
+        return self.last.mean_loss(losses)
+
+    def cost(self) -> Cost:
+        """What a step costs, of the latest steps: print it, or read its ``ratio``. On an accelerator, without waiting for it."""
+        return self._ledger.cost(self.n_b, self.n_B)
 
     @property
     def candidate_batches(self) -> Any:
@@ -221,6 +220,7 @@ class Selector(ABC):
 
     def _select(self, indexed: IndexedBatch) -> Any:
         index, batch = indexed
+        self._ledger.enter("selecting", self.scoring_device)
         if self._device is not None:
             batch = move(batch, self.scoring_device if self._device == "model" else torch.device(self._device))
         candidates = self._candidates(index, batch)
@@ -232,10 +232,12 @@ class Selector(ABC):
         index = candidates.index
         self.last = Selection(index[positions], positions, weights, score, index, self.step, self.epoch, candidates.notes)
         selected = batch if n_b == n_B and weights is None else cut(batch, Rows(positions), n_B)
+        self._ledger.count(*candidates.scored)
         if self.listeners:
             self._tell(candidates, self.last)
         self.after_select(candidates, self.last, selected)
         self.step += 1
+        self._ledger.enter("training", candidates.device)
         return selected
 
     def _candidates(self, index: Tensor, batch: Any) -> Candidates:

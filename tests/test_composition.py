@@ -85,7 +85,7 @@ def test_a_state_in_memory_does_not_move_with_the_run(kind, loader):
     kept = copy.deepcopy(state)
     nudge(model)
     next(batches), next(batches)
-    name = "irreducible_model" if kind == "online" else "stale_model"
+    name = "model" if kind == "online" else "stale_model"
     for key, value in kept["extra"][name].items():
         assert torch.equal(state["extra"][name][key], value)
 

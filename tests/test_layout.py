@@ -14,6 +14,7 @@ PACKAGE = Path(rholoss.__file__).parent
 LAYERS = [
     "schedules",
     "functional",
+    "cost",
     "ranking",
     "progress",
     "ids",

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from rholoss import functional
-from rholoss.batches import move
 from rholoss.candidates import Candidates
-from rholoss.guest import device_of, forked_rng
 from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selection import Selection
 from rholoss.selector import Selector
+from rholoss.selectors.learner import Learner
 
 
 @register("online_rho_loss")
@@ -46,32 +45,17 @@ class OnlineRhoLossSelector(Selector):
     ) -> None:
         super().__init__(loader, model, **options)
         self.irreducible_model = irreducible_model
-        self.irreducible_optimizer = irreducible_optimizer
+        self._learner = Learner(irreducible_model, irreducible_optimizer)
 
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = candidates.under(self.irreducible_model, mode="eval").loss
         return functional.reducible_loss(candidates.loss, irreducible_loss.to(candidates.device))
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
-        if self.irreducible_optimizer is None:
-            return
-        device = device_of(self.irreducible_model)
-        seed = int(torch.randint(2**62, (), generator=candidates.generator))
-        with torch.enable_grad(), forked_rng(device, seed), self._scorer.autocast(device):
-            pair = self._scorer.forward(self.irreducible_model, move(batch, device or candidates.device))
-            losses = self._scorer.losses(*pair, len(selection.index))
-            self.irreducible_optimizer.zero_grad()
-            losses.mean().backward()
-            self.irreducible_optimizer.step()
-            self.irreducible_optimizer.zero_grad()
+        self._learner.step(candidates, batch, len(selection.index), self._scorer)
 
     def extra_state(self) -> dict[str, Any]:
-        if self.irreducible_optimizer is None:
-            return {}
-        model, optimizer = self.irreducible_model.state_dict(), self.irreducible_optimizer.state_dict()
-        return {"irreducible_model": model, "irreducible_optimizer": optimizer}
+        return self._learner.state()
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        if self.irreducible_optimizer is not None:
-            self.irreducible_model.load_state_dict(state["irreducible_model"])
-            self.irreducible_optimizer.load_state_dict(state["irreducible_optimizer"])
+        self._learner.load(state)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -9,7 +10,10 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import Options
 from rholoss.registry import register
+from rholoss.selection import Selection
+from rholoss.selectors.learner import Learner
 from rholoss.selectors.needs_store import StoreSelector
+from rholoss.selectors.rho_loss import RhoLossFormula
 from rholoss.store import IrreducibleLossStore
 
 
@@ -17,11 +21,18 @@ from rholoss.store import IrreducibleLossStore
 class ProxyRhoLossSelector(StoreSelector):
     """Keeps the examples with the highest reducible loss of a proxy, a cheap model that stands for the one in training.
 
+    The proxy should know as much as the model does: let it learn along, from fresh weights, and make the store with a model of
+    its size, trained on the holdout. Then scoring costs next to nothing, and what is learnt already is left out as in RHO-LOSS.
+
     Args:
         loader: see ``Selector``.
         model: the model in training; scored only to compare.
         store: irreducible losses of the loader's dataset.
         proxy: the model that scores.
+        proxy_optimizer: an optimizer of the proxy, to train it along on the selected batches, each module in the mode it is in;
+            None leaves the proxy as it is.
+        max_irreducible_loss: see ``RhoLossSelector``.
+        bounded: see ``RhoLossSelector``.
         compare_every: steps between comparisons with the model's own choice, at least 1; None never compares. The share of the
             selected examples that the model would have chosen too is left in ``selector.last.notes["overlap"]``.
         **options: see ``Selector``.
@@ -37,22 +48,36 @@ class ProxyRhoLossSelector(StoreSelector):
         store: IrreducibleLossStore,
         proxy: Any,
         *,
+        proxy_optimizer: torch.optim.Optimizer | None = None,
+        max_irreducible_loss: float | None = None,
+        bounded: bool = False,
         compare_every: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         if compare_every is not None and compare_every < 1:
             raise ValueError(f"compare_every must be a number of steps, at least 1, or None, got {compare_every!r}")
+        self.formula = RhoLossFormula(max_irreducible_loss, bounded)
         super().__init__(loader, model, store, **options)
         self.proxy = proxy
+        self._learner = Learner(proxy, proxy_optimizer)
         self.compare_every = compare_every
 
     def score(self, candidates: Candidates) -> Tensor:
         loss = candidates.under(self.proxy).loss.to(candidates.device)
-        return functional.reducible_loss(loss, self.irreducible_loss(candidates))
+        return self.formula(loss, self.irreducible_loss(candidates), candidates.notes)
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         positions = functional.top(score, n_b)
         if self.compare_every is not None and candidates.step % self.compare_every == 0:
-            own = functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))
+            own = self.formula(candidates.loss, self.irreducible_loss(candidates), {})
             candidates.notes["overlap"] = functional.overlap(positions, functional.top(own, n_b))
         return positions, None
+
+    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
+        self._learner.step(candidates, batch, len(selection.index), self._scorer)
+
+    def extra_state(self) -> dict[str, Any]:
+        return self._learner.state()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._learner.load(state)

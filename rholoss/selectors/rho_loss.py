@@ -14,6 +14,33 @@ from rholoss.selectors.needs_store import StoreSelector
 from rholoss.store import IrreducibleLossStore
 
 
+class RhoLossFormula:
+    """The score: in nats as in the paper, or in probability, with a gate or without.
+
+    Args:
+        max_irreducible_loss: see ``RhoLossSelector``.
+        bounded: see ``RhoLossSelector``.
+    """
+
+    def __init__(self, max_irreducible_loss: float | None, bounded: bool) -> None:
+        if max_irreducible_loss is not None and (not isinstance(max_irreducible_loss, Real) or not max_irreducible_loss > 0):
+            raise ValueError(
+                "max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got "
+                f"{max_irreducible_loss!r}"
+            )
+        self.max_irreducible_loss = max_irreducible_loss
+        self.bounded = bounded
+
+    def __call__(self, loss: Tensor, irreducible_loss: Tensor, notes: dict[str, Tensor]) -> Tensor:
+        """The score of candidates, shape (n_B,); the share that is gated is left in the notes."""
+        formula = functional.bounded_reducible_loss if self.bounded else functional.reducible_loss
+        score = formula(loss, irreducible_loss)
+        if self.max_irreducible_loss is None:
+            return score
+        notes["gated"] = (irreducible_loss > self.max_irreducible_loss).float().mean()
+        return functional.gated(score, irreducible_loss, self.max_irreducible_loss)
+
+
 @register("rho_loss")
 class RhoLossSelector(StoreSelector):
     """Keeps the examples with the highest reducible loss: learnable, worth learning, and not yet learnt.
@@ -60,20 +87,8 @@ class RhoLossSelector(StoreSelector):
         bounded: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        if max_irreducible_loss is not None and (not isinstance(max_irreducible_loss, Real) or not max_irreducible_loss > 0):
-            raise ValueError(
-                "max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got "
-                f"{max_irreducible_loss!r}"
-            )
+        self.formula = RhoLossFormula(max_irreducible_loss, bounded)
         super().__init__(loader, model, store, **options)
-        self.max_irreducible_loss = max_irreducible_loss
-        self.bounded = bounded
 
     def score(self, candidates: Candidates) -> Tensor:
-        loss, irreducible_loss = candidates.loss, self.irreducible_loss(candidates)
-        formula = functional.bounded_reducible_loss if self.bounded else functional.reducible_loss
-        score = formula(loss, irreducible_loss)
-        if self.max_irreducible_loss is None:
-            return score
-        candidates.notes["gated"] = (irreducible_loss > self.max_irreducible_loss).float().mean()
-        return functional.gated(score, irreducible_loss, self.max_irreducible_loss)
+        return self.formula(candidates.loss, self.irreducible_loss(candidates), candidates.notes)

@@ -1,0 +1,151 @@
+"""What selecting costs: seconds and forward passes, counted as the run goes, without making a device wait."""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+Phase = Literal["waiting", "selecting", "training"]
+_RECENT = 256  # steps over which medians are taken
+
+
+def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> float:
+    """How many times as long as a plain step a step with selection takes, by counting: M = 1 + scoring * forward / keep.
+
+    Selection pays in seconds if it needs at least M times fewer steps, the making of the irreducible losses not counted.
+
+    Args:
+        keep: n_b / n_B, in (0, 1].
+        scoring: what scoring an example costs relative to a forward pass of the model in training; 0 where nothing is scored.
+        forward: the forward pass's share of a training step, in (0, 1).
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Examples:
+        >>> round(break_even(0.1), 2), round(break_even(0.1, scoring=0.02), 2)
+        (4.33, 1.07)
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be n_b / n_B, in (0, 1], got {keep!r}")
+    if not scoring >= 0:
+        raise ValueError(f"scoring must be the cost relative to a forward pass, at least 0, got {scoring!r}")
+    if not 0 < forward < 1:
+        raise ValueError(f"forward must be the share of a training step, in (0, 1), got {forward!r}")
+    return 1 + scoring * forward / keep
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step costs.
+
+    Seconds are medians over the latest steps, at most 256, on the model's own device; NaN where nothing was measured yet.
+
+    Attributes:
+        steps: batches selected so far.
+        n_b: examples in a selected batch.
+        n_B: examples in a candidate batch, or None where the loader does not tell.
+        scored: examples that the model in training scored, per step.
+        scored_by_others: examples that other models scored, such as a proxy, per step.
+        waiting: seconds a step for the loader; NaN where the selector is not iterated.
+        selecting: seconds a step for scoring, ranking and cutting, and for what learns along.
+        training: seconds a step for all that the loop does with a batch.
+    """
+
+    steps: int
+    n_b: int
+    n_B: int | None  # noqa: N815
+    scored: float
+    scored_by_others: float
+    waiting: float
+    selecting: float
+    training: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long as a plain step a step takes; the plain one is taken to wait for n_b of the n_B examples."""
+        waiting = 0.0 if math.isnan(self.waiting) else self.waiting
+        plain = self.training + waiting * self.n_b / (self.n_B or self.n_b)
+        return (waiting + self.selecting + self.training) / plain if plain else float("nan")
+
+    def __str__(self) -> str:
+        if math.isnan(self.ratio):
+            return "nothing measured yet: two steps are needed"
+        parts = [("waiting for data", self.waiting), ("selecting", self.selecting), ("training", self.training)]
+        told = ", ".join(f"{1000 * seconds:.3g} ms {name}" for name, seconds in parts if not math.isnan(seconds))
+        others = f" and {self.scored_by_others:,.0f} by another model" if self.scored_by_others else ""
+        return (
+            f"selection costs {self.ratio:.2f}x a step; it pays if it needs at least {self.ratio:.2f}x fewer steps ({told}; "
+            f"a step scores {self.scored:,.0f} examples{others} to train on {self.n_b:,})"
+        )
+
+
+class Ledger:
+    """Keeps count of the phases of each step.
+
+    On an accelerator a moment is an event in the device's own queue: nothing is waited for, and what has passed is read later.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.scored = [0, 0]  # examples, by the model in training and by others
+        self._seconds: dict[Phase, deque[float]] = {}
+        self._pending: deque[tuple[Phase, Any, Any]] = deque()
+        self._phase: tuple[Phase, Any] | None = None
+
+    def around(self, batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+        """The batches; what getting one takes is waiting."""
+        iterator = iter(batches)
+        yield from iter(lambda: self._next(iterator, device), None)
+        self._phase = None
+
+    def _next(self, iterator: Iterator[Any], device: torch.device) -> Any:
+        self.enter("waiting", device)
+        return next(iterator, None)
+
+    def enter(self, phase: Phase, device: torch.device) -> None:
+        """Say what begins now; the phase before it ends."""
+        now = time.perf_counter() if device.type != "cuda" else _event(device)
+        if self._phase is not None:
+            self._add(*self._phase, now)
+        self._phase = phase, now
+
+    def count(self, by_model: int, by_others: int) -> None:
+        """Add a step's examples that were scored."""
+        self.steps += 1
+        self.scored[0] += by_model
+        self.scored[1] += by_others
+
+    def cost(self, n_b: int, n_B: int | None) -> Cost:
+        self._settle()
+        per_step = [count / max(self.steps, 1) for count in self.scored]
+        names: tuple[Phase, ...] = ("waiting", "selecting", "training")
+        medians = [statistics.median(self._seconds.get(name) or [float("nan")]) for name in names]
+        return Cost(self.steps, n_b, n_B, *per_step, *medians)
+
+    def _add(self, phase: Phase, began: Any, ended: Any) -> None:
+        if isinstance(began, float) and isinstance(ended, float):
+            self._seconds.setdefault(phase, deque(maxlen=_RECENT)).append(ended - began)
+        elif not isinstance(began, float) and not isinstance(ended, float):
+            self._pending.append((phase, began, ended))
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read the events that have come."""
+        while self._pending and self._pending[0][2].query():
+            phase, began, ended = self._pending.popleft()
+            self._seconds.setdefault(phase, deque(maxlen=_RECENT)).append(began.elapsed_time(ended) / 1000)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pending": deque(), "_phase": None}
+
+
+def _event(device: torch.device) -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
