@@ -75,6 +75,8 @@ def cut(batch: Any, rows: Rows | RowRange, n: int) -> Any:
         ValueError: a column does not have ``n`` rows, or a list could be columns as well as rows; the message names the field.
         TypeError: a field is of a type whose rows cannot be told.
     """
+    if type(batch) in (tuple, list) and len(batch) != n and all(type(c) is Tensor and c.ndim and len(c) == n for c in batch):
+        return type(batch)(rows.tensor(column) for column in batch)  # as below, without looking for what it might be
     return _cut(batch, rows, n, "batch")
 
 
@@ -89,6 +91,14 @@ def move(batch: Any, device: torch.device) -> Any:
     if parts is not None and not (isinstance(batch, tuple) and callable(to)):  # a PackedSequence keeps a part on the CPU
         return _rebuilt(batch, [move(part, device) for _, part in parts])
     return to(device) if callable(to) else batch
+
+
+def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with every tensor in its containers changed; all else as it is."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    parts = None if isinstance(batch, _PER_BATCH) else _parts(batch)
+    return batch if parts is None else _rebuilt(batch, [each_tensor(part, change) for _, part in parts])
 
 
 def _cut(batch: Any, rows: Rows | RowRange, n: int, field: str) -> Any:

@@ -99,6 +99,8 @@ def least_confidence(logits: Tensor) -> Tensor:
 
 def top(score: Tensor, n_b: int) -> Tensor:
     """Positions of the n_b highest scores, shape (n_b,), int64, ascending; among equal scores the earlier position."""
+    if n_b >= len(score):
+        return torch.arange(len(score), device=score.device)
     return torch.argsort(score, descending=True, stable=True)[:n_b].sort().values
 
 

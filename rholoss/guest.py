@@ -1,9 +1,8 @@
 """A guest in the user's run: whatever a block does to a model's modes and buffers and to random state is put back."""
 
 import hashlib
-import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -121,5 +120,7 @@ def module_of(model: Any) -> nn.Module | None:
 def device_of(model: Any) -> torch.device | None:
     """The device of a model's parameters or buffers, or None if it has none."""
     module = module_of(model)
-    held = None if module is None else next(itertools.chain(module.parameters(), module.buffers()), None)
-    return None if held is None else held.device
+    layers: Iterable[nn.Module] = () if module is None else module.modules()
+    held = (each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values()) if each is not None)
+    first = next(held, None)
+    return None if first is None else first.device

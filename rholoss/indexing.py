@@ -101,7 +101,7 @@ def as_index(values: Any) -> Tensor:
     try:
         if are_names(values):
             return hash_ids(values)
-        index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
+        index = tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"

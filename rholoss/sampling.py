@@ -1,6 +1,6 @@
 """Samplers behind the candidate batches: resumable, and restricted to members."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -119,6 +119,27 @@ class MembersOnly:
                 f"the number of members that a {type(self.sampler).__name__} draws cannot be known before it is drawn"
             )
         return sum(self.members[index] for index in drawn)
+
+
+Shorten = Callable[[list[int]], list[int]]
+"""``shorten(drawn) -> some of them``"""
+
+
+class Shortened(BatchSampler):
+    """Batches of indices, each cut down before it is read.
+
+    Args:
+        sampler: yields indices.
+        batch_size: how many to draw.
+        shorten: what leaves some of them out.
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, shorten: Shorten) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.shorten = shorten
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.shorten, super().__iter__())
 
 
 def plain_sampler(loader: Any) -> Any | None:

@@ -95,6 +95,8 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
             "expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), where C is at least 2, got outputs "
             f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; pass loss=(outputs, targets) -> (n,)"
         )
+    if outputs.ndim == 2:
+        return F.cross_entropy(outputs.float(), targets.long(), reduction="none")
     losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten().long(), reduction="none").reshape(len(targets), -1)
     return losses.sum(1) / (targets != -100).reshape(len(targets), -1).sum(1).clamp(min=1)
 

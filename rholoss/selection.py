@@ -1,5 +1,6 @@
 """What was chosen and why, and the checks on what a method hands back."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,11 +107,12 @@ class FiniteCheck:
             score: shape (n_B,).
             candidates: what was scored.
         """
-        bad = score.isnan() | score.isposinf()
         if score.device.type != "cuda":
-            if bool(bad.any()):
+            if math.isnan(highest := float(score.max())) or highest == math.inf:  # NaN is the maximum wherever there is one
+                bad = score.isnan() | score.isposinf()
                 raise _not_rankable(name, bad, candidates.index, candidates.computed_loss, candidates.step)
             return score
+        bad = score.isnan() | score.isposinf()
         self._raise_if(lambda arrived: arrived.query())
         flag = torch.empty((), dtype=torch.bool, pin_memory=True)
         flag.copy_(bad.any(), non_blocking=True)

@@ -220,10 +220,11 @@ class Selector(ABC):
 
     def _select(self, indexed: IndexedBatch) -> Any:
         index, batch = indexed
-        self._ledger.enter("selecting", self.scoring_device)
+        device = self.scoring_device
+        self._ledger.enter("selecting", device)
         if self._device is not None:
-            batch = move(batch, self.scoring_device if self._device == "model" else torch.device(self._device))
-        candidates = self._candidates(index, batch)
+            batch = move(batch, device if self._device == "model" else torch.device(self._device))
+        candidates = self._candidates(index, batch, device)
         n_B, n_b = len(candidates), min(self.n_b, len(candidates))
         score = check_score(self.score(candidates), n_B, candidates.device)
         score = self._finite(type(self).__name__, score, candidates)
@@ -240,9 +241,8 @@ class Selector(ABC):
         self._ledger.enter("training", candidates.device)
         return selected
 
-    def _candidates(self, index: Tensor, batch: Any) -> Candidates:
-        when = (self.step, self.epoch)
-        return Candidates(index, batch, self.model, self._scorer, self.scoring_device, when, self._generator)
+    def _candidates(self, index: Tensor, batch: Any, device: torch.device) -> Candidates:
+        return Candidates(index, batch, self.model, self._scorer, device, (self.step, self.epoch), self._generator)
 
     def _tell(self, candidates: Candidates, selection: Selection) -> None:
         apart = candidates.apart(derived_seed("listeners", self._generator.initial_seed(), self.step))

@@ -19,7 +19,7 @@ from rholoss.indexing import (
     refuse_unindexed,
 )
 from rholoss.parts import Part, whole_length
-from rholoss.sampling import MembersOnly, PositionedSampler, drawable, plain_sampler, skipped
+from rholoss.sampling import MembersOnly, PositionedSampler, Shorten, Shortened, drawable, plain_sampler, skipped
 from rholoss.sizes import describe
 
 
@@ -31,6 +31,7 @@ class CandidateSource:
         n_B: draw candidate batches of this many examples with the loader's sampler; None: the loader's own batches are the
             candidates.
         members: draw only these examples, shape (N,), bool; None: all.
+        shorten: called with the positions of a candidate batch in the dataset before it is read; returns those to read.
 
     Attributes:
         loader: the user's loader; what is behind the door, for ``IndexedBatches``.
@@ -40,7 +41,9 @@ class CandidateSource:
         position: candidate batches taken in the epoch in progress; None between epochs.
     """
 
-    def __init__(self, loader: Any, n_B: int | None = None, members: Tensor | None = None) -> None:
+    def __init__(
+        self, loader: Any, n_B: int | None = None, members: Tensor | None = None, shorten: Shorten | None = None
+    ) -> None:
         door = loader if isinstance(loader, IndexedBatches) else None
         inner: Any = loader.batches if door is not None else loader
         map_style = is_map_style(inner)
@@ -56,14 +59,14 @@ class CandidateSource:
         self._seed_was_drawn = False
         self._began: Any = None
         self._sampler: PositionedSampler | None = None
-        changes = self._changes(n_B, members, map_style)
+        changes = self._changes(n_B, members, shorten, map_style)
         if map_style and door is None:
             inner = attach_index(inner, **changes)
         elif changes:
             inner = altered(inner, **changes)
         self.batches: Iterable[Any] = door.over(inner) if door is not None else inner
 
-    def _changes(self, n_B: int | None, members: Tensor | None, map_style: bool) -> dict[str, Any]:
+    def _changes(self, n_B: int | None, members: Tensor | None, shorten: Shorten | None, map_style: bool) -> dict[str, Any]:
         """The changes to the loader that make it draw candidate batches, from any position on."""
         loader = self.loader
         if n_B is None and not map_style:
@@ -81,7 +84,7 @@ class CandidateSource:
         if members is not None:
             part = loader.dataset
             sampler = MembersOnly(sampler, members[part.indices] if isinstance(part, Part) else members)
-        batching: Any = BatchSampler(sampler, n_B, drop_last=False)
+        batching: Any = Shortened(sampler, n_B, shorten) if shorten else BatchSampler(sampler, n_B, drop_last=False)
         if map_style:
             batching = self._sampler = PositionedSampler(batching, loader.generator)
         return {"batch_sampler": batching, "batch_size": n_B, "drop_last": False}

@@ -25,6 +25,7 @@ LAYERS = [
     "sampling",
     "sizes",
     "scoring",
+    "cheaper",
     "options",
     "source",
     "storefile",

@@ -47,7 +47,7 @@ def compare(methods: Mapping[str, Method], batch: IndexedBatch | tuple[Any, Any]
     check_methods(methods, whole)
     index = as_index(batch[0])
     seed = derived_seed("compare", whole._generator.initial_seed(), whole.step)
-    candidates = whole._candidates(index, batch[1]).apart(seed)
+    candidates = whole._candidates(index, batch[1], whole.scoring_device).apart(seed)
     finite = FiniteCheck()
     chosen = choices(methods, candidates, min(selectors[0].n_b, len(index)), finite)
     finite.wait()

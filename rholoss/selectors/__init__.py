@@ -19,6 +19,7 @@ from rholoss.selectors.needs_store import StoreSelector as StoreSelector
 from rholoss.selectors.online import OnlineRhoLossSelector as OnlineRhoLossSelector
 from rholoss.selectors.proxy import ProxyRhoLossSelector as ProxyRhoLossSelector
 from rholoss.selectors.rho_loss import RhoLossSelector as RhoLossSelector
+from rholoss.selectors.short_list import ShortListRhoLossSelector as ShortListRhoLossSelector
 from rholoss.selectors.train_loss import TrainLossSelector as TrainLossSelector
 from rholoss.selectors.uniform import UniformSelector as UniformSelector
 from rholoss.selectors.via_proxy import ForgettingCounts as ForgettingCounts
