@@ -40,8 +40,8 @@ class ShortListRhoLossSelector(StoreSelector):
         bounded: see ``RhoLossSelector``.
         **options: see ``Selector``.
 
-    Each step leaves in ``selector.last.notes["age"]`` the mean number of steps since the listed examples were scored, of those that
-    ever were; NaN where none was.
+    Each step leaves in ``selector.last.notes["age"]`` the mean number of steps since the listed examples were scored, of those
+    that ever were; NaN where none was.
     """
 
     def __init__(
