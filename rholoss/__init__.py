@@ -16,6 +16,7 @@ from rholoss.indexing import IndexedBatches as IndexedBatches
 from rholoss.models import Checkpoints as Checkpoints
 from rholoss.parts import Part as Part
 from rholoss.parts import split as split
+from rholoss.presets import fast_rho_loss as fast_rho_loss
 from rholoss.registry import build_selector as build_selector
 from rholoss.registry import register as register
 from rholoss.registry import selector_names as selector_names
@@ -40,6 +41,7 @@ __all__ = [
     "Selector",
     "build_selector",
     "cross_fit",
+    "fast_rho_loss",
     "fit_irreducible_model",
     "hash_ids",
     "register",

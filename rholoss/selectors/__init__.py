@@ -8,6 +8,7 @@ from rholoss.selectors.composite import rho_loss_then_uniform as rho_loss_then_u
 from rholoss.selectors.composite import stale_rho_loss as stale_rho_loss
 from rholoss.selectors.gradient_norm import GradientNormImportanceSampler as GradientNormImportanceSampler
 from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNormSelector
+from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
 from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector
 from rholoss.selectors.mc_dropout import BaldSelector as BaldSelector
 from rholoss.selectors.mc_dropout import ConditionalEntropySelector as ConditionalEntropySelector
@@ -25,3 +26,4 @@ from rholoss.selectors.uniform import UniformSelector as UniformSelector
 from rholoss.selectors.via_proxy import ForgettingCounts as ForgettingCounts
 from rholoss.selectors.via_proxy import SelectionViaProxy as SelectionViaProxy
 from rholoss.selectors.via_proxy import proxy_scores as proxy_scores
+from rholoss.selectors.while_it_pays import WhileItPaysSelector as WhileItPaysSelector

@@ -9,6 +9,7 @@ from rholoss.candidates import Candidates
 from rholoss.options import Options
 from rholoss.registry import register
 from rholoss.selectors.needs_store import StoreSelector
+from rholoss.selectors.rho_loss import checked_limit
 from rholoss.store import IrreducibleLossStore
 
 
@@ -27,3 +28,37 @@ class IrreducibleLossSelector(StoreSelector):
 
     def score(self, candidates: Candidates) -> Tensor:
         return -self.irreducible_loss(candidates)
+
+
+@register("gated_uniform")
+class GatedUniformSelector(StoreSelector):
+    """Keeps n_b at random of the candidates whose irreducible loss is no higher than a limit. Runs no forward pass.
+
+    It leaves out what the irreducible-loss model finds improbable, such as wrong labels, and does not care what is learnt
+    already. Where fewer than n_b candidates are below the limit, others make up the number, at random.
+
+    Args:
+        loader: see ``Selector``.
+        model: see ``Selector``; not needed.
+        store: irreducible losses of the loader's dataset.
+        max_irreducible_loss: the limit, in nats, such as ``math.log(number of classes)``, what a guess would lose.
+        **options: see ``Selector``.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any = None,
+        store: IrreducibleLossStore | None = None,
+        *,
+        max_irreducible_loss: float,
+        **options: Unpack[Options],
+    ) -> None:
+        self.max_irreducible_loss = checked_limit(max_irreducible_loss)
+        super().__init__(loader, model, store, **options)  # type: ignore[arg-type]
+
+    def score(self, candidates: Candidates) -> Tensor:
+        irreducible_loss = self.irreducible_loss(candidates)
+        below = irreducible_loss <= self.max_irreducible_loss
+        candidates.notes["gated"] = 1 - below.float().mean()
+        return candidates.rand() + below

@@ -1,6 +1,5 @@
 """RHO-LOSS: the method the library exists for."""
 
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -23,12 +22,7 @@ class RhoLossFormula:
     """
 
     def __init__(self, max_irreducible_loss: float | None, bounded: bool) -> None:
-        if max_irreducible_loss is not None and (not isinstance(max_irreducible_loss, Real) or not max_irreducible_loss > 0):
-            raise ValueError(
-                "max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got "
-                f"{max_irreducible_loss!r}"
-            )
-        self.max_irreducible_loss = max_irreducible_loss
+        self.max_irreducible_loss = None if max_irreducible_loss is None else checked_limit(max_irreducible_loss)
         self.bounded = bounded
 
     def __call__(self, loss: Tensor, irreducible_loss: Tensor, notes: dict[str, Tensor]) -> Tensor:
@@ -39,6 +33,15 @@ class RhoLossFormula:
             return score
         notes["gated"] = (irreducible_loss > self.max_irreducible_loss).float().mean()
         return functional.gated(score, irreducible_loss, self.max_irreducible_loss)
+
+
+def checked_limit(limit: Any) -> float:
+    """A highest irreducible loss, or the error that says what it should be."""
+    if not isinstance(limit, (int, float)) or not limit > 0:
+        raise ValueError(
+            f"max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got {limit!r}"
+        )
+    return float(limit)
 
 
 @register("rho_loss")

@@ -1,0 +1,156 @@
+"""A method as long as it pays, plain training while it does not."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import Unpack
+
+from rholoss import functional
+from rholoss.batches import Rows, cut, move
+from rholoss.candidates import Candidates
+from rholoss.cost import break_even
+from rholoss.guest import derived_seed
+from rholoss.options import Options
+from rholoss.selection import Selection
+from rholoss.selector import Selector
+from rholoss.selectors.composite import CompositeSelector
+from rholoss.selectors.uniform import UniformSelector
+
+
+class WhileItPaysSelector(CompositeSelector):
+    """Lets a method decide while a step of its choice is worth more than it costs, and a cheaper one otherwise.
+
+    What a step is worth is measured now and then, on a few candidate batches: by how much it would lower a validation loss, to
+    first order and for a step of fixed length, which is the product of the batch's gradient with the validation gradient over
+    the length of the former. The *gain* is the method's worth over that of examples drawn at random, and the method decides until
+    the next measurement if its gain is above its cost. The run begins with the other one.
+
+    A measurement takes about the time of ``4 * batches`` steps, and is made at step ``every`` and then whenever the steps have
+    doubled. It changes nothing in the run; what it decides depends on the data, the weights and the seed alone. On an
+    accelerator it is waited for.
+
+    Args:
+        loader: see ``Selector``.
+        model: the model in training.
+        method: the selector to judge, built on the same loader and model. What it has that learns along, learns along always.
+        validation: examples that nothing is trained on, with labels that can be trusted: a dataset, or batches such as the
+            loader's. At least two batches' worth.
+        otherwise: the selector while the method does not pay, built on the same loader; None for ``UniformSelector``.
+        cost: times a plain step that a step of the method takes, such as ``selector.cost().ratio`` of an earlier run; None to
+            count: 1 + n_B / (3 n_b) if the model itself scores the candidates, 1 if it does not.
+        every: the first step of the first measurement, at least 1.
+        batches: candidate batches in a measurement, at least 2.
+        **options: see ``Selector``.
+
+    Attributes:
+        gains: a pair (step, gain) for each measurement so far.
+        pays: whether the method decides at present.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: nn.Module,
+        method: Selector,
+        validation: Any,
+        *,
+        otherwise: Selector | None = None,
+        cost: float | None = None,
+        every: int = 100,
+        batches: int = 6,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(loader, model, **options)
+        if cost is not None and not cost > 0:
+            raise ValueError(f"cost must be the times a plain step that a step takes, above 0, got {cost!r}")
+        if every < 1 or batches < 2:
+            raise ValueError(f"every must be at least 1 and batches at least 2, got every={every!r} and batches={batches!r}")
+        self.method = method
+        self.otherwise = otherwise or UniformSelector(loader, keep=self.n_b / self.n_B if self.n_B else None)
+        self.check_parts()
+        self.given_cost = cost
+        self.every = every
+        self.batches = batches
+        self.pays = False
+        self.gains: list[tuple[int, float]] = []
+        self._validation = _batches_of(validation, loader, 2 * self.n_b)
+        self._next = every  # the step of the next measurement
+        self._sums = torch.zeros(2, 2, dtype=torch.float64)  # of the method and at random: products, squared lengths
+        self._scored = 0  # candidates that the model scored for the method, in the measurement at hand
+        self._decided = -1  # the step that ``part_for`` has decided on
+
+    def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
+        if self._decided != candidates.step:
+            self._decided = candidates.step
+            if candidates.step >= self._next:
+                self._measure(candidates)
+        return (self.method if self.pays else self.otherwise), candidates
+
+    def parts(self) -> list[Selector]:
+        return [self.method, self.otherwise]
+
+    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
+        for part in self.parts():
+            part.after_select(candidates, selection, batch)
+
+    def _measure(self, candidates: Candidates) -> None:
+        """Add one candidate batch to the measurement at hand, and decide if it is the last of it."""
+        seed = derived_seed("while it pays", self._generator.initial_seed(), candidates.step)
+        apart = candidates.apart(seed)
+        before, n_B = apart.scored[0], len(apart)
+        n_b = min(self.n_b, n_B)
+        chosen, _ = self.method.choose(apart, self.method.score(apart), n_b)
+        self._scored += apart.scored[0] - before
+        at_random = functional.top(apart.rand(), n_b)
+        target = self._gradient(self._validation[(candidates.step - self._next) % len(self._validation)])
+        for row, positions in enumerate((chosen, at_random)):
+            gradient = self._gradient(cut(candidates.batch, Rows(positions), n_B))
+            self._sums[row, 0] += float(sum((a * b).sum() for a, b in zip(gradient, target, strict=True)))
+            self._sums[row, 1] += float(sum(a.square().sum() for a in gradient))
+        if candidates.step - self._next == self.batches - 1:
+            self._decide(candidates.step, n_B, n_b)
+
+    def _decide(self, step: int, n_B: int, n_b: int) -> None:
+        worth, worth_at_random = (self._sums[:, 0] / self._sums[:, 1].sqrt().clamp(min=1e-30)).tolist()
+        gain = worth / worth_at_random if worth_at_random > 0 else (math.inf if worth > 0 else 0.0)
+        scoring = self._scored / (self.batches * n_B)
+        self.gains.append((step, gain))
+        self.pays = gain > (self.given_cost or break_even(n_b / n_B, scoring=scoring))
+        self._next = max(2 * self._next, step + 1)
+        self._sums.zero_()
+        self._scored = 0
+
+    def _gradient(self, batch: Any) -> list[Tensor]:
+        """Of the mean loss of a batch with respect to the weights, in eval mode."""
+        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        with self._scorer.around(self.model, "eval") as device, torch.enable_grad():
+            outputs, targets = self._scorer.forward(self.model, move(batch, device) if device is not None else batch)
+            losses = self._scorer.loss(outputs, targets)
+            gradients = torch.autograd.grad(losses.float().mean(), wanted, allow_unused=True)
+        return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)]
+
+    def extra_state(self) -> dict[str, Any]:
+        names = ("pays", "gains", "_next", "_sums", "_scored")
+        return {**super().extra_state(), **{name: getattr(self, name) for name in names}}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self.pays, self._next, self._scored = state["pays"], state["_next"], state["_scored"]
+        self.gains = [(int(step), float(gain)) for step, gain in state["gains"]]
+        self._sums = state["_sums"].cpu().clone()
+        self._decided = -1
+
+
+def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
+    """Validation batches, all of one size: of a dataset, or those that are given."""
+    if hasattr(validation, "__getitem__") and not isinstance(validation, (list, tuple)):
+        collate = getattr(loader, "collate_fn", None)
+        validation = DataLoader(validation, batch_size=min(size, len(validation)), collate_fn=collate, drop_last=True)
+    batches = list(validation)
+    if len(batches) < 2:
+        raise ValueError(f"validation must have at least two batches of {size} examples, got {len(batches)}; pass more examples")
+    return batches
