@@ -110,9 +110,8 @@ def _shapes(loader: DataLoader[Any], model: nn.Module, options: Options) -> tupl
     with untouched(model, device):
         outputs, _ = forward(model, move(batch, device) if device is not None else batch)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        raise TypeError(
-            f"the fast preset is for classifiers, with outputs (n, C), got {type(outputs).__name__}; use RhoLossSelector"
-        )
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise TypeError(f"the fast preset is for classifiers, with outputs (n, C), got {got}; use RhoLossSelector")
     inputs = batch[0] if isinstance(batch, (tuple, list)) else None
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) and inputs.is_floating_point() else ()
     return shape, outputs.shape[1]

@@ -205,6 +205,11 @@ class CandidateSource:
         positions = drawable(self.loader, len(dataset))
         return dataset.indices[positions] if positions is not None and isinstance(dataset, Part) else positions
 
+    def index_of(self, drawn: list[int]) -> Tensor:
+        """The indices of positions that the sampler drew, int64."""
+        dataset = self.loader.dataset
+        return dataset.indices[torch.tensor(drawn)] if isinstance(dataset, Part) else torch.tensor(drawn)
+
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, the batch sampler and the dataset which epoch it is, where they want to know."""
         self._told = epoch

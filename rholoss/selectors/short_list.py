@@ -10,7 +10,7 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.indexing import is_map_style
 from rholoss.options import Options
-from rholoss.parts import Part, whole_length
+from rholoss.parts import whole_length
 from rholoss.registry import register
 from rholoss.selection import Selection
 from rholoss.selectors.needs_store import StoreSelector
@@ -76,9 +76,7 @@ class ShortListRhoLossSelector(StoreSelector):
 
     def _short_list(self, drawn: list[int]) -> list[int]:
         """Of the positions in the dataset that the sampler drew, those to load, in its order."""
-        dataset = self._source.loader.dataset
-        index = torch.tensor(drawn)
-        index = dataset.indices[index] if isinstance(dataset, Part) else index
+        index = self._source.index_of(drawn)
         when = self._when[index]
         loss = torch.where(when < 0, self._mean, self._loss[index])
         score = self.formula(loss, self.store[index.to(self.store.device)].to(loss.device), {})

@@ -14,11 +14,13 @@ from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import break_even
 from rholoss.guest import derived_seed
+from rholoss.indexing import is_map_style
 from rholoss.options import Options
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.selectors.composite import CompositeSelector
 from rholoss.selectors.uniform import UniformSelector
+from rholoss.source import CandidateSource
 
 
 class WhileItPaysSelector(CompositeSelector):
@@ -28,6 +30,8 @@ class WhileItPaysSelector(CompositeSelector):
     first order and for a step of fixed length, which is the product of the batch's gradient with the validation gradient over
     the length of the former. The *gain* is the method's worth over that of examples drawn at random, and the method decides until
     the next measurement if its gain is above its cost. The run begins with the other one.
+    Where that one needs no model, as ``UniformSelector``, and training is on the CPU, only what it chooses is loaded: while the
+    method does not pay, a step costs what a plain step does.
 
     A measurement takes about the time of ``4 * batches`` steps, and is made at step ``every`` and then whenever the steps have
     doubled. It changes nothing in the run; what it decides depends on the data, the weights and the seed alone. On an
@@ -80,15 +84,32 @@ class WhileItPaysSelector(CompositeSelector):
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
         self._next = every  # the step of the next measurement
         self._sums = torch.zeros(2, 2, dtype=torch.float64)  # of the method and at random: products, squared lengths
+        self._measured = 0  # candidate batches of the measurement at hand
         self._scored = 0  # candidates that the model scored for the method, in the measurement at hand
         self._decided = -1  # the step that ``part_for`` has decided on
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         if self._decided != candidates.step:
             self._decided = candidates.step
-            if candidates.step >= self._next:
+            if candidates.step >= self._next and len(candidates) > self.n_b:
                 self._measure(candidates)
         return (self.method if self.pays else self.otherwise), candidates
+
+    def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
+        return CandidateSource(loader, n_B, shorten=self._shorten if n_B is not None and is_map_style(loader) else None)
+
+    def _shorten(self, drawn: list[int]) -> list[int]:
+        """Of the positions in the dataset that the sampler drew, those to load."""
+        loader = self._source.loader
+        ahead = loader.num_workers * (loader.prefetch_factor or 0)  # batches that may be drawn before their step
+        unread = self.otherwise.model is None and self.scoring_device.type == "cpu"
+        if self.pays or self.step + ahead >= self._next or len(drawn) <= self.n_b or not unread:
+            return drawn
+        seed = derived_seed("while it does not pay", self._generator.initial_seed(), drawn[0], drawn[-1])
+        generator = torch.Generator().manual_seed(seed)  # by what was drawn: drawn again after a resume, it is the same
+        index, when = self._source.index_of(drawn), (self.step, self.epoch)
+        unseen = Candidates(index, None, None, self._scorer, torch.device("cpu"), when, generator)
+        return [drawn[i] for i in functional.top(self.otherwise.score(unseen), self.n_b).tolist()]
 
     def parts(self) -> list[Selector]:
         return [self.method, self.otherwise]
@@ -106,12 +127,13 @@ class WhileItPaysSelector(CompositeSelector):
         chosen, _ = self.method.choose(apart, self.method.score(apart), n_b)
         self._scored += apart.scored[0] - before
         at_random = functional.top(apart.rand(), n_b)
-        target = self._gradient(self._validation[(candidates.step - self._next) % len(self._validation)])
+        target = self._gradient(self._validation[self._measured % len(self._validation)])
         for row, positions in enumerate((chosen, at_random)):
             gradient = self._gradient(cut(candidates.batch, Rows(positions), n_B))
             self._sums[row, 0] += float(sum((a * b).sum() for a, b in zip(gradient, target, strict=True)))
             self._sums[row, 1] += float(sum(a.square().sum() for a in gradient))
-        if candidates.step - self._next == self.batches - 1:
+        self._measured += 1
+        if self._measured == self.batches:
             self._decide(candidates.step, n_B, n_b)
 
     def _decide(self, step: int, n_B: int, n_b: int) -> None:
@@ -122,7 +144,7 @@ class WhileItPaysSelector(CompositeSelector):
         self.pays = gain > (self.given_cost or break_even(n_b / n_B, scoring=scoring))
         self._next = max(2 * self._next, step + 1)
         self._sums.zero_()
-        self._scored = 0
+        self._measured = self._scored = 0
 
     def _gradient(self, batch: Any) -> list[Tensor]:
         """Of the mean loss of a batch with respect to the weights, in eval mode."""
@@ -134,12 +156,13 @@ class WhileItPaysSelector(CompositeSelector):
         return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)]
 
     def extra_state(self) -> dict[str, Any]:
-        names = ("pays", "gains", "_next", "_sums", "_scored")
+        names = ("pays", "gains", "_next", "_sums", "_measured", "_scored")
         return {**super().extra_state(), **{name: getattr(self, name) for name in names}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self.pays, self._next, self._scored = state["pays"], state["_next"], state["_scored"]
+        self.pays, self._next = state["pays"], state["_next"]
+        self._measured, self._scored = state["_measured"], state["_scored"]
         self.gains = [(int(step), float(gain)) for step, gain in state["gains"]]
         self._sums = state["_sums"].cpu().clone()
         self._decided = -1

@@ -1,0 +1,349 @@
+"""Selection while it pays, the limit without scoring, and the preset that has it all."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import CLASSES, FEATURES, make_data, make_net
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, fast_rho_loss, split
+from rholoss.presets import small_network
+from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, UniformSelector, WhileItPaysSelector
+from rholoss.testing import check_selector
+
+N = 640
+
+
+@pytest.fixture
+def data():
+    """Learnable data: the class is that of the largest of the first features."""
+    x, _ = make_data(N).tensors
+    return TensorDataset(x, x[:, :CLASSES].argmax(1))
+
+
+@pytest.fixture
+def loader(data):
+    return DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0), drop_last=True)
+
+
+@pytest.fixture
+def validation():
+    x, _ = make_data(160, seed=7).tensors
+    return TensorDataset(x, x[:, :CLASSES].argmax(1))
+
+
+class Fixed(Selector):
+    """Keeps the highest of fixed scores by index."""
+
+    def __init__(self, loader, model=None, *, table, **options):
+        super().__init__(loader, model, **options)
+        self.table = table
+
+    def score(self, candidates):
+        return self.table[candidates.index]
+
+
+def with_wrong_labels(data, share):
+    x, y = data.tensors
+    wrong = torch.rand(N, generator=torch.Generator().manual_seed(3)) < share
+    return TensorDataset(x, torch.where(wrong, (y + 1) % CLASSES, y)), wrong
+
+
+def plain_gain(selector, data, validation, steps, positions_of):
+    """The gain by its definition, with a backward pass for each gradient and no trick."""
+    model = selector.model
+
+    def gradient(x, y):
+        twin = copy.deepcopy(model).eval()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        return torch.cat([p.grad.flatten() for p in twin.parameters()]).double()
+
+    products, lengths = [0.0, 0.0], [0.0, 0.0]
+    for step in steps:
+        target = gradient(*(column[16 * step : 16 * step + 16] for column in validation.tensors))
+        for row, index in enumerate(positions_of(step)):
+            mine = gradient(*(column[index] for column in data.tensors))
+            products[row] += float(mine @ target)
+            lengths[row] += float(mine @ mine)
+    return (products[0] / lengths[0] ** 0.5) / (products[1] / lengths[1] ** 0.5)
+
+
+class TestWhileItPays:
+    def make(self, data, validation, table, *, net=None, load_all=False, **options):
+        loader = DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0), drop_last=True)
+        model = net or make_net(0)
+        method = Fixed(loader, model, table=table, keep=0.25)
+        if load_all:
+            options["otherwise"] = UniformSelector(loader, model, keep=0.25)
+        return WhileItPaysSelector(loader, model, method, validation, keep=0.25, **options)
+
+    def test_right_labels_pay_among_wrong_ones_and_wrong_ones_do_not(self, data, validation):
+        noisy, wrong = with_wrong_labels(data, 0.5)
+        for table, expected in ((-wrong.float(), True), (wrong.float(), False)):
+            selector = self.make(noisy, validation, table, every=2, batches=6, cost=1.1)
+            for _ in selector:
+                pass
+            assert selector.pays is expected
+
+    def test_the_gain_is_that_of_its_definition(self, data, validation, monkeypatch):
+        at_random = torch.arange(32).flip(0).float()
+        monkeypatch.setattr("rholoss.candidates.Candidates.rand", lambda self, n=None: at_random)
+        table = torch.rand(N)
+        selector = self.make(data, validation, table, every=1, batches=3)
+        drawn = torch.randperm(N, generator=torch.Generator().manual_seed(5)).split(32)
+        for index in drawn[:4]:
+            selector.select((index, tuple(column[index] for column in data.tensors)))
+        assert [step for step, _ in selector.gains] == [3]
+
+        def positions_of(step):
+            index = drawn[step + 1]
+            return index[table[index].topk(8).indices], index[:8]
+
+        assert selector.gains[0][1] == pytest.approx(plain_gain(selector, data, validation, range(3), positions_of), rel=1e-4)
+
+    def test_measures_at_a_step_and_whenever_they_have_doubled(self, data, validation):
+        selector = self.make(data, validation, torch.zeros(N), every=3, batches=2)
+        while selector.step < 60:
+            for _ in selector:
+                pass
+        assert [step for step, _ in selector.gains] == [4, 7, 13, 25, 49]
+
+    def test_begins_with_the_other_and_changes_over(self, data, validation):
+        table = torch.arange(N).float()
+        selector = self.make(data, validation, table, load_all=True, every=4, batches=2, cost=1e-9)
+        chosen = []
+        for _ in selector:
+            best = table[selector.last.candidate_index].topk(8).indices.sort().values
+            chosen.append(torch.equal(selector.last.positions, best))
+        decided = {step: gain > 1e-9 for step, gain in selector.gains}
+        assert set(decided) == {5, 9, 17}
+        for step, by_method in enumerate(chosen):
+            assert by_method is decided.get(max((at for at in decided if at <= step), default=None), False)
+
+    @pytest.mark.parametrize(("scores", "expected"), [(False, 1.0), (True, 1 + 4 / 3)])
+    def test_counts_what_the_method_costs(self, data, validation, monkeypatch, scores, expected):
+        seen = []
+        count = lambda keep, scoring: seen.append((keep, scoring)) or math.inf  # noqa: E731
+        monkeypatch.setattr("rholoss.selectors.while_it_pays.break_even", count)
+        loader = DataLoader(data, batch_size=8)
+        model = make_net(0)
+        store = IrreducibleLossStore(torch.zeros(N))
+        if scores:
+            method = RhoLossSelector(loader, model, store, keep=0.25)
+        else:
+            method = ProxyRhoLossSelector(loader, model, store, make_net(1), keep=0.25)
+        selector = WhileItPaysSelector(loader, model, method, validation, every=1, batches=2, keep=0.25)
+        for _ in selector:
+            pass
+        assert seen[0] == (0.25, float(scores))
+        assert not selector.pays
+
+    def test_leaves_no_trace_in_the_run(self, data, validation):
+        model = make_net(0)
+        model[1].eval()
+        before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+        selector = self.make(data, validation, torch.rand(N), net=model, every=1, batches=2)
+        random = torch.get_rng_state()
+        for candidates in list(selector.candidate_batches)[:4]:
+            state = torch.get_rng_state()
+            selector.select(candidates)
+            assert torch.equal(torch.get_rng_state(), state)
+        assert random is not None
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+        assert [m.training for m in model.modules()] == modes
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_measuring_changes_no_choice(self, data, validation):
+        """The examples drawn at random are the same whether the method is measured in between or not."""
+        often, never = (
+            self.make(data, validation, torch.rand(N), load_all=True, every=every, batches=2, cost=1e9) for every in (1, 1000)
+        )
+        for _ in zip(often, never, strict=True):
+            assert torch.equal(often.last.index, never.last.index)
+        assert often.gains
+
+    @pytest.mark.parametrize("at", [1, 3, 4, 6, 11])
+    def test_goes_on_after_a_resume_as_it_would_have(self, data, validation, at):
+        def made():
+            noisy, wrong = with_wrong_labels(data, 0.5)
+            selector = self.make(noisy, validation, -wrong.float(), every=3, batches=3, cost=1.1)
+            return selector, torch.optim.SGD(selector.model.parameters(), lr=0.1)
+
+        def follow(selector, optimizer, state=None):
+            chosen = []
+            if state is not None:
+                selector.load_state_dict(state["selector"])
+                selector.model.load_state_dict(state["model"])
+            for x, y in selector:
+                chosen.append(selector.last.index.tolist())
+                if selector.step == at and state is None:
+                    saved.update(selector=copy.deepcopy(selector.state_dict()))
+                selector.model.eval()
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(selector.model(x), y).backward()
+                optimizer.step()
+                if selector.step == at and state is None:
+                    saved.update(model=copy.deepcopy(selector.model.state_dict()))
+            return chosen
+
+        saved = {}
+        first, second = made(), made()
+        chosen = follow(*first)
+        assert follow(*second, saved) == chosen[at:]
+        assert second[0].gains == first[0].gains
+        assert second[0].pays is first[0].pays is True
+
+    def test_what_learns_along_always_does(self, data, validation):
+        loader = DataLoader(data, batch_size=8)
+        model, proxy = make_net(0), make_net(1)
+        before = copy.deepcopy(proxy[0].weight)
+        optimizer = torch.optim.SGD(proxy.parameters(), lr=0.1)
+        method = ProxyRhoLossSelector(
+            loader, model, IrreducibleLossStore(torch.zeros(N)), proxy, proxy_optimizer=optimizer, keep=0.25
+        )
+        selector = WhileItPaysSelector(loader, model, method, validation, every=1000, keep=0.25)
+        next(iter(selector))
+        assert not torch.equal(proxy[0].weight, before)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_while_it_does_not_pay_no_more_is_loaded_than_is_trained_on(self, data, validation, workers):
+        loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=workers, generator=torch.Generator().manual_seed(0))
+        model = make_net(0)
+        store = IrreducibleLossStore(torch.arange(N) % 2 * 5.0)
+        method = Fixed(loader, model, table=torch.zeros(N), keep=0.1)
+        otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=1.0, keep=0.1)
+        selector = WhileItPaysSelector(
+            loader, model, method, validation, otherwise=otherwise, every=20, batches=2, cost=1e9, keep=0.1
+        )
+        sizes = []
+        while selector.step < 30:
+            for x, _ in selector:
+                assert len(x) == 8
+                sizes.append(len(selector.last.candidate_index))
+        ahead = 4 if workers else 0
+        assert set(sizes[: 19 - ahead]) == {8}
+        assert sizes[20:22] == [80, 80]
+        assert set(sizes[22 + ahead : 30]) == {8}
+        assert len(selector.gains) == 1
+
+    def test_keeps_the_contract(self, validation):
+        def build(loader, model, *, store, keep, forward=None, **options):
+            method = RhoLossSelector(loader, model, store, keep=keep, forward=forward, **options)
+            batches = [loader.collate_fn([loader.dataset[i] for i in range(k, k + 12)]) for k in (0, 12, 24)]
+            return WhileItPaysSelector(loader, model, method, batches, every=2, batches=2, keep=keep, forward=forward, **options)
+
+        check_selector(build)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"cost": 0}, "cost must be the times a plain step that a step takes, above 0, got 0"),
+            ({"every": 0}, "every must be at least 1 and batches at least 2, got every=0"),
+            ({"batches": 1}, "batches at least 2, got every=100 and batches=1"),
+        ],
+    )
+    def test_refuses_what_is_out_of_range(self, data, validation, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.make(data, validation, torch.zeros(N), **options)
+
+    def test_refuses_too_few_validation_examples(self, data):
+        with pytest.raises(ValueError, match="validation must have at least two batches of 16 examples, got 1"):
+            self.make(data, make_data(20), torch.zeros(N))
+
+
+class TestGatedUniform:
+    def test_draws_at_random_below_the_limit(self, loader):
+        store = IrreducibleLossStore(torch.arange(N) % 4 * 1.0)
+        selector = GatedUniformSelector(loader, None, store, max_irreducible_loss=1.5, keep=0.25)
+        chosen = torch.cat([selector.last.index for _ in selector])
+        assert set((chosen % 4).tolist()) == {0, 1}
+        assert selector.last.notes["gated"] == pytest.approx(0.5, abs=0.3)
+        assert selector.cost().scored == 0
+
+    def test_a_batch_is_full_though_too_few_are_below(self, loader):
+        store = IrreducibleLossStore(torch.full((N,), 5.0))
+        assert [len(y) for _, y in GatedUniformSelector(loader, None, store, max_irreducible_loss=1.0, keep=0.5)] == [8] * 40
+
+    def test_refuses_a_limit_that_is_none(self, loader):
+        with pytest.raises(ValueError, match="max_irreducible_loss must be a loss in nats above 0"):
+            GatedUniformSelector(loader, None, IrreducibleLossStore(torch.zeros(N)), max_irreducible_loss=-1)
+
+
+class TestFastPreset:
+    def test_makes_all_that_it_needs_of_a_holdout(self, data, validation):
+        training, holdout, held = split(data, holdout=200, validation=80, seed=0)
+        model = make_net(0)
+        loader = DataLoader(training, batch_size=8, drop_last=True)
+        selector = fast_rho_loss(loader, model, holdout, held, keep=0.2)
+        assert isinstance(selector, WhileItPaysSelector)
+        for _, y in selector:
+            assert len(y) == 8
+        assert selector.cost().scored == 0
+        assert len(selector.method.store) == 360
+
+    def test_without_a_holdout_all_of_the_data_are_scored_by_halves(self, data, loader):
+        selector = fast_rho_loss(loader, make_net(0), keep=0.2)
+        assert isinstance(selector, ProxyRhoLossSelector)
+        assert selector.store.coverage == 1
+        assert selector.formula.max_irreducible_loss == pytest.approx(math.log(CLASSES))
+
+    def test_a_proxy_and_a_store_of_ones_own_are_used(self, loader):
+        made = []
+
+        def make():
+            made.append(nn.Linear(FEATURES, CLASSES))
+            return made[-1]
+
+        store = IrreducibleLossStore(torch.zeros(N))
+        selector = fast_rho_loss(loader, make_net(0), proxy=make, store=store, keep=0.2)
+        assert selector.store is store
+        assert [selector.proxy] == made
+
+    def test_is_the_same_from_the_same_seed_and_leaves_the_global_one(self, data):
+        def run(seed):
+            state = torch.get_rng_state()
+            loader = DataLoader(data, batch_size=8)
+            selector = fast_rho_loss(loader, make_net(0), keep=0.2, seed=seed)
+            assert torch.equal(torch.get_rng_state(), state)
+            return [selector.last.index.tolist() for _ in selector]
+
+        assert run(1) == run(1) != run(2)
+
+    def test_images_and_the_loaders_own_batches(self):
+        x = torch.randn(200, 3, 16, 20)
+        data = TensorDataset(x, torch.arange(200) % 3)
+
+        def collate(examples):
+            x, y = torch.utils.data.default_collate(examples)
+            return {"image": x, "labels": y}
+
+        def forward(model, batch):
+            return model(batch["image"]), batch["labels"]
+
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
+        loader = DataLoader(data, batch_size=4, collate_fn=collate)
+        with pytest.raises(TypeError, match=r"images \(c, h, w\) or vectors \(d,\), got shape \(\); pass proxy="):
+            fast_rho_loss(loader, model, forward=forward)
+        selector = fast_rho_loss(loader, model, forward=forward, proxy=lambda: small_network((3, 16, 20), 3))
+        assert next(iter(selector))["image"].shape == (4, 3, 16, 20)
+
+    def test_refuses_what_is_no_classifier(self):
+        data = TensorDataset(torch.randn(64, 6), torch.randn(64))
+        with pytest.raises(TypeError, match=r"classifiers, with outputs \(n, C\), got \(1,\); use RhoLossSelector"):
+            fast_rho_loss(DataLoader(data, batch_size=8), nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)))
+
+    def test_finds_the_wrong_labels(self, data, validation):
+        noisy, wrong = with_wrong_labels(data, 0.4)
+        x, _ = make_data(400, seed=9).tensors
+        holdout = TensorDataset(x, x[:, :CLASSES].argmax(1))
+        selector = fast_rho_loss(DataLoader(noisy, batch_size=8, drop_last=True), make_net(0), holdout, keep=0.2)
+        share = torch.cat([wrong[selector.last.index].float() for _ in selector]).mean()
+        assert share < 0.25
+
+    def test_small_networks_take_any_size(self):
+        for shape in ((1, 28, 28), (3, 64, 48)):
+            assert small_network(shape, 5)(torch.randn(2, *shape)).shape == (2, 5)
+        assert small_network((7,), 5)(torch.randn(2, 7)).shape == (2, 5)
