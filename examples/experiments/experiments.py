@@ -23,7 +23,7 @@ class Experiment:
         about: what it compares, in a line.
         setups: by label. The first is the baseline.
         seeds: that its results are made of.
-        kind: ``"methods"``, or ``"pairs"`` of uniform and RHO-LOSS, with several settings.
+        kind: ``"methods"``; ``"pairs"`` of uniform and RHO-LOSS, with several settings; or ``"paying"``, where seconds count.
         shown: the labels whose curves have a figure of their own.
         within: the experiment whose table shows these runs as well.
     """
@@ -50,7 +50,8 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 
 def plain(setup: Setup, steps: int = LONG) -> Setup:
     """The same without selection: the plain loop, and as it needs no irreducible losses, for longer."""
-    return replace(setup, method="uniform", method_options={}, irreducible=None, proxy=None, compared={}, keep=1.0, steps=steps)
+    nothing: dict[str, Any] = {"method_options": {}, "irreducible": None, "proxy": None, "proxy_options": {}, "compared": {}}
+    return replace(setup, method="uniform", keep=1.0, steps=steps, **nothing)
 
 
 def by(setup: Setup, method: str, **options: Any) -> Setup:
@@ -161,6 +162,14 @@ def active(setup: Setup, passes: int = 5) -> dict[str, Setup]:
     return {name.replace("_", " ").replace("bald", "BALD"): by(alone, name, passes=passes) for name in names}
 
 
+def unscored(setup: Setup) -> dict[str, Setup]:
+    """Without a forward pass, or with few of them."""
+    return {
+        "uniform below the gate": by(setup, "gated_uniform", max_irreducible_loss="guess"),
+        "RHO-LOSS, short list of a quarter": by(setup, "short_list_rho_loss", share=0.25),
+    }
+
+
 SMALL_PROXY = {"width": 64, "depth": 1, "dropout": 0.0}
 
 
@@ -168,7 +177,7 @@ def every_method(setup: Setup) -> dict[str, Setup]:
     """All registered methods but those for models with dropout."""
     setup = replace(setup, steps=SHORT)
     small = smaller(setup) | proxies(setup, "mlp", **SMALL_PROXY) | via_proxy(setup, "mlp", **SMALL_PROXY)
-    groups = (boltzmann(setup), then_uniform(setup, 200), updated(setup), stale(setup), small, simple(setup))
+    groups = (boltzmann(setup), then_uniform(setup, 200), updated(setup), stale(setup), small, simple(setup), unscored(setup))
     return {label: made for group in groups for label, made in group.items()}
 
 
@@ -196,6 +205,13 @@ COLA = replace(QUICK, task="cola")
 SST2 = replace(QUICK, task="sst2", task_options={"rows": 20_000})
 CENSUS = replace(QUICK, task="census", irreducible=replace(LEAST, epochs=5), every=50)
 
+# What pays: a network that is worth scoring for, and a small one, fitted in seconds, that scores.
+FITTED_FAST = Irreducible(model="small", epochs=8, lr=3e-3, batch_size=128)
+CONVOLUTIONAL = Setup(
+    "fashion-mnist", {"noise": 0.3}, "cnn", {"widths": (96, 200, 256)}, irreducible=FITTED_FAST, proxy="small", every=50
+)
+CLEAN = replace(FASHION, irreducible=replace(SMALL, epochs=8, lr=3e-3), proxy="mlp", proxy_options={"width": 256, "depth": 1})
+
 RESNET = {"model": "resnet18", "irreducible": Irreducible(model="resnet18", epochs=100, patience=10)}
 CIFAR10 = Setup("cifar10", {"augment": True}, every=500, steps=30_000, **RESNET)
 CINIC10 = replace(CIFAR10, task="cinic10", n_b=64)
@@ -220,6 +236,23 @@ def at_two_rates(setup: Setup) -> dict[str, Setup]:
 
 def gated(setup: Setup) -> dict[str, Setup]:
     return {"RHO-LOSS, gate": gates(setup)["RHO-LOSS, gate"]}
+
+
+def paying(setup: Setup, steps: int, all_of: int, fast_of: int) -> dict[str, Setup]:
+    """Plain training at its best, all of RHO-LOSS, and less and less of it."""
+    gate, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
+    chunked = {"chunk_size": 64} if setup.model == "cnn" else {}
+    full = {
+        "RHO-LOSS, gate": by(replace(gate, steps=all_of), "rho_loss", **limit, **chunked),
+        "RHO-LOSS, while it pays": by(replace(gate, steps=all_of), "while_it_pays", **chunked),
+    }
+    fast = replace(setup, steps=fast_of)
+    cheap = {
+        "by a small network": by(fast, "proxy_rho_loss", **limit),
+        "by a small network, while it pays": by(fast, "while_it_pays"),
+        "uniform below the gate": by(replace(gate, steps=fast_of), "gated_uniform", **limit),
+    }
+    return {"uniform": plain(setup, steps)} | slower(setup, steps) | full | cheap
 
 
 def architectures(setup: Setup) -> dict[str, Setup]:
@@ -313,6 +346,11 @@ MAIN = [
     Experiment("sst2-features", "SST-2, frozen features", at_two_rates(SST2)),
     Experiment("census", "Census-Income, few positives", at_two_rates(CENSUS)),
 ]
+PAYING = [
+    Experiment("fast", "30 % wrong, a convolutional network of 52 MFLOPs", paying(CONVOLUTIONAL, 2000, 400, 1000), kind="paying"),
+    Experiment("fast-clean", "Fashion-MNIST as it is, an MLP", paying(CLEAN, 2000, 2000, 2000), FIVE, kind="paying"),
+    Experiment("fast-clean-mnist", "MNIST as it is", paying(replace(CLEAN, task="mnist"), 2000, 2000, 2000), FIVE, kind="paying"),
+]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
     part("gate", "options that the paper does not have", gates(FASHION_30)),
@@ -323,6 +361,7 @@ PARTS = [
     part("stale", "selection with weights one step old", stale(QUICK_30)),
     part("proxy", "a small model scores for the large one", proxies(QUICK_30, "mlp", **SMALL_PROXY)),
     part("svp", "selection via proxy", via_proxy(QUICK_30, "mlp", **SMALL_PROXY)),
+    part("short-list", "candidates left out before they are loaded", unscored(QUICK_30)),
     part("importance-sampling", "by gradient norm, and the other simple scores", simple(QUICK_30)),
 ]
 SEED = [
@@ -341,4 +380,4 @@ SEED = [
     Experiment("cola", "CoLA, a pretrained transformer", both(COLA_TUNED, 3000)),
     Experiment("sst2", "SST-2, a pretrained transformer", both(replace(COLA_TUNED, task="sst2"), 10_000)),
 ]
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in MAIN + PARTS + SEED}
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in MAIN + PAYING + PARTS + SEED}

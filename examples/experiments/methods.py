@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch.utils.data import DataLoader
 
 from experiments.references import Reference
 from experiments.setups import Setup, located
-from experiments.tasks import Task, make_model
-from rholoss import Selector, build_selector
+from experiments.tasks import Task, make_model, plain
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, fast_rho_loss
 from rholoss.batches import move
 from rholoss.guest import device_of
 from rholoss.schedules import Geometric, Linear
 from rholoss.scoring import default_forward, default_loss
+from rholoss.selectors import GatedUniformSelector, WhileItPaysSelector
 
 SCHEDULES = {"geometric": Geometric, "linear": Linear}
 
@@ -69,21 +71,38 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
         if setup.irreducible_lr:
             options["irreducible_optimizer"] = _adamw(irreducible_model, setup.irreducible_lr, setup)
     began = time.process_time()
+    store = None if reference is None else reference.store
+    shared: dict[str, Any] = {"keep": setup.keep, "forward": forward, "device": "model", "seed": seed}
+    if setup.method == "while_it_pays":
+        selector = _while_it_pays(setup, task, loader, model, store, root, shared, **options)
+        return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
     proxy, along = _proxy(setup, task, seed, root, device)
-    selector = build_selector(
-        setup.method,
-        loader,
-        model,
-        store=None if reference is None else reference.store,
-        proxy=proxy,
-        irreducible_model=irreducible_model,
-        keep=setup.keep,
-        forward=forward,
-        device="model",
-        seed=seed,
-        **options,
-    )
+    ingredients = {"store": store, "proxy": proxy, "irreducible_model": irreducible_model}
+    method = GatedUniformSelector if setup.method == "gated_uniform" else setup.method
+    selector = build_selector(method, loader, model, **ingredients, **shared, **options)
     return Method(selector, along, forward, irreducible_model, time.process_time() - began)
+
+
+def _while_it_pays(
+    setup: Setup,
+    task: Task,
+    loader: DataLoader[Any],
+    model: nn.Module,
+    store: IrreducibleLossStore | None,
+    root: Path,
+    shared: dict[str, Any],
+    chunk_size: int | None = None,
+) -> Selector:
+    """The fast preset with its measurements if there is a proxy, else RHO-LOSS while it pays."""
+    shared = shared | {"chunk_size": chunk_size}
+    if setup.proxy is not None:
+        proxy = partial(make_model, setup.proxy, task, **located(setup.proxy_options, root))
+        return fast_rho_loss(loader, model, None, plain(task.validation), proxy=proxy, store=store, **shared)
+    assert store is not None
+    limit = math.log(task.classes)
+    method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **shared)
+    otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **shared)
+    return WhileItPaysSelector(loader, model, method, plain(task.validation), otherwise=otherwise, **shared)
 
 
 def _read(value: Any, setup: Setup, task: Task) -> Any:

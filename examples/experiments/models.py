@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.packages import imported
+from rholoss.presets import small_network
 
 if TYPE_CHECKING:
     from experiments.tasks import Task
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 TORCHVISION = {"vgg11_bn": 32, "googlenet": 32, "inception_v3": 75, "mobilenet_v2": 32, "densenet121": 32}  # least pixels
-IMAGES = ("linear", "mlp", "cnn", *BLOCKS, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
+IMAGES = ("linear", "mlp", "small", "cnn", *BLOCKS, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
 
 
 def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -171,7 +172,7 @@ def transformer(classes: int, path: Path, pretrained: bool = True, **options: An
     return TransformerClassifier(model)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn, "small": small_network}
 
 
 def make_model(name: str, task: Task, **options: Any) -> nn.Module:
@@ -204,7 +205,7 @@ def model_names(task: Task) -> list[str]:
     shape = shape_of(task)
     if shape is None:
         return ["transformer"]
-    return list(IMAGES) if len(shape) == 3 else ["linear", "mlp"]
+    return list(IMAGES) if len(shape) == 3 else ["linear", "mlp", "small"]
 
 
 def shape_of(task: Task) -> tuple[int, ...] | None:

@@ -30,7 +30,6 @@ class IrreducibleLossSelector(StoreSelector):
         return -self.irreducible_loss(candidates)
 
 
-@register("gated_uniform")
 class GatedUniformSelector(StoreSelector):
     """Keeps n_b at random of the candidates whose irreducible loss is no higher than a limit. Runs no forward pass.
 
