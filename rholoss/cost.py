@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -94,26 +94,31 @@ class Ledger:
     def __init__(self) -> None:
         self.steps = 0
         self.scored = [0, 0]  # examples, by the model in training and by others
-        self._seconds: dict[Phase, deque[float]] = {}
+        self._seconds: dict[Phase, deque[float]] = {phase: deque(maxlen=_RECENT) for phase in get_args(Phase)}
         self._pending: deque[tuple[Phase, Any, Any]] = deque()
-        self._phase: tuple[Phase, Any] | None = None
+        self._phase: Phase | None = None  # the one in progress,
+        self._since: Any = None  # and when it began
 
     def around(self, batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
         """The batches; what getting one takes is waiting."""
         iterator = iter(batches)
-        yield from iter(lambda: self._next(iterator, device), None)
-        self._phase = None
-
-    def _next(self, iterator: Iterator[Any], device: torch.device) -> Any:
         self.enter("waiting", device)
-        return next(iterator, None)
+        while (batch := next(iterator, None)) is not None:
+            yield batch
+            self.enter("waiting", device)
+        self._phase = None
 
     def enter(self, phase: Phase, device: torch.device) -> None:
         """Say what begins now; the phase before it ends."""
-        now = time.perf_counter() if device.type != "cuda" else _event(device)
+        on_host = device.type != "cuda"
+        now = time.perf_counter() if on_host else _event(device)
         if self._phase is not None:
-            self._add(*self._phase, now)
-        self._phase = phase, now
+            if on_host and type(self._since) is float:
+                self._seconds[self._phase].append(now - self._since)
+            elif not on_host and type(self._since) is not float:
+                self._pending.append((self._phase, self._since, now))
+                self._settle()
+        self._phase, self._since = phase, now
 
     def count(self, by_model: int, by_others: int) -> None:
         """Add a step's examples that were scored."""
@@ -124,25 +129,17 @@ class Ledger:
     def cost(self, n_b: int, n_B: int | None) -> Cost:
         self._settle()
         per_step = [count / max(self.steps, 1) for count in self.scored]
-        names: tuple[Phase, ...] = ("waiting", "selecting", "training")
-        medians = [statistics.median(self._seconds.get(name) or [float("nan")]) for name in names]
+        medians = [statistics.median(seconds or [math.nan]) for seconds in self._seconds.values()]
         return Cost(self.steps, n_b, n_B, *per_step, *medians)
-
-    def _add(self, phase: Phase, began: Any, ended: Any) -> None:
-        if isinstance(began, float) and isinstance(ended, float):
-            self._seconds.setdefault(phase, deque(maxlen=_RECENT)).append(ended - began)
-        elif not isinstance(began, float) and not isinstance(ended, float):
-            self._pending.append((phase, began, ended))
-            self._settle()
 
     def _settle(self) -> None:
         """Read the events that have come."""
         while self._pending and self._pending[0][2].query():
             phase, began, ended = self._pending.popleft()
-            self._seconds.setdefault(phase, deque(maxlen=_RECENT)).append(began.elapsed_time(ended) / 1000)
+            self._seconds[phase].append(began.elapsed_time(ended) / 1000)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pending": deque(), "_phase": None}
+        return {**vars(self), "_pending": deque(), "_phase": None, "_since": None}
 
 
 def _event(device: torch.device) -> Any:

@@ -7,9 +7,10 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from rholoss.ids import are_names, hash_ids, tensor_of
 from rholoss.parts import Part
@@ -98,10 +99,14 @@ def as_index(values: Any) -> Tensor:
         TypeError: the values are neither integers nor names.
         ValueError: they are not one per example.
     """
+    if type(values) is list and values and type(values[0]) is int:
+        array = np.array(values)
+        if array.dtype == np.int64 and array.ndim == 1:
+            return torch.from_numpy(array)
     try:
         if are_names(values):
             return hash_ids(values)
-        index = tensor_of(values)
+        index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"
@@ -196,9 +201,12 @@ class _IndexedDataset:
         return _Read(self._original(index), self.dataset[index])
 
     def __getitems__(self, indices: Any) -> _Read:
-        read_many = getattr(self.dataset, "__getitems__", None)
+        dataset = self.dataset
+        read_many = getattr(dataset, "__getitems__", None)
+        if read_many is None:
+            return _Read(self._original(indices), [dataset[i] for i in indices])
         asked = copy.copy(indices)  # a dataset may sort the list that it is asked with
-        return _Read(self._original(asked), read_many(indices) if read_many else [self.dataset[i] for i in indices])
+        return _Read(self._original(asked), read_many(indices))
 
     def _original(self, positions: Any) -> Any:
         """Of a part, the indices that its examples have in the whole dataset."""
@@ -211,6 +219,8 @@ class _IndexedCollate:
 
     def __call__(self, read: _Read) -> IndexedBatch:
         examples = read.examples
+        if self.collate_fn is default_collate:  # leaves its examples in their order
+            return IndexedBatch(as_index(read.index), default_collate(examples))
         before = list(examples) if isinstance(examples, list) else []
         batch = self.collate_fn(examples)
         moved = any(map(operator.is_not, before, examples))

@@ -145,7 +145,7 @@ class Selector(ABC):
         return self.last.mean_loss(losses)
 
     def cost(self) -> Cost:
-        """What a step costs, of the latest steps: print it, or read its ``ratio``. On an accelerator, without waiting for it."""
+        """What a step costs, of the latest steps, without waiting for an accelerator: print it, or read its ``ratio``."""
         return self._ledger.cost(self.n_b, self.n_B)
 
     @property
@@ -219,8 +219,7 @@ class Selector(ABC):
         return CandidateSource(loader, n_B)
 
     def _select(self, indexed: IndexedBatch) -> Any:
-        index, batch = indexed
-        device = self.scoring_device
+        (index, batch), device = indexed, self.scoring_device
         self._ledger.enter("selecting", device)
         if self._device is not None:
             batch = move(batch, device if self._device == "model" else torch.device(self._device))
@@ -230,9 +229,10 @@ class Selector(ABC):
         score = self._finite(type(self).__name__, score, candidates)
         choice = self.choose(candidates, score, n_b)
         positions, weights = choice if type(self).choose is Selector.choose else checked_choice(choice, n_b, n_B)
-        index = candidates.index
-        self.last = Selection(index[positions], positions, weights, score, index, self.step, self.epoch, candidates.notes)
-        selected = batch if n_b == n_B and weights is None else cut(batch, Rows(positions), n_B)
+        index, everything = candidates.index, n_b == n_B and weights is None
+        chosen = index if everything else index[positions]
+        self.last = Selection(chosen, positions, weights, score, index, self.step, self.epoch, candidates.notes)
+        selected = batch if everything else cut(batch, Rows(positions), n_B)
         self._ledger.count(*candidates.scored)
         if self.listeners:
             self._tell(candidates, self.last)
