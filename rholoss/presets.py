@@ -31,6 +31,7 @@ def fast_rho_loss(
     *,
     proxy: Callable[[], nn.Module] | None = None,
     store: IrreducibleLossStore | None = None,
+    cost: float | None = None,
     **options: Unpack[Options],
 ) -> Selector:
     """RHO-LOSS at about the price of plain training, for a classifier: a small network scores for the large one.
@@ -50,6 +51,8 @@ def fast_rho_loss(
         proxy: makes a small network, with the weights drawn anew by each call; None for one that suits images (c, h, w) or
             vectors.
         store: irreducible losses made before; None to make them.
+        cost: see ``WhileItPaysSelector``; by default scoring counts for nothing here, which is right for a large model, and not
+            where loading the candidates takes longer than training.
         **options: see ``Selector``.
 
     Raises:
@@ -86,7 +89,7 @@ def fast_rho_loss(
     if validation is None:
         return method
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **options)
-    return WhileItPaysSelector(loader, model, method, validation, otherwise=otherwise, **options)
+    return WhileItPaysSelector(loader, model, method, validation, otherwise=otherwise, cost=cost, **options)
 
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -78,7 +78,7 @@ MAKING = [  # what makes and keeps irreducible losses
     "tally",
     "trainer",
 ]
-PAYING = ["cheaper", "cost", "presets", "selectors/learner", "selectors/short_list", "selectors/while_it_pays"]  # cheaper selection
+PAYING = ["cheaper", "cost", "presets", "selectors/learner", "selectors/short_list", "selectors/while_it_pays"]
 JUDGING = ["__main__", "command", "named", "plots", "report", "summary", "verdict", "wording"]  # the rest is what selects
 PACKAGES = ("selectors", "diagnostics")  # whose modules may import from each other
 RUNTIME = {"torch", "numpy", "typing_extensions"}

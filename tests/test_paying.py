@@ -61,14 +61,13 @@ def plain_gain(selector, data, validation, steps, positions_of):
         nn.functional.cross_entropy(twin(x), y).backward()
         return torch.cat([p.grad.flatten() for p in twin.parameters()]).double()
 
-    products, lengths = [0.0, 0.0], [0.0, 0.0]
+    worth = [0.0, 0.0]
     for step in steps:
         target = gradient(*(column[16 * step : 16 * step + 16] for column in validation.tensors))
         for row, index in enumerate(positions_of(step)):
             mine = gradient(*(column[index] for column in data.tensors))
-            products[row] += float(mine @ target)
-            lengths[row] += float(mine @ mine)
-    return (products[0] / lengths[0] ** 0.5) / (products[1] / lengths[1] ** 0.5)
+            worth[row] += float(mine @ target / mine.norm())
+    return worth[0] / worth[1]
 
 
 class TestWhileItPays:
@@ -111,22 +110,39 @@ class TestWhileItPays:
                 pass
         assert [step for step, _ in selector.gains] == [4, 7, 13, 25, 49]
 
-    def test_begins_with_the_other_and_changes_over(self, data, validation):
+    def test_begins_with_the_other_and_changes_over(self, data, validation, monkeypatch):
         table = torch.arange(N).float()
-        selector = self.make(data, validation, table, load_all=True, every=4, batches=2, cost=1e-9)
+
+        def decide(self, step, n_B, n_b):
+            self.pays = not self.pays
+            self.gains.append((step, 0.0))
+            self._next *= 2
+            self._worth.clear()
+
+        monkeypatch.setattr(WhileItPaysSelector, "_decide", decide)
+        selector = self.make(data, validation, table, load_all=True, every=4, batches=2)
         chosen = []
         for _ in selector:
             best = table[selector.last.candidate_index].topk(8).indices.sort().values
             chosen.append(torch.equal(selector.last.positions, best))
-        decided = {step: gain > 1e-9 for step, gain in selector.gains}
-        assert set(decided) == {5, 9, 17}
-        for step, by_method in enumerate(chosen):
-            assert by_method is decided.get(max((at for at in decided if at <= step), default=None), False)
+        assert [step for step, _ in selector.gains] == [5, 9, 17]
+        assert chosen == [False] * 5 + [True] * 4 + [False] * 8 + [True] * 3
+
+    def test_what_cannot_be_told_apart_does_not_pay(self, data, validation):
+        selector = self.make(data, validation, torch.rand(N), every=1, batches=4, cost=1.0)
+        for worth, expected in (
+            ([(1.0, 0.5), (1.1, 0.5), (0.9, 0.5), (1.0, 0.6)], True),
+            ([(1.0, 0.5), (-1.0, 0.5), (2.0, 0.5), (0.1, 0.5)], False),
+            ([(0.1, 0.5)] * 3 + [(0.2, 0.5)], False),
+        ):
+            selector._worth[:] = worth
+            selector._decide(4, 32, 8)
+            assert selector.pays is expected
 
     @pytest.mark.parametrize(("scores", "expected"), [(False, 1.0), (True, 1 + 4 / 3)])
     def test_counts_what_the_method_costs(self, data, validation, monkeypatch, scores, expected):
         seen = []
-        count = lambda keep, scoring: seen.append((keep, scoring)) or math.inf  # noqa: E731
+        count = lambda keep, scoring: seen.append((keep, scoring)) or 1e9  # noqa: E731
         monkeypatch.setattr("rholoss.selectors.while_it_pays.break_even", count)
         loader = DataLoader(data, batch_size=8)
         model = make_net(0)

@@ -210,7 +210,13 @@ FITTED_FAST = Irreducible(model="small", epochs=8, lr=3e-3, batch_size=128)
 CONVOLUTIONAL = Setup(
     "fashion-mnist", {"noise": 0.3}, "cnn", {"widths": (96, 200, 256)}, irreducible=FITTED_FAST, proxy="small", every=50
 )
-CLEAN = replace(FASHION, irreducible=replace(SMALL, epochs=8, lr=3e-3), proxy="mlp", proxy_options={"width": 256, "depth": 1})
+CLEAN = replace(
+    FASHION,
+    irreducible=replace(SMALL, epochs=8, lr=3e-3),
+    proxy="mlp",
+    proxy_options={"width": 256, "depth": 1},
+    schedule="cosine",
+)
 
 RESNET = {"model": "resnet18", "irreducible": Irreducible(model="resnet18", epochs=100, patience=10)}
 CIFAR10 = Setup("cifar10", {"augment": True}, every=500, steps=30_000, **RESNET)
@@ -238,21 +244,32 @@ def gated(setup: Setup) -> dict[str, Setup]:
     return {"RHO-LOSS, gate": gates(setup)["RHO-LOSS, gate"]}
 
 
-def paying(setup: Setup, steps: int, all_of: int, fast_of: int) -> dict[str, Setup]:
-    """Plain training at its best, all of RHO-LOSS, and less and less of it."""
-    gate, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
-    chunked = {"chunk_size": 64} if setup.model == "cnn" else {}
-    full = {
-        "RHO-LOSS, gate": by(replace(gate, steps=all_of), "rho_loss", **limit, **chunked),
-        "RHO-LOSS, while it pays": by(replace(gate, steps=all_of), "while_it_pays", **chunked),
-    }
-    fast = replace(setup, steps=fast_of)
-    cheap = {
-        "by a small network": by(fast, "proxy_rho_loss", **limit),
-        "by a small network, while it pays": by(fast, "while_it_pays"),
-        "uniform below the gate": by(replace(gate, steps=fast_of), "gated_uniform", **limit),
-    }
-    return {"uniform": plain(setup, steps)} | slower(setup, steps) | full | cheap
+def paying(setup: Setup, steps: int, full: int, fast: int, gated: tuple[int, int], cost: float | None = None) -> dict[str, Setup]:
+    """Plain training at its best, all of RHO-LOSS, and less and less of it.
+
+    Args:
+        setup: with a small network as the proxy.
+        steps: of plain training.
+        full: of RHO-LOSS.
+        fast: of what costs less.
+        gated: of both of them while they pay.
+        cost: of a step of them, in plain steps; None to count forward passes.
+    """
+    alone, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
+    chunked: dict[str, Any] = {"chunk_size": 64} if setup.model == "cnn" else {}
+    known = {} if cost is None else {"cost": cost}
+    decaying = {} if setup.schedule == "cosine" else {"uniform, lr 1e-3, cosine": replace(plain(setup, steps), schedule="cosine")}
+    return (
+        {"uniform": plain(setup, steps), "uniform, lr 3e-4": replace(plain(setup, steps), lr=3e-4)}
+        | decaying
+        | {
+            "RHO-LOSS, gate": by(replace(alone, steps=full), "rho_loss", **limit, **chunked),
+            "RHO-LOSS, while it pays": by(replace(alone, steps=gated[0]), "while_it_pays", **chunked, **known),
+            "by a small network": by(replace(setup, steps=fast), "proxy_rho_loss", **limit),
+            "by a small network, while it pays": by(replace(setup, steps=gated[1]), "while_it_pays", **known),
+            "uniform below the gate": by(replace(alone, steps=fast), "gated_uniform", **limit),
+        }
+    )
 
 
 def architectures(setup: Setup) -> dict[str, Setup]:
@@ -346,10 +363,12 @@ MAIN = [
     Experiment("sst2-features", "SST-2, frozen features", at_two_rates(SST2)),
     Experiment("census", "Census-Income, few positives", at_two_rates(CENSUS)),
 ]
+CLEANS = paying(CLEAN, 2000, 500, 500, (1700, 1700), 4.3), paying(replace(CLEAN, task="mnist"), 2000, 500, 500, (1700, 1700), 4.3)
+CNN_PAYING = paying(CONVOLUTIONAL, 2000, 400, 1000, (400, 1000))
 PAYING = [
-    Experiment("fast", "30 % wrong, a convolutional network of 52 MFLOPs", paying(CONVOLUTIONAL, 2000, 400, 1000), kind="paying"),
-    Experiment("fast-clean", "Fashion-MNIST as it is, an MLP", paying(CLEAN, 2000, 2000, 2000), FIVE, kind="paying"),
-    Experiment("fast-clean-mnist", "MNIST as it is", paying(replace(CLEAN, task="mnist"), 2000, 2000, 2000), FIVE, kind="paying"),
+    Experiment("fast", "30 % wrong, a convolutional network of 52 MFLOPs", CNN_PAYING, kind="paying"),
+    Experiment("fast-clean", "Fashion-MNIST as it is, an MLP, cosine decay", CLEANS[0], FIVE, kind="paying"),
+    Experiment("fast-clean-mnist", "MNIST as it is, likewise", CLEANS[1], FIVE, kind="paying"),
 ]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),

@@ -92,17 +92,18 @@ def _while_it_pays(
     root: Path,
     shared: dict[str, Any],
     chunk_size: int | None = None,
+    cost: float | None = None,
 ) -> Selector:
     """The fast preset with its measurements if there is a proxy, else RHO-LOSS while it pays."""
     shared = shared | {"chunk_size": chunk_size}
     if setup.proxy is not None:
         proxy = partial(make_model, setup.proxy, task, **located(setup.proxy_options, root))
-        return fast_rho_loss(loader, model, None, plain(task.validation), proxy=proxy, store=store, **shared)
+        return fast_rho_loss(loader, model, None, plain(task.validation), proxy=proxy, store=store, cost=cost, **shared)
     assert store is not None
     limit = math.log(task.classes)
     method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **shared)
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **shared)
-    return WhileItPaysSelector(loader, model, method, plain(task.validation), otherwise=otherwise, **shared)
+    return WhileItPaysSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
 
 
 def _read(value: Any, setup: Setup, task: Task) -> Any:

@@ -1,6 +1,8 @@
 """A method as long as it pays, plain training while it does not."""
 
+import copy
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +30,9 @@ class WhileItPaysSelector(CompositeSelector):
 
     What a step is worth is measured now and then, on a few candidate batches: by how much it would lower a validation loss, to
     first order and for a step of fixed length, which is the product of the batch's gradient with the validation gradient over
-    the length of the former. The *gain* is the method's worth over that of examples drawn at random, and the method decides until
-    the next measurement if its gain is above its cost. The run begins with the other one.
+    the length of the former. The *gain* is the method's worth over that of examples drawn at random. The method decides until
+    the next measurement if its worth is above its cost times that of random examples, by more than the standard error of the
+    difference: where nothing can be told apart, it does not pay. The run begins with the other one.
     Where that one needs no model, as ``UniformSelector``, and training is on the CPU, only what it chooses is loaded: while the
     method does not pay, a step costs what a plain step does.
 
@@ -83,8 +86,7 @@ class WhileItPaysSelector(CompositeSelector):
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
         self._next = every  # the step of the next measurement
-        self._sums = torch.zeros(2, 2, dtype=torch.float64)  # of the method and at random: products, squared lengths
-        self._measured = 0  # candidate batches of the measurement at hand
+        self._worth: list[tuple[float, float]] = []  # by the method and at random, for each batch of the measurement at hand
         self._scored = 0  # candidates that the model scored for the method, in the measurement at hand
         self._decided = -1  # the step that ``part_for`` has decided on
 
@@ -127,24 +129,23 @@ class WhileItPaysSelector(CompositeSelector):
         chosen, _ = self.method.choose(apart, self.method.score(apart), n_b)
         self._scored += apart.scored[0] - before
         at_random = functional.top(apart.rand(), n_b)
-        target = self._gradient(self._validation[self._measured % len(self._validation)])
-        for row, positions in enumerate((chosen, at_random)):
-            gradient = self._gradient(cut(candidates.batch, Rows(positions), n_B))
-            self._sums[row, 0] += float(sum((a * b).sum() for a, b in zip(gradient, target, strict=True)))
-            self._sums[row, 1] += float(sum(a.square().sum() for a in gradient))
-        self._measured += 1
-        if self._measured == self.batches:
+        target = self._gradient(self._validation[len(self._worth) % len(self._validation)])
+        by_method, by_chance = (self._gradient(cut(candidates.batch, Rows(positions), n_B)) for positions in (chosen, at_random))
+        self._worth.append((along(by_method, target), along(by_chance, target)))
+        if len(self._worth) == self.batches:
             self._decide(candidates.step, n_B, n_b)
 
     def _decide(self, step: int, n_B: int, n_b: int) -> None:
-        worth, worth_at_random = (self._sums[:, 0] / self._sums[:, 1].sqrt().clamp(min=1e-30)).tolist()
-        gain = worth / worth_at_random if worth_at_random > 0 else (math.inf if worth > 0 else 0.0)
         scoring = self._scored / (self.batches * n_B)
+        cost = self.given_cost or break_even(n_b / n_B, scoring=scoring)
+        more = [worth - cost * at_random for worth, at_random in self._worth]
+        worth, worth_at_random = (sum(column) for column in zip(*self._worth, strict=True))
+        gain = worth / worth_at_random if worth_at_random > 0 else (math.inf if worth > 0 else 0.0)
         self.gains.append((step, gain))
-        self.pays = gain > (self.given_cost or break_even(n_b / n_B, scoring=scoring))
+        self.pays = statistics.mean(more) > statistics.stdev(more) / len(more) ** 0.5
         self._next = max(2 * self._next, step + 1)
-        self._sums.zero_()
-        self._measured = self._scored = 0
+        self._worth.clear()
+        self._scored = 0
 
     def _gradient(self, batch: Any) -> list[Tensor]:
         """Of the mean loss of a batch with respect to the weights, in eval mode."""
@@ -156,16 +157,20 @@ class WhileItPaysSelector(CompositeSelector):
         return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)]
 
     def extra_state(self) -> dict[str, Any]:
-        names = ("pays", "gains", "_next", "_sums", "_measured", "_scored")
-        return {**super().extra_state(), **{name: getattr(self, name) for name in names}}
+        names = ("pays", "gains", "_next", "_worth", "_scored")
+        return {**super().extra_state(), **{name: copy.copy(getattr(self, name)) for name in names}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self.pays, self._next = state["pays"], state["_next"]
-        self._measured, self._scored = state["_measured"], state["_scored"]
-        self.gains = [(int(step), float(gain)) for step, gain in state["gains"]]
-        self._sums = state["_sums"].cpu().clone()
+        self.pays, self._next, self._scored = state["pays"], state["_next"], state["_scored"]
+        self.gains, self._worth = list(state["gains"]), list(state["_worth"])
         self._decided = -1
+
+
+def along(gradient: list[Tensor], target: list[Tensor]) -> float:
+    """How far a step of length 1 against a gradient goes against another: their product over the length of the first."""
+    product, square = (sum(float((a * b).sum()) for a, b in zip(gradient, other, strict=True)) for other in (target, gradient))
+    return product / square**0.5 if square > 0 else 0.0
 
 
 def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
