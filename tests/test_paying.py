@@ -85,7 +85,7 @@ class TestWhileItPays:
             selector = self.make(noisy, validation, table, every=2, batches=6, cost=1.1)
             for _ in selector:
                 pass
-            assert selector.pays is expected
+            assert (selector.decides is selector.method) is expected
 
     def test_the_gain_is_that_of_its_definition(self, data, validation, monkeypatch):
         at_random = torch.arange(32).flip(0).float()
@@ -114,7 +114,7 @@ class TestWhileItPays:
         table = torch.arange(N).float()
 
         def decide(self, step, n_B, n_b):
-            self.pays = not self.pays
+            self.decides = self.otherwise if self.decides is self.method else self.method
             self.gains.append((step, 0.0))
             self._next *= 2
             self._worth.clear()
@@ -137,7 +137,15 @@ class TestWhileItPays:
         ):
             selector._worth[:] = worth
             selector._decide(4, 32, 8)
-            assert selector.pays is expected
+            assert (selector.decides is selector.method) is expected
+            assert selector.decides in (selector.method, selector.chance)
+
+    def test_between_the_method_and_chance_there_may_be_another(self, data, validation):
+        selector = self.make(data, validation, torch.rand(N), load_all=True, every=1, batches=4, cost=2.0)
+        for worth, expected in (((1.0, 0.6, 0.4), "method"), ((0.7, 0.6, 0.4), "otherwise"), ((0.7, 0.3, 0.4), "chance")):
+            selector._worth[:] = [list(worth)] * 4
+            selector._decide(4, 32, 8)
+            assert selector.decides is getattr(selector, expected)
 
     @pytest.mark.parametrize(("scores", "expected"), [(False, 1.0), (True, 1 + 4 / 3)])
     def test_counts_what_the_method_costs(self, data, validation, monkeypatch, scores, expected):
@@ -155,7 +163,7 @@ class TestWhileItPays:
         for _ in selector:
             pass
         assert seen[0] == (0.25, float(scores))
-        assert not selector.pays
+        assert selector.decides is selector.chance
 
     def test_leaves_no_trace_in_the_run(self, data, validation):
         model = make_net(0)
@@ -172,8 +180,9 @@ class TestWhileItPays:
         assert [m.training for m in model.modules()] == modes
         assert all(p.grad is None for p in model.parameters())
 
-    def test_measuring_changes_no_choice(self, data, validation):
+    def test_measuring_changes_no_choice(self, data, validation, monkeypatch):
         """The examples drawn at random are the same whether the method is measured in between or not."""
+        monkeypatch.setattr(WhileItPaysSelector, "_shorten", lambda self, drawn: drawn)
         often, never = (
             self.make(data, validation, torch.rand(N), load_all=True, every=every, batches=2, cost=1e9) for every in (1, 1000)
         )
@@ -210,7 +219,8 @@ class TestWhileItPays:
         chosen = follow(*first)
         assert follow(*second, saved) == chosen[at:]
         assert second[0].gains == first[0].gains
-        assert second[0].pays is first[0].pays is True
+        assert second[0].decides is second[0].method
+        assert first[0].decides is first[0].method
 
     def test_what_learns_along_always_does(self, data, validation):
         loader = DataLoader(data, batch_size=8)
@@ -239,6 +249,8 @@ class TestWhileItPays:
             for x, _ in selector:
                 assert len(x) == 8
                 sizes.append(len(selector.last.candidate_index))
+                if selector.step < 19:
+                    assert not (selector.last.index % 2).any()
         ahead = 4 if workers else 0
         assert set(sizes[: 19 - ahead]) == {8}
         assert sizes[20:22] == [80, 80]

@@ -32,11 +32,12 @@ class WhileItPaysSelector(CompositeSelector):
     first order and for a step of fixed length, which is the product of the batch's gradient with the validation gradient over
     the length of the former. The *gain* is the method's worth over that of examples drawn at random. The method decides until
     the next measurement if its worth is above its cost times that of random examples, by more than the standard error of the
-    difference: where nothing can be told apart, it does not pay. The run begins with the other one.
-    Where that one needs no model, as ``UniformSelector``, and training is on the CPU, only what it chooses is loaded: while the
-    method does not pay, a step costs what a plain step does.
+    difference: where nothing can be told apart, it does not pay. If it does not, the other one decides if its worth is above
+    that of random examples in the same way, and chance if not; the run begins with the other one, or with chance.
+    Where the one that decides needs no model, and training is on the CPU, only what it chooses is loaded: a step then costs what
+    a plain step does.
 
-    A measurement takes about the time of ``4 * batches`` steps, and is made at step ``every`` and then whenever the steps have
+    A measurement takes about the time of ``5 * batches`` steps, and is made at step ``every`` and then whenever the steps have
     doubled. It changes nothing in the run; what it decides depends on the data, the weights and the seed alone. On an
     accelerator it is waited for.
 
@@ -46,7 +47,8 @@ class WhileItPaysSelector(CompositeSelector):
         method: the selector to judge, built on the same loader and model. What it has that learns along, learns along always.
         validation: examples that nothing is trained on, with labels that can be trusted: a dataset, or batches such as the
             loader's. At least two batches' worth.
-        otherwise: the selector while the method does not pay, built on the same loader; None for ``UniformSelector``.
+        otherwise: a cheaper selector for while the method does not pay, built on the same loader, such as
+            ``GatedUniformSelector``; None for chance alone.
         cost: times a plain step that a step of the method takes, such as ``selector.cost().ratio`` of an earlier run; None to
             count: 1 + n_B / (3 n_b) if the model itself scores the candidates, 1 if it does not.
         every: the first step of the first measurement, at least 1.
@@ -55,7 +57,7 @@ class WhileItPaysSelector(CompositeSelector):
 
     Attributes:
         gains: a pair (step, gain) for each measurement so far.
-        pays: whether the method decides at present.
+        decides: the selector that decides at present: the method, the other one or a ``UniformSelector``.
     """
 
     def __init__(
@@ -77,16 +79,17 @@ class WhileItPaysSelector(CompositeSelector):
         if every < 1 or batches < 2:
             raise ValueError(f"every must be at least 1 and batches at least 2, got every={every!r} and batches={batches!r}")
         self.method = method
-        self.otherwise = otherwise or UniformSelector(loader, keep=self.n_b / self.n_B if self.n_B else None)
+        self.otherwise = otherwise
+        self.chance = UniformSelector(loader, keep=options.get("keep"), batch_size=options.get("batch_size"))
         self.check_parts()
         self.given_cost = cost
         self.every = every
         self.batches = batches
-        self.pays = False
+        self.decides: Selector = otherwise or self.chance
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
         self._next = every  # the step of the next measurement
-        self._worth: list[tuple[float, float]] = []  # by the method and at random, for each batch of the measurement at hand
+        self._worth: list[list[float]] = []  # of each part's choice, for each batch of the measurement at hand
         self._scored = 0  # candidates that the model scored for the method, in the measurement at hand
         self._decided = -1  # the step that ``part_for`` has decided on
 
@@ -95,7 +98,7 @@ class WhileItPaysSelector(CompositeSelector):
             self._decided = candidates.step
             if candidates.step >= self._next and len(candidates) > self.n_b:
                 self._measure(candidates)
-        return (self.method if self.pays else self.otherwise), candidates
+        return self.decides, candidates
 
     def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
         return CandidateSource(loader, n_B, shorten=self._shorten if n_B is not None and is_map_style(loader) else None)
@@ -104,17 +107,17 @@ class WhileItPaysSelector(CompositeSelector):
         """Of the positions in the dataset that the sampler drew, those to load."""
         loader = self._source.loader
         ahead = loader.num_workers * (loader.prefetch_factor or 0)  # batches that may be drawn before their step
-        unread = self.otherwise.model is None and self.scoring_device.type == "cpu"
-        if self.pays or self.step + ahead >= self._next or len(drawn) <= self.n_b or not unread:
+        unread = self.decides.model is None and self.scoring_device.type == "cpu"
+        if self.step + ahead >= self._next or len(drawn) <= self.n_b or not unread:
             return drawn
         seed = derived_seed("while it does not pay", self._generator.initial_seed(), drawn[0], drawn[-1])
         generator = torch.Generator().manual_seed(seed)  # by what was drawn: drawn again after a resume, it is the same
         index, when = self._source.index_of(drawn), (self.step, self.epoch)
         unseen = Candidates(index, None, None, self._scorer, torch.device("cpu"), when, generator)
-        return [drawn[i] for i in functional.top(self.otherwise.score(unseen), self.n_b).tolist()]
+        return [drawn[i] for i in functional.top(self.decides.score(unseen), self.n_b).tolist()]
 
     def parts(self) -> list[Selector]:
-        return [self.method, self.otherwise]
+        return [self.method, *([self.otherwise] if self.otherwise is not None else []), self.chance]
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         for part in self.parts():
@@ -126,23 +129,25 @@ class WhileItPaysSelector(CompositeSelector):
         apart = candidates.apart(seed)
         before, n_B = apart.scored[0], len(apart)
         n_b = min(self.n_b, n_B)
-        chosen, _ = self.method.choose(apart, self.method.score(apart), n_b)
+        choices = [part.choose(apart, part.score(apart), n_b)[0] for part in self.parts()]
         self._scored += apart.scored[0] - before
-        at_random = functional.top(apart.rand(), n_b)
         target = self._gradient(self._validation[len(self._worth) % len(self._validation)])
-        by_method, by_chance = (self._gradient(cut(candidates.batch, Rows(positions), n_B)) for positions in (chosen, at_random))
-        self._worth.append((along(by_method, target), along(by_chance, target)))
+        cuts = (cut(candidates.batch, Rows(positions), n_B) for positions in choices)
+        self._worth.append([along(self._gradient(batch), target) for batch in cuts])
         if len(self._worth) == self.batches:
             self._decide(candidates.step, n_B, n_b)
 
     def _decide(self, step: int, n_B: int, n_b: int) -> None:
         scoring = self._scored / (self.batches * n_B)
         cost = self.given_cost or break_even(n_b / n_B, scoring=scoring)
-        more = [worth - cost * at_random for worth, at_random in self._worth]
-        worth, worth_at_random = (sum(column) for column in zip(*self._worth, strict=True))
-        gain = worth / worth_at_random if worth_at_random > 0 else (math.inf if worth > 0 else 0.0)
-        self.gains.append((step, gain))
-        self.pays = statistics.mean(more) > statistics.stdev(more) / len(more) ** 0.5
+        worth, *others, at_random = zip(*self._worth, strict=True)
+        total, by_chance = sum(worth), sum(at_random)
+        self.gains.append((step, total / by_chance if by_chance > 0 else math.inf if total > 0 else 0.0))
+        self.decides = self.chance
+        if self.otherwise is not None and clearly_above(others[0], at_random):
+            self.decides = self.otherwise
+        if clearly_above(worth, [cost * each for each in at_random]):
+            self.decides = self.method
         self._next = max(2 * self._next, step + 1)
         self._worth.clear()
         self._scored = 0
@@ -157,14 +162,21 @@ class WhileItPaysSelector(CompositeSelector):
         return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients, strict=True)]
 
     def extra_state(self) -> dict[str, Any]:
-        names = ("pays", "gains", "_next", "_worth", "_scored")
-        return {**super().extra_state(), **{name: copy.copy(getattr(self, name)) for name in names}}
+        decides = [part is self.decides for part in self.parts()].index(True)
+        names = ("gains", "_next", "_worth", "_scored")
+        return {**super().extra_state(), "decides": decides, **{name: copy.copy(getattr(self, name)) for name in names}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self.pays, self._next, self._scored = state["pays"], state["_next"], state["_scored"]
+        self.decides, self._next, self._scored = self.parts()[state["decides"]], state["_next"], state["_scored"]
         self.gains, self._worth = list(state["gains"]), list(state["_worth"])
         self._decided = -1
+
+
+def clearly_above(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the mean of the differences is above its standard error."""
+    more = [value - other for value, other in zip(values, others, strict=True)]
+    return statistics.mean(more) > statistics.stdev(more) / len(more) ** 0.5
 
 
 def along(gradient: list[Tensor], target: list[Tensor]) -> float:
