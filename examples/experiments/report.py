@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # the folder of this package, rather than this folder
 
 from experiments.experiments import EXPERIMENTS
+from experiments.paying import columns as columns_in_seconds
 from experiments.results import RESULTS, read
 from experiments.summary import (
     BySeed,
@@ -184,6 +185,12 @@ def overview(found: Mapping[str, Results]) -> str:
     return table("to uniform's best", columns, {name: results.baseline for name, results in mine.items()})
 
 
+def in_seconds(results: Results) -> str:
+    """Seconds to the best uniform's best, and how far each has come in its seconds."""
+    note = f"The best uniform is: {results.tuned()}. Included: the seconds of making the irreducible losses."
+    return f"{table('method', columns_in_seconds(results), results.rows)}\n\n{note}"
+
+
 def irreducible(results: Results) -> str:
     """A sentence about the irreducible-loss models."""
     abouts = [row["irreducible"] for rows in results.rows.values() for row in rows.values() if row["irreducible"]]
@@ -196,7 +203,7 @@ def irreducible(results: Results) -> str:
 def report(results: Results) -> str:
     """All that is said about an experiment."""
     experiment = results.experiment
-    tables = (paired,) if experiment.kind == "pairs" else (outcome, selected, cost)
+    tables = {"pairs": (paired,), "paying": (in_seconds, selected)}.get(experiment.kind, (outcome, selected, cost))
     parts = [each(results) for each in tables]
     if any(row.get("rank_correlation") for rows in results.rows.values() for row in rows.values()):
         parts.append(correlations(results))

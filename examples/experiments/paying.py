@@ -1,0 +1,60 @@
+"""What counts where seconds do: against the best plain training, with the making of the irreducible losses and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from experiments.summary import NEVER, BySeed, Results, Row, best, number, percent, seconds, spread, times, to_reach
+
+Cell = Callable[[BySeed], str]
+
+
+def per_step(row: Row) -> float:
+    """Seconds a step."""
+    return row["evaluations"]["seconds"][-1] / row["evaluations"]["step"][-1]
+
+
+def metric_by(row: Row, limit: float, before: float) -> float:
+    """The metric of the last evaluation by so many seconds, of which some have gone before the first step; 0 before any."""
+    curve = row["evaluations"]
+    return next((m for m, s in zip(curve["metric"][::-1], curve["seconds"][::-1], strict=True) if s + before <= limit), 0.0)
+
+
+def columns(results: Results) -> list[tuple[str, Cell]]:
+    """What a row of the table says, by what it is called."""
+    target = results.rows[results.tuned()]
+
+    def with_target(value: Callable[[Row, Row], float], form: Callable[[float], str]) -> Cell:
+        return lambda rows: spread([value(row, target[seed]) for seed, row in sorted(rows.items()) if seed in target], form)
+
+    def took(rows: BySeed, included: bool) -> list[float]:
+        mine = to_reach(rows, target, "seconds")
+        return [
+            s + rows[seed]["seconds_before"] * included for seed, s in zip(sorted(set(rows) & set(target)), mine, strict=True)
+        ]
+
+    def fewer(included: bool) -> Cell:
+        def cell(rows: BySeed) -> str:
+            theirs = to_reach({seed: target[seed] for seed in rows if seed in target}, target, "seconds")
+            return spread([0.0 if s == NEVER else t / s for t, s in zip(theirs, took(rows, included), strict=True)], times)
+
+        return cell
+
+    def by_then(included: bool) -> Cell:
+        def value(row: Row, uniform: Row) -> float:
+            return metric_by(row, uniform["evaluations"]["seconds"][-1], row["seconds_before"] * included)
+
+        return with_target(value, percent)
+
+    return [
+        ("a step, times uniform's", with_target(lambda row, uniform: per_step(row) / per_step(uniform), "{:.2f}".format)),
+        ("steps to the best uniform's best", lambda rows: spread(to_reach(rows, target, "step"), number)),
+        ("seconds to it", lambda rows: spread(took(rows, False), seconds)),
+        ("included", lambda rows: spread(took(rows, True), seconds)),
+        ("times fewer seconds", fewer(False)),
+        ("times fewer, included", fewer(True)),
+        ("at uniform's seconds, %", by_then(False)),
+        ("at uniform's seconds, included, %", by_then(True)),
+        ("best, %", lambda rows: spread([best(row) for row in rows.values()], percent)),
+        ("in steps", lambda rows: spread([row["evaluations"]["step"][-1] for row in rows.values()], number)),
+    ]
