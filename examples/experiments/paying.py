@@ -28,10 +28,8 @@ def columns(results: Results) -> list[tuple[str, Cell]]:
         return lambda rows: spread([value(row, target[seed]) for seed, row in sorted(rows.items()) if seed in target], form)
 
     def took(rows: BySeed, included: bool) -> list[float]:
-        mine = to_reach(rows, target, "seconds")
-        return [
-            s + rows[seed]["seconds_before"] * included for seed, s in zip(sorted(set(rows) & set(target)), mine, strict=True)
-        ]
+        before = [rows[seed]["seconds_before"] * included for seed in sorted(set(rows) & set(target))]
+        return [b + s for b, s in zip(before, to_reach(rows, target, "seconds"), strict=True)]
 
     def fewer(included: bool) -> Cell:
         def cell(rows: BySeed) -> str:
