@@ -285,6 +285,26 @@ def test_pairs_of_settings_are_compared_one_by_one():
     assert dict(cells(module("report").report(results), "a"))["times fewer"] == "2.0 (0.5 to 2.0)"
 
 
+def test_seconds_are_compared_with_those_of_the_best_plain_training():
+    experiment, rows = toy()
+    rows = [{**row, "seconds_before": 2.0 if row["label"] == "RHO-LOSS" else 0.0} for row in rows]
+    results = module("summary").results_of(replace(experiment, kind="paying"), rows)
+    said = dict(cells(module("report").report(results), "RHO-LOSS"))
+    uniform = dict(cells(module("report").report(results), "uniform"))
+    assert uniform["a step, times uniform's"] == "1.00"
+    assert uniform["times fewer seconds"] == uniform["times fewer, included"] == "1.0"
+    excluded, included = (module("summary").to_reach(results.rows["RHO-LOSS"], results.baseline, "seconds") for _ in range(2))
+    both = [module("summary").spread([s + more for s in excluded], module("summary").seconds) for more in (0.0, 2.0)]
+    assert [said["seconds to it"], said["included"]] == both
+    assert included == excluded
+
+
+def test_what_is_not_there_by_then_is_nothing():
+    row = {"evaluations": {"metric": [0.1, 0.5, 0.4], "seconds": [1.0, 2.0, 3.0]}}
+    by = module("paying").metric_by
+    assert [by(row, 2.5, 0.0), by(row, 2.5, 1.0), by(row, 9.0, 1.0), by(row, 1.5, 1.0)] == [0.5, 0.1, 0.4, 0.0]
+
+
 def test_figures_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     experiment, rows = toy()
@@ -300,16 +320,17 @@ COMMITTED = pytest.mark.skipif(
 
 
 @COMMITTED
-def test_the_page_shows_the_tables_of_the_committed_results():
+@pytest.mark.parametrize(("name", "shown"), [("experiments.md", {"overview", "noise-30"}), ("cost.md", {"fast", "fast-clean"})])
+def test_the_page_shows_the_tables_of_the_committed_results(name, shown):
     report, results = module("report"), module("results")
-    page, rows = PAGE.read_text(), results.read(results.RESULTS)
+    page, rows = (PAGE.parent / name).read_text(), results.read(results.RESULTS)
     named = re.findall(r"<!-- report (\S+) -->", page)
-    assert {"overview", "noise-30"} <= set(named)
+    assert shown <= set(named)
     table = module("experiments").EXPERIMENTS
     found = {name: module("summary").results_of(each, rows) for name, each in table.items() if each.within is None}
     found = {name: results for name, results in found.items() if results is not None}
     reports = {"overview": report.overview(found)} | {name: report.report(results) for name, results in found.items()}
-    assert report.updated(page, reports) == page, "run examples/experiments/report.py --update docs/pages/experiments.md"
+    assert report.updated(page, reports) == page, f"run examples/experiments/report.py --update docs/pages/{name}"
 
 
 @COMMITTED

@@ -33,7 +33,7 @@ def draw(found: Mapping[str, Results], folder: Path) -> list[Path]:
         if figure is not None:
             figure.savefig(path, dpi=110)
             made.append(path)
-    curves = [results for results in found.values() if results.experiment.kind != "pairs" and any(map(_selects, results.rows))]
+    curves = [results for results in found.values() if results.experiment.kind == "methods" and any(map(_selects, results.rows))]
     if len(curves) > 1:
         _many(curves).savefig(folder / "experiments.png", dpi=110)
         made.append(folder / "experiments.png")
@@ -43,6 +43,8 @@ def draw(found: Mapping[str, Results], folder: Path) -> list[Path]:
 def _figure_of(results: Results) -> Figure | None:
     if results.experiment.kind == "pairs":
         return _strips(results)
+    if results.experiment.kind == "paying":
+        return _by_seconds(results)
     if any(row.get("rank_correlation") for rows in results.rows.values() for row in rows.values()):
         return _correlations(results)
     if results.experiment.shown:
@@ -93,6 +95,18 @@ def _curves_and_shares(results: Results) -> Figure:
     count = len(results.baseline)
     figure.suptitle(f"{results.experiment.about}: median and range of {count} seeds (dashed: uniform's best)")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _by_seconds(results: Results) -> Figure:
+    """The metric against steps and seconds."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, what in zip(axes, ("step", "seconds"), strict=True):
+        _curves(axis, results, results.rows, what)
+        _dress(axis, results, what)
+    figure.suptitle(f"{results.experiment.about}: median and range of {len(results.baseline)} seeds (dashed: uniform's best)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

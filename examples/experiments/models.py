@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 TORCHVISION = {"vgg11_bn": 32, "googlenet": 32, "inception_v3": 75, "mobilenet_v2": 32, "densenet121": 32}  # least pixels
-IMAGES = ("linear", "mlp", "small", "cnn", *BLOCKS, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
+IMAGES = ("linear", "mlp", "small", "cnn", "vgg", *BLOCKS, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
 
 
 def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -42,6 +42,16 @@ def cnn(shape: tuple[int, ...], classes: int, widths: tuple[int, int, int] = (64
         layers += [nn.Conv2d(before, after, 3), nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU()]
     head = [nn.Linear(4 * widths[-1], 128), nn.Dropout(dropout), nn.ReLU(), nn.Linear(128, 256), nn.Dropout(dropout), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(2), nn.Flatten(), *head, nn.Linear(256, classes))
+
+
+def vgg(shape: tuple[int, ...], classes: int, widths: tuple[int, int] = (48, 64)) -> nn.Module:
+    """Two pairs of convolutions of 3 x 3, a pooling after each, and two layers: 59 MFLOPs for an image of 28 x 28."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((shape[0], *widths)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.Conv2d(after, after, 3, padding=1), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    inputs = widths[-1] * (shape[1] // 4) * (shape[2] // 4)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, classes))
 
 
 class Residual(nn.Module):
@@ -172,7 +182,7 @@ def transformer(classes: int, path: Path, pretrained: bool = True, **options: An
     return TransformerClassifier(model)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn, "small": small_network}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn, "vgg": vgg, "small": small_network}
 
 
 def make_model(name: str, task: Task, **options: Any) -> nn.Module:

@@ -151,9 +151,13 @@ def correlations(results: Results) -> str:
     return table("approximation", columns, some)
 
 
+def _is_compared(results: Results) -> bool:
+    return results.experiment.kind == "methods" and "RHO-LOSS" in results.rows
+
+
 def overview(found: Mapping[str, Results]) -> str:
     """Plain training, the best of it, and RHO-LOSS, a line for each experiment that has them."""
-    mine = {results.experiment.name: results for results in found.values() if "RHO-LOSS" in results.rows}
+    mine = {results.experiment.name: results for results in found.values() if _is_compared(results)}
     whose = {id(results.baseline): results for results in mine.values()}
 
     def of(label: str, value: Callable[[Results, BySeed], str]) -> Callable[[BySeed], str]:
