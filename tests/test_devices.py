@@ -36,13 +36,18 @@ def test_batches_stay_where_the_loader_left_them_unless_asked_for_elsewhere():
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "method", ["rho_loss", "uniform", "train_loss", "gradient_norm_importance_sampling", "boltzmann_rho_loss"]
+    "method",
+    ["rho_loss", "proxy_rho_loss", "uniform", "train_loss", "gradient_norm_importance_sampling", "boltzmann_rho_loss"],
 )
 def test_a_step_on_a_gpu_never_waits_for_it(method):
     data, model = make_data(640), make_net(0).cuda()
     store = IrreducibleLossStore.from_model(make_net(1), data)
     loader = DataLoader(data, batch_size=8, pin_memory=True)
-    selector = build_selector(method, loader, model, store=store, device="model")
+    options = {}
+    if method == "proxy_rho_loss":  # as in the fast preset
+        proxy = make_net(2).cuda()
+        options = {"proxy": proxy, "proxy_optimizer": torch.optim.AdamW(proxy.parameters()), "max_irreducible_loss": 1.0}
+    selector = build_selector(method, loader, model, store=store, device="model", **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = list(selector.candidate_batches)
     selector.select(batches[0])

@@ -278,9 +278,9 @@ class TestWhileItPays:
         with pytest.raises(ValueError, match=message):
             self.make(data, validation, torch.zeros(N), **options)
 
-    def test_refuses_too_few_validation_examples(self, data):
-        with pytest.raises(ValueError, match="validation must have at least two batches of 16 examples, got 1"):
-            self.make(data, make_data(20), torch.zeros(N))
+    def test_refuses_no_validation_examples(self, data):
+        with pytest.raises(ValueError, match="validation has no batch; pass examples"):
+            self.make(data, [], torch.zeros(N))
 
 
 class TestGatedUniform:

@@ -46,7 +46,7 @@ class WhileItPaysSelector(CompositeSelector):
         model: the model in training.
         method: the selector to judge, built on the same loader and model. What it has that learns along, learns along always.
         validation: examples that nothing is trained on, with labels that can be trusted: a dataset, or batches such as the
-            loader's. At least two batches' worth.
+            loader's. Some hundreds are enough.
         otherwise: a cheaper selector for while the method does not pay, built on the same loader, such as
             ``GatedUniformSelector``; None for chance alone.
         cost: times a plain step that a step of the method takes, such as ``selector.cost().ratio`` of an earlier run; None to
@@ -191,6 +191,6 @@ def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
         collate = getattr(loader, "collate_fn", None)
         validation = DataLoader(validation, batch_size=min(size, len(validation)), collate_fn=collate, drop_last=True)
     batches = list(validation)
-    if len(batches) < 2:
-        raise ValueError(f"validation must have at least two batches of {size} examples, got {len(batches)}; pass more examples")
+    if not batches:
+        raise ValueError("validation has no batch; pass examples that nothing is trained on, a dataset or batches")
     return batches
