@@ -88,7 +88,8 @@ def on_changed(change: Callable[[Tensor], Tensor], forward: Forward | None = Non
 def compiled(forward: Forward | None = None, **options: Any) -> Forward:
     """The forward pass through ``torch.compile``, for one shape: give the selector a ``chunk_size``, so that all chunks have it.
 
-    Compiling takes half a minute, once for each mode, and needs a C++ compiler on a CPU. The result differs in the last bits.
+    Compiling takes half a minute, once for each mode, and needs a C++ compiler on a CPU. The result differs in the last bits. A
+    forward pass that is used for several models, or for training too, is compiled for each: give them one of their own.
 
     Args:
         forward: what to compile; None for the default.

@@ -44,15 +44,17 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
 class Cost:
     """What a step costs.
 
-    Seconds are medians over the latest steps, at most 256, on the model's own device; NaN where nothing was measured yet.
+    Seconds are medians over the latest steps, at most 256, on the device where candidates are scored; NaN where nothing was
+    measured yet, and on accelerators other than CUDA. A selector without a model measures by the clock.
 
     Attributes:
-        steps: batches selected so far.
+        steps: batches selected by this object.
         n_b: examples in a selected batch.
         n_B: examples in a candidate batch, or None where the loader does not tell.
         scored: examples that the model in training scored, per step.
         scored_by_others: examples that other models scored, such as a proxy, per step.
-        waiting: seconds a step for the loader; NaN where the selector is not iterated.
+        loaded: examples that were loaded, per step.
+        waiting: seconds a step for the loader; NaN where the selector is not iterated: then they are part of ``training``.
         selecting: seconds a step for scoring, ranking and cutting, and for what learns along.
         training: seconds a step for all that the loop does with a batch.
     """
@@ -62,15 +64,16 @@ class Cost:
     n_B: int | None  # noqa: N815
     scored: float
     scored_by_others: float
+    loaded: float
     waiting: float
     selecting: float
     training: float
 
     @property
     def ratio(self) -> float:
-        """How many times as long as a plain step a step takes; the plain one is taken to wait for n_b of the n_B examples."""
+        """How many times as long as a plain step a step takes; the plain one is taken to wait for n_b examples only."""
         waiting = 0.0 if math.isnan(self.waiting) else self.waiting
-        plain = self.training + waiting * self.n_b / (self.n_B or self.n_b)
+        plain = self.training + waiting * min(self.n_b / max(self.loaded, 1), 1.0)
         return (waiting + self.selecting + self.training) / plain if plain else float("nan")
 
     def __str__(self) -> str:
@@ -93,7 +96,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.steps = 0
-        self.scored = [0, 0]  # examples, by the model in training and by others
+        self.counts = [0, 0, 0]  # examples scored by the model in training, scored by others, loaded
         self._seconds: dict[Phase, deque[float]] = {phase: deque(maxlen=_RECENT) for phase in get_args(Phase)}
         self._pending: deque[tuple[Phase, Any, Any]] = deque()
         self._phase: Phase | None = None  # the one in progress,
@@ -110,7 +113,9 @@ class Ledger:
 
     def enter(self, phase: Phase, device: torch.device) -> None:
         """Say what begins now; the phase before it ends."""
-        on_host = device.type != "cuda"
+        if device.type not in ("cpu", "cuda"):
+            return
+        on_host = device.type == "cpu"
         now = time.perf_counter() if on_host else _event(device)
         if self._phase is not None:
             if on_host and type(self._since) is float:
@@ -120,15 +125,14 @@ class Ledger:
                 self._settle()
         self._phase, self._since = phase, now
 
-    def count(self, by_model: int, by_others: int) -> None:
-        """Add a step's examples that were scored."""
+    def count(self, scored: Iterable[int], loaded: int) -> None:
+        """Add a step's examples: scored by the model in training and by others, and loaded."""
         self.steps += 1
-        self.scored[0] += by_model
-        self.scored[1] += by_others
+        self.counts = [so_far + more for so_far, more in zip(self.counts, (*scored, loaded), strict=True)]
 
     def cost(self, n_b: int, n_B: int | None) -> Cost:
         self._settle()
-        per_step = [count / max(self.steps, 1) for count in self.scored]
+        per_step = [count / max(self.steps, 1) for count in self.counts]
         medians = [statistics.median(seconds or [math.nan]) for seconds in self._seconds.values()]
         return Cost(self.steps, n_b, n_B, *per_step, *medians)
 

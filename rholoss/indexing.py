@@ -99,11 +99,11 @@ def as_index(values: Any) -> Tensor:
         TypeError: the values are neither integers nor names.
         ValueError: they are not one per example.
     """
-    if type(values) is list and values and type(values[0]) is int:
-        array = np.array(values)
-        if array.dtype == np.int64 and array.ndim == 1:
-            return torch.from_numpy(array)
     try:
+        if type(values) is list and values and type(values[0]) is int:
+            array = np.array(values)
+            if array.dtype == np.int64 and array.ndim == 1:
+                return torch.from_numpy(array)
         if are_names(values):
             return hash_ids(values)
         index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)

@@ -12,9 +12,9 @@ from typing_extensions import Unpack
 from rholoss.batches import move
 from rholoss.crossfit import cross_fit
 from rholoss.fitting import fit_irreducible_model
-from rholoss.guest import derived_seed, device_of, forked_rng, untouched
+from rholoss.guest import derived_seed, device_of, forked_rng, seeded, untouched
 from rholoss.options import Options
-from rholoss.parts import split
+from rholoss.parts import dataset_of, split
 from rholoss.scoring import default_forward
 from rholoss.selector import Selector
 from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, WhileItPaysSelector
@@ -37,17 +37,18 @@ def fast_rho_loss(
     """RHO-LOSS at about the price of plain training, for a classifier: a small network scores for the large one.
 
     Irreducible losses come from a small network that was fitted on the holdout; another one, fresh, scores in place of the model
-    and learns along on what is selected. What the irreducible-loss model finds less probable than a guess is never selected. With
-    validation examples, selection stops while it does not pay, see ``WhileItPaysSelector``; then examples are drawn at random,
-    below the same limit.
+    and learns along on what is selected. What the irreducible-loss model finds less probable than a guess is left out, where
+    enough else is there. With validation examples, it is measured from step 100 on whether selection pays, see
+    ``WhileItPaysSelector``; before, and while it does not, examples are drawn at random, below the same limit or not, whatever is
+    measured to be better.
 
     Args:
         loader: a ``DataLoader`` over the training data, a map-style dataset.
         model: the model in training, a classifier with logits (n, C) as outputs.
-        holdout: labelled examples that the model is not trained on, with labels that can be trusted; None to cross-fit on the
-            training data in two halves.
-        validation: more of them, to choose the small network's weights by and to measure by; None to set a tenth of the holdout
-            apart, and not to measure.
+        holdout: a dataset of labelled examples that the model is not trained on, with labels that can be trusted; None to
+            cross-fit on the training data in two halves.
+        validation: more of them, to measure by, and to choose the small network's weights by where there is a holdout; None to
+            set a tenth of the holdout apart for that, and not to measure.
         proxy: makes a small network, with the weights drawn anew by each call; None for one that suits images (c, h, w) or
             vectors.
         store: irreducible losses made before; None to make them.
@@ -56,7 +57,8 @@ def fast_rho_loss(
         **options: see ``Selector``.
 
     Raises:
-        TypeError: the inputs are neither images nor vectors, or the outputs are not logits (n, C): pass ``proxy``.
+        TypeError: the inputs are neither images nor vectors: pass ``proxy``. Or the model is no classifier with logits (n, C)
+            and classes (n,), or the holdout no dataset.
 
     Examples:
         >>> import torch
@@ -69,10 +71,14 @@ def fast_rho_loss(
         >>> [len(y) for x, y in loader]
         [10, 10, 10]
     """
+    holdout, validation = (dataset_of(data) for data in (holdout, validation))
+    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in (holdout, validation)):
+        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
     seed = options.get("seed", 0)
     shape, classes = _shapes(loader, model, options)
-    if proxy is None and len(shape) not in (1, 3):
-        raise TypeError(f"a small network can be made for images (c, h, w) or vectors (d,), got shape {shape}; pass proxy=")
+    if proxy is None and (len(shape) not in (1, 3) or min(shape[1:], default=12) < 12):
+        what = "images (c, h, w) of at least 12 x 12 or vectors (d,)"
+        raise TypeError(f"a small network can be made for {what}, got shape {shape}; pass proxy=")
     make = proxy or (lambda: small_network(shape, classes))
     device = device_of(model) or torch.device("cpu")
 
@@ -93,10 +99,10 @@ def fast_rho_loss(
 
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A classifier that costs next to nothing: two convolutions for images (c, h, w), a layer of 256 for vectors (d,).
+    """A classifier that costs next to nothing: two convolutions for images of at least 12 x 12, a layer of 256 for vectors.
 
     Args:
-        shape: of one input.
+        shape: of one input, (c, h, w) or (d,).
         classes: how many.
     """
     if len(shape) == 1:
@@ -107,14 +113,16 @@ def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def _shapes(loader: DataLoader[Any], model: nn.Module, options: Options) -> tuple[tuple[int, ...], int]:
     """The shape of one input, and the number of classes, from one example."""
-    batch = loader.collate_fn([loader.dataset[0]])
     device = device_of(model)
     forward = options.get("forward") or default_forward
-    with untouched(model, device):
-        outputs, _ = forward(model, move(batch, device) if device is not None else batch)
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise TypeError(f"the fast preset is for classifiers, with outputs (n, C), got {got}; use RhoLossSelector")
+    with seeded(0, device=device), untouched(model, device):
+        batch = loader.collate_fn([loader.dataset[0]])
+        outputs, targets = forward(model, move(batch, device) if device is not None else batch)
+    is_one = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+    if not (is_one and isinstance(targets, Tensor) and not targets.is_floating_point()):
+        got = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in (outputs, targets)]
+        expected = "the fast preset is for classifiers, with logits (n, C) and classes (n,)"
+        raise TypeError(f"{expected}, got {' and '.join(got)}; use RhoLossSelector")
     inputs = batch[0] if isinstance(batch, (tuple, list)) else None
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) and inputs.is_floating_point() else ()
     return shape, outputs.shape[1]
@@ -129,16 +137,18 @@ def _make_store(
         def optimizer(parameters: Any) -> torch.optim.Optimizer:
             return torch.optim.AdamW(parameters, lr=_LR)
 
-        data = (DataLoader(part, batch_size=128, collate_fn=loader.collate_fn) for part in (training, chosen_by))
-        return fit_irreducible_model(network, *data, epochs=_EPOCHS, optimizer=optimizer, seed=seed, progress=False, **how)
+        own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
+        data = (DataLoader(part, batch_size=128, **own) for part in (training, chosen_by))
+        hooks = {name: how[name] for name in ("forward", "loss")}
+        return fit_irreducible_model(network, *data, epochs=_EPOCHS, optimizer=optimizer, seed=seed, progress=False, **hooks)
 
     def halves(part: Any) -> Any:
         _, training, chosen_by = split(part, holdout=0.9, validation=0.1, seed=seed)
         return fit(fresh("fold", int(part.indices[0])), training, chosen_by)
 
-    data = DataLoader(loader.dataset, batch_size=256, collate_fn=loader.collate_fn)
+    how |= {"batch_size": 256, "progress": False}
     if holdout is None:
-        return cross_fit(data, halves, folds=2, seed=seed, progress=False, **how)
+        return cross_fit(loader, halves, folds=2, seed=seed, **how)
     if validation is None:
         _, holdout, validation = split(holdout, holdout=0.9, validation=0.1, seed=seed)
-    return IrreducibleLossStore.from_model(fit(fresh("holdout"), holdout, validation), data, progress=False, **how)
+    return IrreducibleLossStore.from_model(fit(fresh("holdout"), holdout, validation), loader, **how)

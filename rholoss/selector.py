@@ -233,7 +233,7 @@ class Selector(ABC):
         chosen = index if everything else index[positions]
         self.last = Selection(chosen, positions, weights, score, index, self.step, self.epoch, candidates.notes)
         selected = batch if everything else cut(batch, Rows(positions), n_B)
-        self._ledger.count(*candidates.scored)
+        self._ledger.count(candidates.scored, n_B)
         if self.listeners:
             self._tell(candidates, self.last)
         self.after_select(candidates, self.last, selected)

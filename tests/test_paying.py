@@ -46,6 +46,12 @@ class Fixed(Selector):
         return self.table[candidates.index]
 
 
+class Loaded(UniformSelector):
+    """Chance that sees the batch."""
+
+    by_index_alone = False
+
+
 def with_wrong_labels(data, share):
     x, y = data.tensors
     wrong = torch.rand(N, generator=torch.Generator().manual_seed(3)) < share
@@ -76,13 +82,14 @@ class TestWhileItPays:
         model = net or make_net(0)
         method = Fixed(loader, model, table=table, keep=0.25)
         if load_all:
-            options["otherwise"] = UniformSelector(loader, model, keep=0.25)
+            options["otherwise"] = Loaded(loader, model, keep=0.25)
         return WhileItPaysSelector(loader, model, method, validation, keep=0.25, **options)
 
     def test_right_labels_pay_among_wrong_ones_and_wrong_ones_do_not(self, data, validation):
         noisy, wrong = with_wrong_labels(data, 0.5)
         for table, expected in ((-wrong.float(), True), (wrong.float(), False)):
-            selector = self.make(noisy, validation, table, every=2, batches=6, cost=1.1)
+            net = nn.Linear(FEATURES, CLASSES)
+            selector = self.make(noisy, validation, table, net=net, every=2, batches=12, cost=1.1)
             for _ in selector:
                 pass
             assert (selector.decides is selector.method) is expected
@@ -258,6 +265,35 @@ class TestWhileItPays:
         assert set(sizes[22 + ahead : 30]) == {8}
         assert len(selector.gains) == 1
 
+    def test_other_examples_are_drawn_in_every_epoch_though_the_loader_draws_the_same(self, data, validation):
+        loader = DataLoader(data, batch_size=8)
+        model = make_net(0)
+        method = Fixed(loader, model, table=torch.zeros(N), keep=0.1)
+        selector = WhileItPaysSelector(loader, model, method, validation, every=10**6, keep=0.1)
+        epochs = [tuple(i for _ in selector for i in selector.last.index.tolist()) for _ in range(4)]
+        assert len(set(epochs)) == 4
+
+    def test_what_makes_matters_worse_does_not_pay_though_chance_is_worse_than_nothing(self, data, validation):
+        selector = self.make(data, validation, torch.rand(N), every=1, batches=3, cost=4.0)
+        selector._worth[:] = [[-2.0, -1.0], [-2.1, -1.1], [-1.9, -1.0]]
+        selector._decide(3, 32, 8)
+        assert selector.decides is selector.chance
+
+    def test_a_cheaper_selector_that_reads_the_batch_sees_it(self, data, validation):
+        loader = DataLoader(data, batch_size=8)
+        store, model = IrreducibleLossStore(torch.zeros(N)), make_net(0)
+        otherwise = ProxyRhoLossSelector(loader, None, store, make_net(1), keep=0.25)
+        method = RhoLossSelector(loader, model, store, keep=0.25)
+        selector = WhileItPaysSelector(loader, model, method, validation, otherwise=otherwise, keep=0.25)
+        next(iter(selector))
+        assert len(selector.last.candidate_index) == 32
+
+    def test_building_it_draws_nothing_from_the_global_generator(self, data, validation):
+        loader = DataLoader(data, batch_size=8)
+        state = torch.get_rng_state()
+        fast_rho_loss(loader, make_net(0), None, DataLoader(validation, batch_size=8, shuffle=True), keep=0.25)
+        assert torch.equal(torch.get_rng_state(), state)
+
     def test_keeps_the_contract(self, validation):
         def build(loader, model, *, store, keep, forward=None, **options):
             method = RhoLossSelector(loader, model, store, keep=keep, forward=forward, **options)
@@ -354,14 +390,14 @@ class TestFastPreset:
 
         model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
         loader = DataLoader(data, batch_size=4, collate_fn=collate)
-        with pytest.raises(TypeError, match=r"images \(c, h, w\) or vectors \(d,\), got shape \(\); pass proxy="):
+        with pytest.raises(TypeError, match=r"at least 12 x 12 or vectors \(d,\), got shape \(\); pass proxy="):
             fast_rho_loss(loader, model, forward=forward)
         selector = fast_rho_loss(loader, model, forward=forward, proxy=lambda: small_network((3, 16, 20), 3))
         assert next(iter(selector))["image"].shape == (4, 3, 16, 20)
 
     def test_refuses_what_is_no_classifier(self):
         data = TensorDataset(torch.randn(64, 6), torch.randn(64))
-        with pytest.raises(TypeError, match=r"classifiers, with outputs \(n, C\), got \(1,\); use RhoLossSelector"):
+        with pytest.raises(TypeError, match=r"classes \(n,\), got torch.float32 \(1,\) and torch.float32 \(1,\)"):
             fast_rho_loss(DataLoader(data, batch_size=8), nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)))
 
     def test_finds_the_wrong_labels(self, data, validation):
@@ -371,6 +407,20 @@ class TestFastPreset:
         selector = fast_rho_loss(DataLoader(noisy, batch_size=8, drop_last=True), make_net(0), holdout, keep=0.2)
         share = torch.cat([wrong[selector.last.index].float() for _ in selector]).mean()
         assert share < 0.25
+
+    def test_only_what_the_loader_may_draw_is_scored(self, data):
+        sampler = torch.utils.data.SubsetRandomSampler(list(range(400)))
+        holdout = torch.utils.data.Subset(data, range(400, 600))
+        selector = fast_rho_loss(DataLoader(data, batch_size=8, sampler=sampler), make_net(0), holdout, keep=0.2)
+        assert len(selector.store) == 400 or selector.store.coverage == 400 / N
+        assert len(next(iter(selector))[1]) == 8
+
+    def test_lists_of_batches_and_small_images_are_refused(self, data, loader):
+        with pytest.raises(TypeError, match="must be datasets of examples, got lists of batches"):
+            fast_rho_loss(loader, make_net(0), None, [data.tensors[0]], keep=0.2)
+        images = TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 2)
+        with pytest.raises(TypeError, match=r"at least 12 x 12 .* got shape \(1, 8, 8\)"):
+            fast_rho_loss(DataLoader(images, batch_size=4), nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
 
     def test_small_networks_take_any_size(self):
         for shape in ((1, 28, 28), (3, 64, 48)):

@@ -21,6 +21,8 @@ class IrreducibleLossSelector(StoreSelector):
         Mindermann et al., ICML 2022: a baseline there, "negative IL".
     """
 
+    by_index_alone = True
+
     def __init__(
         self, loader: Any, model: Any = None, store: IrreducibleLossStore | None = None, **options: Unpack[Options]
     ) -> None:
@@ -43,6 +45,8 @@ class GatedUniformSelector(StoreSelector):
         max_irreducible_loss: the limit, in nats, such as ``math.log(number of classes)``, what a guess would lose.
         **options: see ``Selector``.
     """
+
+    by_index_alone = True
 
     def __init__(
         self,

@@ -27,8 +27,8 @@ class ShortListRhoLossSelector(StoreSelector):
     the mean loss of those scored last; and of those that were scored the longest ago. For data whose loading or augmentation
     costs more than the model.
 
-    What is remembered is as old as the loader reads ahead, and resuming is exact where it does not: with ``num_workers=0``. On an
-    accelerator, drawing waits for it.
+    What is remembered is as old as the loader reads ahead, and resuming is exact where it does not: with ``num_workers=0``. An
+    accelerator is waited for in every step.
 
     Args:
         loader: see ``Selector``; a ``DataLoader`` over a map-style dataset, with ``keep``.
@@ -86,12 +86,12 @@ class ShortListRhoLossSelector(StoreSelector):
         return [drawn[i] for i in functional.top(score, count).tolist()]
 
     def score(self, candidates: Candidates) -> Tensor:
+        when = self._when[candidates.loader_index.cpu()]
+        candidates.notes["age"] = (candidates.step - when[when >= 0]).float().mean()
         return self.formula(candidates.loss, self.irreducible_loss(candidates), candidates.notes)
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
-        index, loss = candidates.index.cpu(), candidates.loss.cpu()
-        when = self._when[index]
-        candidates.notes["age"] = (candidates.step - when[when >= 0]).float().mean()
+        index, loss = candidates.loader_index.cpu(), candidates.loss.cpu()
         self._loss[index], self._when[index], self._mean = loss, candidates.step, loss.mean()
 
     def extra_state(self) -> dict[str, Any]:

@@ -11,5 +11,7 @@ from rholoss.selector import Selector
 class UniformSelector(Selector):
     """Keeps n_b candidates at random. Needs no model and runs no forward pass."""
 
+    by_index_alone = True
+
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.rand()

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import break_even
-from rholoss.guest import derived_seed
-from rholoss.indexing import is_map_style
+from rholoss.guest import derived_seed, seeded
+from rholoss.indexing import IndexedBatches, is_map_style
 from rholoss.options import Options
 from rholoss.selection import Selection
 from rholoss.selector import Selector
@@ -34,19 +34,19 @@ class WhileItPaysSelector(CompositeSelector):
     the next measurement if its worth is above its cost times that of random examples, by more than the standard error of the
     difference: where nothing can be told apart, it does not pay. If it does not, the other one decides if its worth is above
     that of random examples in the same way, and chance if not; the run begins with the other one, or with chance.
-    Where the one that decides needs no model, and training is on the CPU, only what it chooses is loaded: a step then costs what
-    a plain step does.
+    Where the one that decides goes by the index alone, training is on the CPU, and ``keep`` is given, only what it chooses is
+    loaded: a step then costs what a plain step does.
 
     A measurement takes about the time of ``5 * batches`` steps, and is made at step ``every`` and then whenever the steps have
     doubled. It changes nothing in the run; what it decides depends on the data, the weights and the seed alone. On an
-    accelerator it is waited for.
+    accelerator it is waited for. Resuming is exact with ``num_workers=0``, as what is loaded is decided when it is drawn.
 
     Args:
         loader: see ``Selector``.
         model: the model in training.
         method: the selector to judge, built on the same loader and model. What it has that learns along, learns along always.
-        validation: examples that nothing is trained on, with labels that can be trusted: a dataset, or batches such as the
-            loader's. Some hundreds are enough.
+        validation: examples that nothing is trained on, with labels that can be trusted: a dataset, or a loader or list of
+            batches such as the loader's. Some hundreds are enough.
         otherwise: a cheaper selector for while the method does not pay, built on the same loader, such as
             ``GatedUniformSelector``; None for chance alone.
         cost: times a plain step that a step of the method takes, such as ``selector.cost().ratio`` of an earlier run; None to
@@ -107,10 +107,10 @@ class WhileItPaysSelector(CompositeSelector):
         """Of the positions in the dataset that the sampler drew, those to load."""
         loader = self._source.loader
         ahead = loader.num_workers * (loader.prefetch_factor or 0)  # batches that may be drawn before their step
-        unread = self.decides.model is None and self.scoring_device.type == "cpu"
+        unread = getattr(self.decides, "by_index_alone", False) and self.scoring_device.type == "cpu"
         if self.step + ahead >= self._next or len(drawn) <= self.n_b or not unread:
             return drawn
-        seed = derived_seed("while it does not pay", self._generator.initial_seed(), drawn[0], drawn[-1])
+        seed = derived_seed("while it does not pay", self._generator.initial_seed(), self.epoch, drawn[0], drawn[-1])
         generator = torch.Generator().manual_seed(seed)  # by what was drawn: drawn again after a resume, it is the same
         index, when = self._source.index_of(drawn), (self.step, self.epoch)
         unseen = Candidates(index, None, None, self._scorer, torch.device("cpu"), when, generator)
@@ -129,8 +129,9 @@ class WhileItPaysSelector(CompositeSelector):
         apart = candidates.apart(seed)
         before, n_B = apart.scored[0], len(apart)
         n_b = min(self.n_b, n_B)
-        choices = [part.choose(apart, part.score(apart), n_b)[0] for part in self.parts()]
+        choices = [self.method.choose(apart, self.method.score(apart), n_b)[0]]
         self._scored += apart.scored[0] - before
+        choices += [part.choose(apart, part.score(apart), n_b)[0] for part in self.parts()[1:]]
         target = self._gradient(self._validation[len(self._worth) % len(self._validation)])
         cuts = (cut(candidates.batch, Rows(positions), n_B) for positions in choices)
         self._worth.append([along(self._gradient(batch), target) for batch in cuts])
@@ -146,7 +147,7 @@ class WhileItPaysSelector(CompositeSelector):
         self.decides = self.chance
         if self.otherwise is not None and clearly_above(others[0], at_random):
             self.decides = self.otherwise
-        if clearly_above(worth, [cost * each for each in at_random]):
+        if clearly_above(worth, [cost * max(each, 0.0) for each in at_random]):  # what makes matters worse pays for nothing
             self.decides = self.method
         self._next = max(2 * self._next, step + 1)
         self._worth.clear()
@@ -155,7 +156,8 @@ class WhileItPaysSelector(CompositeSelector):
     def _gradient(self, batch: Any) -> list[Tensor]:
         """Of the mean loss of a batch with respect to the weights, in eval mode."""
         wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        with self._scorer.around(self.model, "eval") as device, torch.enable_grad():
+        cudnn = torch.backends.cudnn.flags(enabled=not any(isinstance(layer, nn.RNNBase) for layer in self.model.modules()))
+        with self._scorer.around(self.model, "eval") as device, torch.enable_grad(), cudnn:  # its RNNs train in train mode only
             outputs, targets = self._scorer.forward(self.model, move(batch, device) if device is not None else batch)
             losses = self._scorer.loss(outputs, targets)
             gradients = torch.autograd.grad(losses.float().mean(), wanted, allow_unused=True)
@@ -186,11 +188,15 @@ def along(gradient: list[Tensor], target: list[Tensor]) -> float:
 
 
 def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
-    """Validation batches, all of one size: of a dataset, or those that are given."""
-    if hasattr(validation, "__getitem__") and not isinstance(validation, (list, tuple)):
-        collate = getattr(loader, "collate_fn", None)
-        validation = DataLoader(validation, batch_size=min(size, len(validation)), collate_fn=collate, drop_last=True)
-    batches = list(validation)
+    """Validation batches: of a dataset, or those that are given."""
+    if isinstance(validation, tuple) or not (hasattr(validation, "__iter__") or hasattr(validation, "__getitem__")):
+        raise TypeError(f"validation must be a dataset, a loader or a list of batches, got {type(validation).__name__}")
+    if hasattr(validation, "__getitem__") and not isinstance(validation, (list, IterableDataset)):
+        source = loader.batches if isinstance(loader, IndexedBatches) else loader
+        size = max(1, min(size, len(validation)))
+        validation = DataLoader(validation, size, collate_fn=getattr(source, "collate_fn", None), drop_last=True)
+    with seeded(0):  # of what is drawn in reading them, the user's generators know nothing
+        batches = list(validation)
     if not batches:
         raise ValueError("validation has no batch; pass examples that nothing is trained on, a dataset or batches")
     return batches
