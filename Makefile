@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo tutorial test lint types docs wheel check clean help
+.PHONY: demo tutorial costs test lint types docs wheel check clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,10 @@ demo: $(READY)   ## train on the handwritten digits with 30 % wrong labels: unif
 
 tutorial: $(READY)  ## run the tutorial notebook anew and write its outputs into it
 	$(BIN)/python tests/execute_notebook.py examples/tutorial.ipynb
+
+costs: $(READY)  ## print what selection costs and what comes of it, from the committed measurements
+	$(BIN)/python examples/benchmarks/step_costs.py --report examples/results/step_costs.json
+	$(BIN)/python examples/experiments/report.py fast fast-clean fast-clean-mnist
 
 test: $(READY)   ## run the tests
 	$(BIN)/python -m pytest
