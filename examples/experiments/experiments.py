@@ -259,7 +259,7 @@ def paying(setup: Setup, steps: int, full: int, fast: int) -> dict[str, Setup]:
         "uniform, lr 3e-4": replace(plain(setup, steps), lr=3e-4),
         "uniform, lr 1e-3, cosine": replace(plain(setup, steps), schedule="cosine"),
         "RHO-LOSS, gate": by(replace(alone, steps=full), "rho_loss", **limit, **chunked),
-        "RHO-LOSS, while it pays": by(replace(alone, steps=full), "while_it_pays", **chunked),
+        "RHO-LOSS, while it pays": by(replace(alone, steps=fast), "while_it_pays", **chunked),
         "by a small network": by(replace(setup, steps=fast), "proxy_rho_loss", **limit),
         "by a small network, while it pays": by(replace(setup, steps=fast), "while_it_pays"),
         "uniform below the gate": by(replace(alone, steps=fast), "gated_uniform", **limit),
