@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from rholoss.ids import are_names, hash_ids, tensor_of
-from rholoss.parts import Part
 
-_DOOR = (
+DOOR = (
     "wrap it in rholoss.IndexedBatches(loader, index=...) and say where a batch holds the indices of its examples, "
     "or in rholoss.IndexedBatches(pairs) if it yields (index, batch)"
 )
@@ -109,31 +107,15 @@ def as_index(values: Any) -> Tensor:
         index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {_DOOR}"
+            f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {DOOR}"
         ) from error
     if index.numel() == 0:  # an empty list has a floating dtype
         return index.long()
     if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
-        raise TypeError(f"indices must be integers, got dtype {index.dtype}; {_DOOR}")
+        raise TypeError(f"indices must be integers, got dtype {index.dtype}; {DOOR}")
     if index.ndim != 1:
-        raise ValueError(f"indices must be one per example, shape (n,), got shape {tuple(index.shape)}; {_DOOR}")
+        raise ValueError(f"indices must be one per example, shape (n,), got shape {tuple(index.shape)}; {DOOR}")
     return index.long()
-
-
-def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """A copy of a map-style loader that yields ``IndexedBatch``; the loader itself is left as it is.
-
-    The copy shares the dataset, sampler, generator and every option with the loader. The index is attached where the dataset is
-    read, in the worker, and peeled off before the user's ``collate_fn``: nothing that happens between can pair it with another
-    example.
-    """
-    return altered(
-        loader,
-        dataset=_IndexedDataset(loader.dataset),
-        collate_fn=_IndexedCollate(loader.collate_fn),
-        worker_init_fn=_WorkerInit(loader.worker_init_fn),
-        **changes,
-    )
 
 
 def altered(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
@@ -162,11 +144,11 @@ def refuse_unindexed(loader: object) -> None:
         raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
     if isinstance(loader, DataLoader):
         raise TypeError(
-            f"a {name} over the IterableDataset {type(loader.dataset).__name__} does not say which examples it yields; {_DOOR}"
+            f"a {name} over the IterableDataset {type(loader.dataset).__name__} does not say which examples it yields; {DOOR}"
         )
     if isinstance(loader, Iterable):
         raise TypeError(
-            f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields; {_DOOR}"
+            f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields; {DOOR}"
         )
     raise TypeError(f"expected a DataLoader as the first argument, got {name}")
 
@@ -176,68 +158,6 @@ def check_indexed(item: Any, loader: object) -> IndexedBatch:
     if not isinstance(item, IndexedBatch):
         raise TypeError(
             f"{type(loader).__name__} overrides how batches are yielded and lost the index on the way: "
-            f"expected an IndexedBatch, got {type(item).__name__}; pass on what super().__iter__() yields, or {_DOOR}"
+            f"expected an IndexedBatch, got {type(item).__name__}; pass on what super().__iter__() yields, or {DOOR}"
         )
     return item
-
-
-class _Read(NamedTuple):
-    """What was read from a dataset, on its way to the collate function."""
-
-    index: Any
-    examples: Any
-
-
-class _IndexedDataset:
-    """Reads from a dataset and says what was asked for. Forwards reading and length, nothing else."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: Any) -> _Read:
-        return _Read(self._original(index), self.dataset[index])
-
-    def __getitems__(self, indices: Any) -> _Read:
-        dataset = self.dataset
-        read_many = getattr(dataset, "__getitems__", None)
-        if read_many is None:
-            return _Read(self._original(indices), [dataset[i] for i in indices])
-        asked = copy.copy(indices)  # a dataset may sort the list that it is asked with
-        return _Read(self._original(asked), read_many(indices))
-
-    def _original(self, positions: Any) -> Any:
-        """Of a part, the indices that its examples have in the whole dataset."""
-        return self.dataset.indices[positions] if isinstance(self.dataset, Part) else positions
-
-
-class _IndexedCollate:
-    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
-        self.collate_fn = collate_fn
-
-    def __call__(self, read: _Read) -> IndexedBatch:
-        examples = read.examples
-        if self.collate_fn is default_collate:  # leaves its examples in their order
-            return IndexedBatch(as_index(read.index), default_collate(examples))
-        before = list(examples) if isinstance(examples, list) else []
-        batch = self.collate_fn(examples)
-        moved = any(map(operator.is_not, before, examples))
-        if moved and set(map(id, before)) == set(map(id, examples)):
-            raise ValueError(f"the collate_fn sorted its examples, so that their indices are lost; let them carry it and {_DOOR}")
-        return IndexedBatch(as_index(read.index), batch)
-
-
-class _WorkerInit:
-    """Shows a worker's code the user's own dataset, as in a plain loader, then runs the user's ``worker_init_fn``."""
-
-    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
-        self.worker_init_fn = worker_init_fn
-
-    def __call__(self, worker_id: int) -> None:
-        info = get_worker_info()
-        if info is not None and isinstance(info.dataset, _IndexedDataset):
-            object.__setattr__(info, "dataset", info.dataset.dataset)  # WorkerInfo refuses a plain assignment
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)

@@ -12,13 +12,13 @@ from rholoss.indexing import (
     IndexedBatch,
     IndexedBatches,
     altered,
-    attach_index,
     check_indexed,
     idle,
     is_map_style,
     refuse_unindexed,
 )
 from rholoss.parts import Part, whole_length
+from rholoss.reading import attach_index
 from rholoss.sampling import MembersOnly, PositionedSampler, Shorten, Shortened, drawable, plain_sampler, skipped
 from rholoss.sizes import describe
 

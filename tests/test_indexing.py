@@ -19,11 +19,13 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
     get_worker_info,
 )
 
-from rholoss import IndexedBatch, IndexedBatches, build_selector, hash_ids
+from rholoss import IndexedBatch, IndexedBatches, Part, build_selector, hash_ids
+from rholoss.reading import attach_index
 
 N = 40
 
@@ -702,3 +704,38 @@ def test_candidate_batches_can_be_fetched_and_selected_from_one_ahead():
         batch = selector.select(candidates)
         assert numbers_in(batch) == selector.last.index.tolist()
         assert torch.equal(selector.last.candidate_index, candidates.index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("of_part", [False, True])
+def test_tensors_in_memory_are_read_at_once_and_come_out_as_they_do_from_a_plain_loader(workers, of_part):
+    x, y, z = torch.randn(50, 3, 4), torch.arange(50), torch.rand(50) > 0.5
+    data = TensorDataset(x, y, z)
+    data = Part(data, torch.randperm(50)[:37]) if of_part else data
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    plain, indexed = (
+        DataLoader(data, batch_size=8, shuffle=True, num_workers=workers, generator=generator) for generator in generators
+    )
+    assert attach_index(indexed).dataset.columns is not None
+    for batch, (index, mine) in zip(plain, attach_index(indexed), strict=True):
+        assert type(mine) is type(batch) is list
+        assert index.dtype == torch.int64
+        assert index.tolist() == batch[1].tolist()
+        for one, other in zip(mine, batch, strict=True):
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+            assert one.is_contiguous()
+
+
+def test_what_may_do_more_than_stack_is_read_one_by_one():
+    class Own(TensorDataset):
+        pass
+
+    x = torch.randn(10, 2)
+    for data, options in (
+        (Own(x), {}),
+        (TensorDataset(x), {"collate_fn": lambda examples: torch.stack([e[0] for e in examples])}),
+        (TensorDataset(x.clone().requires_grad_()), {}),
+        (TensorDataset(x.to_sparse()), {}),
+    ):
+        assert attach_index(DataLoader(data, batch_size=2, **options)).dataset.columns is None

@@ -22,6 +22,7 @@ LAYERS = [
     "parts",
     "batches",
     "indexing",
+    "reading",
     "sampling",
     "sizes",
     "scoring",

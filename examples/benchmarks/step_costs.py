@@ -161,12 +161,25 @@ def wrapper(bench: Bench, rounds: int, steps: int) -> Table:
             cut(batch, Rows(positions), 320)
         return (time.process_time() - began) / 400
 
-    wrapped = per_step(UniformSelector(loader, keep=1.0))
-    found = compare({"bare": per_step(loader), "wrapped": wrapped, "pieces": pieces}, 3 * rounds, 1)
-    extra = [a - b for a, b in zip(found["wrapped"], found["bare"], strict=True)]
+    one_by_one = DataLoader(list(zip(x, y, strict=True)), batch_size=N_B)  # type: ignore[arg-type]
+    ways = {
+        "bare": per_step(loader),
+        "wrapped": per_step(UniformSelector(loader, keep=1.0)),
+        "bare, one by one": per_step(one_by_one),
+        "wrapped, one by one": per_step(UniformSelector(one_by_one, keep=1.0)),
+        "pieces": pieces,
+    }
+    found = compare(ways, 3 * rounds, 1)
+
+    def extra(kind: str) -> dict[str, list[float]]:
+        more = [a - b for a, b in zip(found[f"wrapped{kind}"], found[f"bare{kind}"], strict=True)]
+        return {"us": [1e6 * s for s in more], "% of a step of 1 ms": [1e5 * s for s in more]}
+
     return {
-        "the loader alone, a batch of 32": {"us": [1e6 * s for s in found["bare"]]},
-        "more with UniformSelector(keep=1)": {"us": [1e6 * s for s in extra], "% of a step of 1 ms": [1e5 * s for s in extra]},
+        "the loader alone, a batch of 32 of a TensorDataset": {"us": [1e6 * s for s in found["bare"]]},
+        "more with UniformSelector(keep=1)": extra(""),
+        "the loader alone, examples read one by one": {"us": [1e6 * s for s in found["bare, one by one"]]},
+        "more with UniformSelector(keep=1), likewise": extra(", one by one"),
         "look-up, rank and cut, 320 candidates": {"us": [1e6 * s for s in found["pieces"]]},
     }
 
