@@ -373,7 +373,6 @@ CNN_PAYING = paying(CONVOLUTIONAL, 2000, 400, 1000)
 PAYING = [
     Experiment("fast", "30 % wrong, a convolutional network of 59 MFLOPs", CNN_PAYING, kind="paying"),
     Experiment("fast-clean", "Fashion-MNIST as it is, an MLP of 3 x 1,024, cosine decay", clean(CLEAN), FIVE, kind="paying"),
-    Experiment("fast-clean-mnist", "MNIST as it is, likewise", clean(replace(CLEAN, task="mnist")), FIVE, kind="paying"),
 ]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
