@@ -290,7 +290,8 @@ def test_seconds_are_compared_with_those_of_the_best_plain_training():
     results = module("summary").results_of(replace(experiment, kind="paying"), rows)
     found = [cell for _, cell in cells(module("report").report(results), "RHO-LOSS")]
     assert found[1:7] == ["1.00", "40", "4.0", "9.0", "1.0", "0.4"]
-    assert found[7:] == ["90.0", "0.0", "90.0", "40"]
+    assert found[7:9] == ["2.0 (1.0 to 2.0)", "0.6 (0.4 to 0.6)"]
+    assert found[9:] == ["90.0", "0.0", "90.0", "40"]
     assert [cell for _, cell in cells(module("report").report(results), "uniform")][2:5] == ["never", "never", "never"]
     assert "The best uniform is: uniform, lr 3e-4." in module("report").report(results)
 

@@ -27,14 +27,14 @@ def columns(results: Results) -> list[tuple[str, Cell]]:
     def with_target(value: Callable[[Row, Row], float], form: Callable[[float], str]) -> Cell:
         return lambda rows: spread([value(row, target[seed]) for seed, row in sorted(rows.items()) if seed in target], form)
 
-    def took(rows: BySeed, included: bool) -> list[float]:
+    def took(rows: BySeed, included: bool, less: float = 0.0) -> list[float]:
         before = [rows[seed]["seconds_before"] * included for seed in sorted(set(rows) & set(target))]
-        return [b + s for b, s in zip(before, to_reach(rows, target, "seconds"), strict=True)]
+        return [b + s for b, s in zip(before, to_reach(rows, target, "seconds", less), strict=True)]
 
-    def fewer(included: bool) -> Cell:
+    def fewer(included: bool, less: float = 0.0) -> Cell:
         def cell(rows: BySeed) -> str:
-            theirs = to_reach({seed: target[seed] for seed in rows if seed in target}, target, "seconds")
-            return spread([0.0 if s == NEVER else t / s for t, s in zip(theirs, took(rows, included), strict=True)], times)
+            theirs = to_reach({seed: target[seed] for seed in rows if seed in target}, target, "seconds", less)
+            return spread([0.0 if s == NEVER else t / s for t, s in zip(theirs, took(rows, included, less), strict=True)], times)
 
         return cell
 
@@ -51,6 +51,8 @@ def columns(results: Results) -> list[tuple[str, Cell]]:
         ("included", lambda rows: spread(took(rows, True), seconds)),
         ("times fewer seconds", fewer(False)),
         ("times fewer, included", fewer(True)),
+        ("to 1 point less", fewer(False, 0.01)),
+        ("to 1 point less, included", fewer(True, 0.01)),
         ("at uniform's seconds, %", by_then(False)),
         ("at uniform's seconds, included, %", by_then(True)),
         ("best, %", lambda rows: spread([best(row) for row in rows.values()], percent)),
