@@ -300,7 +300,7 @@ def growth(bench: Bench, rounds: int, steps: int) -> Table:
 
 
 def peers(bench: Bench, rounds: int, steps: int) -> Table:
-    """Loops written by hand: the least that RHO-LOSS takes, and the rules of Selective-Backprop and InfoBatch."""
+    """Loops written by hand: the least that RHO-LOSS takes, and the rule of Selective-Backprop."""
 
     def by_hand(model: nn.Module, loader: Any) -> Iterator[Any]:
         data = TensorDataset(*bench.data.tensors, torch.arange(N))  # type: ignore[attr-defined]
