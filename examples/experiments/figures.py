@@ -64,7 +64,7 @@ def _median_curve(rows: BySeed, what: str) -> tuple[list[float], list[float], li
 def _curves(axis: Axes, results: Results, labels: Iterable[str], what: str) -> None:
     grays, colors = cycle(GRAYS), cycle(COLORS)
     for label in labels:
-        color = next(grays if label.startswith("uniform") else colors)
+        color = next(grays if label == "uniform" or label.startswith("uniform,") else colors)
         where, low, mid, high = _median_curve(results.rows[label], what)
         if where[-1] <= 0:
             continue
@@ -80,6 +80,7 @@ def _dress(axis: Axes, results: Results, what: str, below: float = 12) -> None:
     axis.axhline(goal, color="tab:gray", linestyle="--", linewidth=0.8)
     axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(max(goal - below, 0), max(tops) + 1))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.xaxis.set_minor_formatter(StrMethodFormatter(""))
     axis.grid(alpha=0.3)
 
 
