@@ -10,11 +10,11 @@ import argparse
 import copy
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-
 
 def main():
+    import nbformat  # here: where this is only collected, the packages need not be there
+    from nbclient import NotebookClient
+
     parser = argparse.ArgumentParser(description="Run a notebook and write it with its outputs.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, help="where to write it (default: where it is)")
