@@ -57,7 +57,7 @@ def test_models_are_drawn_from_the_global_state():
 
 
 def test_a_name_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"no model 'mpl' for a task; did you mean 'mlp'\? there are linear, mlp$"):
+    with pytest.raises(ValueError, match=r"no model 'mpl' for a task; did you mean 'mlp'\? there are linear, mlp, small$"):
         make_model("mpl", task_of(4))
     with pytest.raises(ValueError, match="no model 'torchvision/vgg11_bn' for a task"):
         make_model("torchvision/vgg11_bn", task_of(4))

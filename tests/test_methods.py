@@ -28,6 +28,7 @@ OPTIONS = {
     "rho_loss_then_uniform": {"from_step": 2},
     "proxy_rho_loss": {"compare_every": 1},
     "boltzmann_rho_loss": {"temperature": schedules.Geometric(2.0, 0.5, steps=3)},
+    "short_list_rho_loss": {"share": 1.0},
     "bald": {"passes": PASSES},
     "entropy": {"passes": PASSES},
     "conditional_entropy": {"passes": PASSES},
@@ -121,6 +122,7 @@ ORACLES = {
     "online_rho_loss": lambda step: ranked(step.reducible(step.now())),
     "stale_rho_loss": lambda step: ranked(step.reducible(step.models[max(step.number - 1, 0)])),
     "proxy_rho_loss": lambda step: ranked(step.reducible(PROXY)),
+    "short_list_rho_loss": lambda step: ranked(step.reducible(step.now())),
     "boltzmann_rho_loss": boltzmann,
     "rho_loss_then_uniform": lambda step: ranked(
         step.reducible(step.now()) if step.number < 2 else step.random_numbers(N_CANDIDATES)
@@ -167,6 +169,32 @@ def compare_with_oracle(name, build):
 @pytest.mark.parametrize("name", sorted(ORACLES))
 def test_a_method_scores_and_chooses_what_its_oracle_does(name):
     compare_with_oracle(name, name)
+
+
+def check_short_list(build):
+    """What was scored is known by its age, and the oldest is what is listed."""
+    store, options = IrreducibleLossStore.from_model(IRREDUCIBLE_MODEL, DATA), {"keep": N_B / N_CANDIDATES}
+    selector = build(DataLoader(DATA, batch_size=N_B), make_net(0), store, share=1.0, **options)
+    list(selector)
+    assert [float(selector.last.notes["age"]) for _ in selector] == [STEPS] * STEPS
+    selector = build(DataLoader(DATA, batch_size=N_B), make_net(0), store, share=0.5, oldest=1.0, **options)
+    listed = [i for _ in range(2) for _ in selector for i in selector.last.candidate_index.tolist()]
+    assert sorted(listed) == list(range(len(DATA)))
+
+
+def check_gated_uniform(build):
+    """What is drawn at random is below the limit, and the share above it is told."""
+    store = IrreducibleLossStore(torch.arange(len(DATA)) % 2 * 5.0)
+    loader = DataLoader(DATA, batch_size=N_B)
+    selector = build(loader, None, store, max_irreducible_loss=1.0, keep=N_B / N_CANDIDATES)
+    for _ in selector:
+        assert not (selector.last.index % 2).any()
+        assert selector.last.notes["gated"] == 0.5
+
+
+def test_the_short_list_and_the_gate_do_what_they_say():
+    check_short_list(registry._METHODS["short_list_rho_loss"])
+    check_gated_uniform(selectors.GatedUniformSelector)
 
 
 def test_every_registered_method_has_an_oracle():
@@ -357,7 +385,8 @@ def loaded(module, tree, monkeypatch):
         return changed, dict(registry._METHODS)
 
 
-METHOD_MODULES = sorted(module.name for module in pkgutil.iter_modules(selectors.__path__) if module.name != "needs_store")
+ELSEWHERE = ("needs_store", "while_it_pays")  # what holds these is in test_store and test_paying
+METHOD_MODULES = sorted(module.name for module in pkgutil.iter_modules(selectors.__path__) if module.name not in ELSEWHERE)
 
 
 def fails(check):
@@ -377,6 +406,10 @@ def test_turning_any_sign_in_a_method_is_noticed(name, monkeypatch):
         def check(changed=changed, methods=methods):
             for method, build in methods.items():
                 compare_with_oracle(method, build)
+            if name == "short_list":
+                check_short_list(changed.ShortListRhoLossSelector)
+            if name == "irreducible_loss":
+                check_gated_uniform(changed.GatedUniformSelector)
             if name == "via_proxy":
                 check_selection_via_proxy(changed.SelectionViaProxy, changed.proxy_scores, changed.ForgettingCounts)
 

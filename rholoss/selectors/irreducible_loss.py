@@ -62,6 +62,6 @@ class GatedUniformSelector(StoreSelector):
 
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = self.irreducible_loss(candidates)
-        below = irreducible_loss <= self.max_irreducible_loss
-        candidates.notes["gated"] = 1 - below.float().mean()
+        below = (irreducible_loss <= self.max_irreducible_loss).float()
+        candidates.notes["gated"] = 1 - below.mean()
         return candidates.rand() + below
