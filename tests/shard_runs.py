@@ -3,6 +3,7 @@
 Each run prints what it saw as JSON. The stretches are a few examples long, so that a small data set has many.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -87,6 +88,7 @@ def fork(function, *args):
     pid = os.fork()
     if pid == 0:
         status = 0
+        os.setsid()  # so that its workers can be ended with it
         try:
             function(*args)
         except BaseException:
@@ -115,6 +117,10 @@ def kills(folder, case, times, n=96):
             time.sleep(duration * rng.random())
             os.kill(pid, signal.SIGKILL)
             status(pid)
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # a worker that was starting may wait for ever, holding the output open
+                os.killpg(pid, signal.SIGKILL)
             at.append(-1 if os.path.exists(f"{here}/il") else len(list(Path(here).glob("il.parts/*.npz"))))
         if status(fork(score, f"{here}/il", case, n)) != 0 or content(here) != right:
             wrong.append([i, sorted(content(here))])
