@@ -117,9 +117,7 @@ def kills(folder, case, times, n=96):
             time.sleep(duration * rng.random())
             os.kill(pid, signal.SIGKILL)
             status(pid)
-            with contextlib.suppress(
-                ProcessLookupError
-            ):  # a worker that was starting may wait for ever, holding the output open
+            with contextlib.suppress(ProcessLookupError):  # a worker that was starting may wait for ever, holding the output open
                 os.killpg(pid, signal.SIGKILL)
             at.append(-1 if os.path.exists(f"{here}/il") else len(list(Path(here).glob("il.parts/*.npz"))))
         if status(fork(score, f"{here}/il", case, n)) != 0 or content(here) != right:
