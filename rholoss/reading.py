@@ -61,8 +61,7 @@ class _IndexedDataset:
     def __getitems__(self, indices: Any) -> _Read:
         dataset = self.dataset
         if self.columns is not None and indices:
-            rows = as_index(list(indices))
-            rows = dataset.indices[rows] if isinstance(dataset, Part) else rows
+            rows = self._original(as_index(list(indices)))
             return _Read(rows, [column[rows] for column in self.columns], is_batch=True)
         read_many = getattr(dataset, "__getitems__", None)
         if read_many is None:

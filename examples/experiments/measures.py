@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from rholoss import Selection
+from rholoss import Selection, ranking
 from rholoss.batches import move
 from rholoss.guest import device_of
 from rholoss.scoring import default_forward
@@ -31,21 +31,14 @@ def matthews(outputs: Tensor, targets: Tensor) -> float:
 def auc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of two classes: how likely a positive example scores above a negative one, ties half."""
     score, positive = outputs[:, 1].double() - outputs[:, 0].double(), targets.bool()
-    rank = average_ranks(score)
+    rank = ranking.ranks(score)
     n, total = int(positive.sum()), len(positive)
     return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (total - n))) if 0 < n < total else float("nan")
 
 
-def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, in float64; equal values share the mean of theirs."""
-    _, group, count = values.unique(sorted=True, return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double()
-    return (last - (count.double() - 1) / 2)[group]
-
-
 def spearman(one: Tensor, other: Tensor) -> float:
     """Rank correlation."""
-    return float(torch.corrcoef(torch.stack([average_ranks(one), average_ranks(other)]))[0, 1])
+    return float(ranking.spearman(one, other))
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"accuracy": accuracy, "auc": auc, "matthews": matthews}

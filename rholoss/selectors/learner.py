@@ -9,6 +9,8 @@ from rholoss.batches import move
 from rholoss.candidates import Candidates
 from rholoss.guest import device_of, forked_rng
 from rholoss.scoring import Scorer
+from rholoss.selection import Selection
+from rholoss.selector import Selector
 
 
 class Learner:
@@ -47,3 +49,18 @@ class Learner:
         if self.optimizer is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+
+
+class LearnsAlong(Selector):
+    """The ground of selectors with a learner, which takes a step on each selected batch and is a part of the state."""
+
+    _learner: Learner
+
+    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
+        self._learner.step(candidates, batch, len(selection.index), self._scorer)
+
+    def extra_state(self) -> dict[str, Any]:
+        return self._learner.state()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._learner.load(state)

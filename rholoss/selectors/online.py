@@ -10,13 +10,11 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import Options
 from rholoss.registry import register
-from rholoss.selection import Selection
-from rholoss.selector import Selector
-from rholoss.selectors.learner import Learner
+from rholoss.selectors.learner import Learner, LearnsAlong
 
 
 @register("online_rho_loss")
-class OnlineRhoLossSelector(Selector):
+class OnlineRhoLossSelector(LearnsAlong):
     """Keeps the examples with the highest reducible loss, computing irreducible losses as they are needed, in eval mode.
 
     Costs a forward pass of the irreducible-loss model per candidate; each example gets the irreducible loss of the view at hand,
@@ -50,12 +48,3 @@ class OnlineRhoLossSelector(Selector):
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = candidates.under(self.irreducible_model, mode="eval").loss
         return functional.reducible_loss(candidates.loss, irreducible_loss.to(candidates.device))
-
-    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
-        self._learner.step(candidates, batch, len(selection.index), self._scorer)
-
-    def extra_state(self) -> dict[str, Any]:
-        return self._learner.state()
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._learner.load(state)

@@ -10,15 +10,14 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import Options
 from rholoss.registry import register
-from rholoss.selection import Selection
-from rholoss.selectors.learner import Learner
+from rholoss.selectors.learner import Learner, LearnsAlong
 from rholoss.selectors.needs_store import StoreSelector
 from rholoss.selectors.rho_loss import RhoLossFormula
 from rholoss.store import IrreducibleLossStore
 
 
 @register("proxy_rho_loss")
-class ProxyRhoLossSelector(StoreSelector):
+class ProxyRhoLossSelector(LearnsAlong, StoreSelector):
     """Keeps the examples with the highest reducible loss of a proxy, a cheap model that stands for the one in training.
 
     The proxy should know as much as the model does: let it learn along, from fresh weights, and make the store with a model of
@@ -72,12 +71,3 @@ class ProxyRhoLossSelector(StoreSelector):
             own = self.formula(candidates.loss, self.irreducible_loss(candidates), {})
             candidates.notes["overlap"] = functional.overlap(positions, functional.top(own, n_b))
         return positions, None
-
-    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
-        self._learner.step(candidates, batch, len(selection.index), self._scorer)
-
-    def extra_state(self) -> dict[str, Any]:
-        return self._learner.state()
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._learner.load(state)
