@@ -30,7 +30,7 @@ def ranks(values: Tensor) -> Tensor:
 
     NaN is an error on the CPU; on an accelerator, where looking would wait for it, all ranks are NaN then.
     """
-    values = values.long() if values.dtype == torch.bool else values
+    values = (values.long() if values.dtype == torch.bool else values).contiguous()
     bad = values.isnan().any()
     if values.device.type == "cpu" and bool(bad):
         raise ValueError(f"NaN has no rank: {int(values.isnan().sum())} of {len(values)} scores are NaN")
