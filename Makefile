@@ -23,7 +23,7 @@ tutorial: $(READY)  ## run the tutorial notebook anew and write its outputs into
 
 costs: $(READY)  ## print what selection costs and what comes of it, from the committed measurements
 	$(BIN)/python examples/benchmarks/step_costs.py --report examples/results/step_costs.json
-	$(BIN)/python examples/experiments/report.py fast fast-clean
+	$(BIN)/python examples/experiments/report.py fast fast-wide fast-clean fast-clean-mnist
 
 test: $(READY)   ## run the tests
 	$(BIN)/python -m pytest

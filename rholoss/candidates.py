@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rholoss.batches import Rows, cut
 from rholoss.guest import Mode, device_of
 from rholoss.scoring import Scorer
 
@@ -128,6 +129,16 @@ class Candidates:
         other.generator, other.notes = generator, notes
         other._others = {key: under._apart(generator, notes) for key, under in self._others.items()}
         return other
+
+    def at(self, positions: Tensor) -> Candidates:
+        """Some of the candidates, as if they were all; positions are those in this batch, shape (m,), int64.
+
+        Notes, generator and the count of what was scored are the same; what is computed already is computed anew.
+        """
+        index, batch = self.loader_index[positions.to(self.loader_index.device)], cut(self.batch, Rows(positions), len(self))
+        other = Candidates(index, batch, self._own_model, self._scorer, self.device, (self.step, self.epoch), self.generator)
+        other.notes, other.scored = self.notes, self.scored
+        return other if self._model is self._own_model else other.under(self._model, self._mode)
 
     def losses_of(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The selector's loss for the outputs of n examples, shape (n,)."""

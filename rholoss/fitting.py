@@ -14,7 +14,7 @@ from rholoss.fingerprint import example_digests
 from rholoss.parts import dataset_of, in_common, origin
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss
-from rholoss.trainer import FitEpoch, MakeOptimizer, Trainer, training
+from rholoss.trainer import FitEpoch, MakeOptimizer, MakeScheduler, Trainer, training
 
 
 @dataclass(eq=False)
@@ -81,6 +81,7 @@ def fit_irreducible_model(
     epochs: int = 100,
     patience: int | None = 5,
     optimizer: MakeOptimizer | None = None,
+    scheduler: MakeScheduler | None = None,
     batch_size: int | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
@@ -104,6 +105,8 @@ def fit_irreducible_model(
         patience: stop after as many epochs without a lower validation loss; None never stops early.
         optimizer: of the parameters makes the optimizer; None for AdamW with a learning rate of 1e-3 and a weight decay of 0.01,
             the authors' choice.
+        scheduler: of the optimizer makes the scheduler of its learning rate, which takes a step after every batch, such as
+            ``lambda optimizer: OneCycleLR(optimizer, 3e-3, total_steps=...)``; None keeps the rate.
         batch_size: examples in a training batch; None for the loader's own, or 32 for a dataset. A last one of a single example
             is left out.
         forward: ``(model, batch) -> (outputs, targets)``; the one that the selector is given.
@@ -137,7 +140,7 @@ def fit_irreducible_model(
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
     _refuse_overlap(holdout, validation)
-    trainer = Trainer(model, holdout, validation, optimizer, batch_size or 32, forward, loss, seed, checkpoint)
+    trainer = Trainer(model, holdout, validation, optimizer, scheduler, batch_size or 32, forward, loss, seed, checkpoint)
     trainer.resume()
     if len(trainer.done) > epochs:
         raise ValueError(

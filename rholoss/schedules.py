@@ -1,5 +1,6 @@
 """Numbers that change with the step; any function of the step will do as well."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,43 @@ class Geometric:
 
     def __call__(self, step: int) -> float:
         return float(self.start * (self.end / self.start) ** min(step / self.steps, 1.0))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, slow at both ends, then ``end``.
+
+    Examples:
+        >>> [round(Cosine(1.0, 0.0, steps=4)(step), 3) for step in (0, 1, 2, 4, 9)]
+        [1.0, 0.854, 0.5, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+    def __call__(self, step: int) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Switch:
+    """``start`` before step ``at``, ``end`` from it on.
+
+    Examples:
+        >>> [Switch(0.1, 1.0, at=3)(step) for step in (0, 2, 3)]
+        [0.1, 0.1, 1.0]
+    """
+
+    start: float
+    end: float
+    at: int
+
+    def __call__(self, step: int) -> float:
+        return self.start if step < self.at else self.end
 
 
 def _check_steps(steps: int) -> None:

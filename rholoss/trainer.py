@@ -14,19 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from rholoss.batches import move
 from rholoss.fingerprint import digest, fingerprint
 from rholoss.guest import device_of, seeded
 from rholoss.indexing import IndexedBatches, altered, is_map_style
 from rholoss.parts import dataset_of, origin
+from rholoss.reading import attach_index
 from rholoss.sampling import plain_sampler
 from rholoss.scoring import Forward, Loss, check_loss
 from rholoss.storefile import written_whole
 from rholoss.sweep import Sweep
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Trainer:
         holdout: trained on.
         validation: chosen by.
         optimizer: of the parameters makes the optimizer.
+        scheduler: of the optimizer makes what sets its learning rate.
         batch_size: for a holdout that is no loader.
         forward: the forward hook.
         loss: the loss hook.
@@ -72,6 +75,7 @@ class Trainer:
         holdout: Any,
         validation: Any,
         optimizer: MakeOptimizer | None,
+        scheduler: MakeScheduler | None,
         batch_size: int,
         forward: Forward | None,
         loss: Loss | None,
@@ -86,6 +90,7 @@ class Trainer:
         self.model = model
         self.seed = seed
         self.optimizer = (optimizer or _adamw)(model.parameters())
+        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         self.holdout = holdout
         own = isinstance(holdout, (DataLoader, IndexedBatches))
         self.training = Sweep(holdout, forward=forward, loss=loss, batch_size=None if own else batch_size)
@@ -130,6 +135,8 @@ class Trainer:
             self.optimizer.zero_grad()
             losses.mean().backward()
             self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
             total += losses.detach().sum()
             count += n
         if not count:
@@ -149,6 +156,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "best": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
         with written_whole(self.checkpoint) as file:
             torch.save(state, file)
@@ -177,6 +185,8 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
         self.done = [FitEpoch(**epoch) for epoch in state["done"]]
         self.best_weights, self.sizes = state["best"], tuple(state["sizes"])
 
@@ -187,6 +197,7 @@ class Trainer:
             "batch_size": self.training.batch_size,
             "seed": self.seed,
             "optimizer": [type(self.optimizer).__name__, repr(sorted(self.optimizer.defaults.items()))],
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "layers": [[name, list(value.shape)] for name, value in self.model.state_dict().items() if isinstance(value, Tensor)],
         }
 
@@ -226,7 +237,10 @@ def _batches(holdout: Any, loader: Any) -> Iterable[Any]:
     if not len(loader.dataset):
         return []
     size, n = loader.batch_size or loader.batch_sampler.batch_size, len(loader.dataset)
-    return altered(loader, batch_sampler=BatchSampler(RandomSampler(range(n)), size, drop_last=n % size == 1 < n), generator=None)
+    order = BatchSampler(RandomSampler(range(n)), size, drop_last=n % size == 1 < n)
+    if loader.collate_fn is not default_collate:
+        return altered(loader, batch_sampler=order, generator=None)
+    return (indexed.batch for indexed in attach_index(loader, batch_sampler=order, generator=None))  # rows in memory at once
 
 
 def _digest_of_part(data: Any) -> str | None:

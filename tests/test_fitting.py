@@ -39,6 +39,10 @@ def overfitting(parameters):
     return torch.optim.AdamW(parameters, lr=0.05)
 
 
+def falling(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
 class TestWeights:
     def test_are_those_of_the_lowest_validation_loss_and_not_the_last(self, parts):
         model = make_net(0)
@@ -70,6 +74,52 @@ class TestWeights:
         before = validation_loss(model, parts.validation)
         fit_irreducible_model(model, parts.holdout, parts.validation, epochs=30, optimizer=overfitting)
         assert validation_loss(model, parts.validation) < before - 0.3
+
+
+class TestScheduler:
+    def rates(self, parts, **options):
+        seen = []
+
+        def scheduler(optimizer):
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: seen.append(step) or 1 / (1 + step))
+
+        fit_irreducible_model(make_net(0), parts.holdout, parts.validation, scheduler=scheduler, **options)
+        return seen
+
+    def test_takes_a_step_after_every_batch(self, parts):
+        assert self.rates(parts, epochs=2, batch_size=32) == list(range(1 + 2 * 3)), "96 examples, 3 batches an epoch"
+
+    def test_sets_the_rate_that_the_model_learns_at(self, parts):
+        def only_the_first(optimizer):
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step == 0))
+
+        nets = [make_net(0) for _ in range(2)]
+        for net, epochs in zip(nets, (1, 4), strict=True):
+            how = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "scheduler": only_the_first, "batch_size": 96}
+            fit_irreducible_model(net, parts.holdout, parts.validation, epochs=epochs, patience=None, **how)
+        assert torch.equal(nets[0][0].weight, nets[1][0].weight), "after the first step, nothing is learnt"
+        assert not torch.equal(nets[0][0].weight, make_net(0)[0].weight)
+
+
+class TestReading:
+    def test_rows_in_memory_give_the_fit_of_examples_read_one_by_one(self, parts):
+        nets = []
+        for listed in (False, True):
+            nets.append(make_net(0))
+            data = (list(part) if listed else part for part in (parts.holdout, parts.validation))
+            fit_irreducible_model(nets[-1], *data, epochs=2, batch_size=16, seed=4)
+        assert torch.equal(nets[0][0].weight, nets[1][0].weight)
+
+    def test_rows_in_memory_are_read_at_once(self, parts, monkeypatch):
+        def one_by_one(self, index):
+            raise AssertionError("an example was read on its own")
+
+        fit = {"epochs": 1, "batch_size": 16}
+        holdout = TensorDataset(*(column[parts.holdout.indices] for column in learnable().tensors))
+        validation = list(parts.validation)
+        monkeypatch.setattr(TensorDataset, "__getitem__", one_by_one)
+        monkeypatch.setattr("rholoss.fitting._refuse_overlap", lambda holdout, validation: None)
+        fit_irreducible_model(make_net(0), holdout, validation, **fit)
 
 
 class TestStopping:
@@ -301,6 +351,13 @@ class TestCheckpoint:
             assert torch.equal(one, other)
         assert resumed.sizes == whole.sizes
 
+    def test_goes_on_with_the_rate_of_its_scheduler(self, parts, tmp_path):
+        whole = self.fit(parts, None, scheduler=falling)
+        self.fit(parts, tmp_path / "fit.pt", scheduler=falling, epochs=2)
+        resumed = self.fit(parts, tmp_path / "fit.pt", scheduler=falling)
+        assert [e.validation_loss for e in resumed.epochs] == [e.validation_loss for e in whole.epochs]
+        assert [e.validation_loss for e in whole.epochs] != [e.validation_loss for e in self.fit(parts, None).epochs]
+
     def test_survives_a_kill_of_the_process(self, tmp_path):
         code = textwrap.dedent(
             """
@@ -347,6 +404,7 @@ class TestCheckpoint:
             ({"seed": 5}, "with other seed: expected 5, got 0"),
             ({"batch_size": 8}, "with other batch_size: expected 8, got 32"),
             ({"optimizer": torch.optim.SGD}, "with other optimizer"),
+            ({"scheduler": falling}, "with other scheduler"),
             ({"model": nn.Linear(FEATURES, 4)}, "with other layers"),
         ],
     )

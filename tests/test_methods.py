@@ -279,6 +279,10 @@ def check_formulas(module):
 def check_schedules(module):
     assert [module.Linear(3.0, 1.0, steps=4)(step) for step in (0, 1, 2, 4, 9)] == [3.0, 2.5, 2.0, 1.0, 1.0]
     assert [module.Geometric(8.0, 0.5, steps=2)(step) for step in (0, 1, 2, 9)] == [8.0, 2.0, 0.5, 0.5]
+    cosine = module.Cosine(0.1, 0.9, steps=4)
+    assert [cosine(step) for step in (0, 2, 4, 9)] == pytest.approx([0.1, 0.5, 0.9, 0.9])
+    assert cosine(1) == pytest.approx(0.1 + 0.4 * (1 - 2**-0.5))
+    assert [module.Switch(0.1, 0.9, at=3)(step) for step in (0, 2, 3, 9)] == [0.1, 0.1, 0.9, 0.9]
 
 
 def test_the_pure_functions_are_their_formulas():
@@ -385,7 +389,7 @@ def loaded(module, tree, monkeypatch):
         return changed, dict(registry._METHODS)
 
 
-ELSEWHERE = ("needs_store", "while_it_pays")  # what holds these is in test_store and test_paying
+ELSEWHERE = ("needs_store", "while_it_pays", "keep_schedule")  # what holds these is in tests of their own
 METHOD_MODULES = sorted(module.name for module in pkgutil.iter_modules(selectors.__path__) if module.name not in ELSEWHERE)
 
 

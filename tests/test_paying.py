@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, fast_rho_loss, split
-from rholoss.presets import small_network
+from rholoss.presets import small_network, up_and_down
 from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, UniformSelector, WhileItPaysSelector
 from rholoss.testing import check_selector
 
@@ -117,7 +117,7 @@ class TestWhileItPays:
                 pass
         assert [step for step, _ in selector.gains] == [4, 7, 13, 25, 49]
 
-    def test_begins_with_the_other_and_changes_over(self, data, validation, monkeypatch):
+    def test_begins_with_the_method_and_changes_over(self, data, validation, monkeypatch):
         table = torch.arange(N).float()
 
         def decide(self, step, n_B, n_b):
@@ -133,23 +133,42 @@ class TestWhileItPays:
             best = table[selector.last.candidate_index].topk(8).indices.sort().values
             chosen.append(torch.equal(selector.last.positions, best))
         assert [step for step, _ in selector.gains] == [5, 9, 17]
-        assert chosen == [False] * 5 + [True] * 4 + [False] * 8 + [True] * 3
+        assert chosen == [True] * 5 + [False] * 4 + [True] * 8 + [False] * 3
 
-    def test_what_cannot_be_told_apart_does_not_pay(self, data, validation):
-        selector = self.make(data, validation, torch.rand(N), every=1, batches=4, cost=1.0)
+    def test_what_cannot_be_told_apart_changes_nothing(self, data, validation):
+        selector = self.make(data, validation, torch.rand(N), every=1, batches=4, cost=2.0)
+        above, unclear, below = (
+            [(1.2, 0.5)] * 3 + [(1.1, 0.4)],
+            [(1.3, 0.5), (-1.0, 0.5), (2.0, 0.5), (0.1, 0.5)],
+            [(0.9, 0.5)] * 4,
+        )
         for worth, expected in (
-            ([(1.0, 0.5), (1.1, 0.5), (0.9, 0.5), (1.0, 0.6)], True),
-            ([(1.0, 0.5), (-1.0, 0.5), (2.0, 0.5), (0.1, 0.5)], False),
-            ([(0.1, 0.5)] * 3 + [(0.2, 0.5)], False),
+            (above, "method"),
+            (unclear, "method"),
+            (below, "chance"),
+            (unclear, "chance"),
+            (above, "method"),
         ):
             selector._worth[:] = worth
             selector._decide(4, 32, 8)
-            assert (selector.decides is selector.method) is expected
-            assert selector.decides in (selector.method, selector.chance)
+            assert selector.decides is getattr(selector, expected)
+
+    def test_nobody_is_put_in_place_who_does_harm(self, data, validation):
+        selector = self.make(data, validation, torch.rand(N), every=1, batches=4, cost=4.0)
+        for worth, expected in (
+            ([(-0.5, -0.1)] * 4, "method"),
+            ([(-0.5, 0.1)] * 4, "chance"),
+            ([(-0.1, -0.5)] * 4, "chance"),
+            ([(0.1, -0.5)] * 4, "method"),
+        ):
+            selector._worth[:] = worth
+            selector._decide(4, 32, 8)
+            assert selector.decides is getattr(selector, expected)
+        assert len(selector.gains) == 4
 
     def test_between_the_method_and_chance_there_may_be_another(self, data, validation):
         selector = self.make(data, validation, torch.rand(N), load_all=True, every=1, batches=4, cost=2.0)
-        for worth, expected in (((1.0, 0.6, 0.4), "method"), ((0.7, 0.6, 0.4), "otherwise"), ((0.7, 0.3, 0.4), "chance")):
+        for worth, expected in (((0.7, 0.6, 0.4), "otherwise"), ((0.7, 0.3, 0.4), "chance"), ((1.0, 0.4, 0.4), "method")):
             selector._worth[:] = [list(worth)] * 4
             selector._decide(4, 32, 8)
             assert selector.decides is getattr(selector, expected)
@@ -194,6 +213,7 @@ class TestWhileItPays:
         often, never = (
             self.make(data, validation, torch.rand(N), load_all=True, every=every, batches=2, cost=1e9) for every in (1, 1000)
         )
+        often.decides, never.decides = often.chance, never.chance
         for _ in zip(often, never, strict=True):
             assert torch.equal(often.last.index, never.last.index)
         assert often.gains
@@ -202,7 +222,7 @@ class TestWhileItPays:
     def test_goes_on_after_a_resume_as_it_would_have(self, data, validation, at):
         def made():
             noisy, wrong = with_wrong_labels(data, 0.5)
-            selector = self.make(noisy, validation, -wrong.float(), every=3, batches=3, cost=1.1)
+            selector = self.make(noisy, validation, wrong.float(), every=3, batches=3, cost=1e9)
             return selector, torch.optim.SGD(selector.model.parameters(), lr=0.1)
 
         def follow(selector, optimizer, state=None):
@@ -227,8 +247,8 @@ class TestWhileItPays:
         chosen = follow(*first)
         assert follow(*second, saved) == chosen[at:]
         assert second[0].gains == first[0].gains
-        assert second[0].decides is second[0].method
-        assert first[0].decides is first[0].method
+        assert second[0].decides is second[0].chance
+        assert first[0].decides is first[0].chance
 
     def test_what_learns_along_always_does(self, data, validation):
         loader = DataLoader(data, batch_size=8)
@@ -252,6 +272,7 @@ class TestWhileItPays:
         selector = WhileItPaysSelector(
             loader, model, method, validation, otherwise=otherwise, every=20, batches=2, cost=1e9, keep=0.1
         )
+        selector.decides = otherwise
         sizes = []
         while selector.step < 30:
             for x, _ in selector:
@@ -270,14 +291,9 @@ class TestWhileItPays:
         model = make_net(0)
         method = Fixed(loader, model, table=torch.zeros(N), keep=0.1)
         selector = WhileItPaysSelector(loader, model, method, validation, every=10**6, keep=0.1)
+        selector.decides = selector.chance
         epochs = [tuple(i for _ in selector for i in selector.last.index.tolist()) for _ in range(4)]
         assert len(set(epochs)) == 4
-
-    def test_what_makes_matters_worse_does_not_pay_though_chance_is_worse_than_nothing(self, data, validation):
-        selector = self.make(data, validation, torch.rand(N), every=1, batches=3, cost=4.0)
-        selector._worth[:] = [[-2.0, -1.0], [-2.1, -1.1], [-1.9, -1.0]]
-        selector._decide(3, 32, 8)
-        assert selector.decides is selector.chance
 
     def test_a_cheaper_selector_that_reads_the_batch_sees_it(self, data, validation):
         loader = DataLoader(data, batch_size=8)
@@ -366,6 +382,30 @@ class TestFastPreset:
         selector = fast_rho_loss(loader, make_net(0), proxy=make, store=store, keep=0.2)
         assert selector.store is store
         assert [selector.proxy] == made
+
+    def test_the_model_itself_may_score(self, data, validation):
+        training, holdout, held = split(data, holdout=200, validation=80, seed=0)
+        model = make_net(0)
+        selector = fast_rho_loss(DataLoader(training, batch_size=8), model, holdout, proxy="model", keep=0.25)
+        assert type(selector) is RhoLossSelector
+        assert selector.model is model
+        assert selector.formula.max_irreducible_loss == pytest.approx(math.log(CLASSES))
+        next(iter(selector))
+        assert selector.cost().scored == 32
+        measured = fast_rho_loss(DataLoader(training, batch_size=8), model, holdout, held, proxy="model", keep=0.25)
+        assert type(measured.method) is RhoLossSelector
+        with pytest.raises(TypeError, match="proxy must be a function that makes a network, 'model' or None, got 'small'"):
+            fast_rho_loss(DataLoader(training, batch_size=8), model, holdout, proxy="small")
+
+    def test_the_small_network_is_fitted_at_a_rate_that_rises_and_falls(self):
+        rates = [up_and_down(20)(step) for step in range(21)]
+        top = rates.index(1.0)
+        assert rates[:top] == sorted(rates[:top])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert 0 < rates[0] < 0.2
+        assert 0 < rates[19] < 0.1
+        assert rates[20] == 0
+        assert up_and_down(1)(0) == 1
 
     def test_is_the_same_from_the_same_seed_and_leaves_the_global_one(self, data):
         def run(seed):

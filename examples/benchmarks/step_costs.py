@@ -65,7 +65,7 @@ class Bench:
         self.device = torch.device(device)
         torch.manual_seed(0)
         self.initial = network().to(self.device)
-        self.small = small_network(SHAPE, CLASSES).to(self.device)
+        self.small = small_network(SHAPE, CLASSES).to(self.device, memory_format=torch.channels_last)  # as the preset has it
         self.validation = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 640, 64)]
 
     def now(self) -> float:
@@ -191,16 +191,11 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
 
     def pays(model: nn.Module, loader: Any) -> Selector:
         otherwise = GatedUniformSelector(loader, None, bench.store, keep=KEEP, device="model", **limit)
-        return WhileItPaysSelector(
-            loader,
-            model,
-            bench.fast(model, loader),
-            bench.validation,
-            otherwise=otherwise,
-            keep=KEEP,
-            every=10**9,
-            device="model",
-        )
+        method = bench.fast(model, loader)
+        own = {"otherwise": otherwise, "keep": KEEP, "every": 10**9, "device": "model"}
+        selector = WhileItPaysSelector(loader, model, method, bench.validation, **own)
+        selector.decides = otherwise
+        return selector
 
     ways = {
         "plain": bench.training(lambda model, loader: loader),
@@ -300,7 +295,7 @@ def growth(bench: Bench, rounds: int, steps: int) -> Table:
 
 
 def peers(bench: Bench, rounds: int, steps: int) -> Table:
-    """Loops written by hand: the least that RHO-LOSS takes, and the rule of Selective-Backprop."""
+    """Loops written by hand: the least that RHO-LOSS takes, and the rules of Selective-Backprop and InfoBatch."""
 
     def by_hand(model: nn.Module, loader: Any) -> Iterator[Any]:
         data = TensorDataset(*bench.data.tensors, torch.arange(N))  # type: ignore[attr-defined]
@@ -327,11 +322,32 @@ def peers(bench: Bench, rounds: int, steps: int) -> Table:
                 yield torch.stack([a for a, _ in kept[:N_B]]), torch.stack([b for _, b in kept[:N_B]])
                 kept = kept[N_B:]
 
+    def infobatch(steps: int) -> float:
+        """Half of what was below the mean loss is left out of an epoch, and the rest of it counts twice."""
+        model = copy.deepcopy(bench.initial).train()
+        optimizer = torch.optim.AdamW(model.parameters())
+        losses = torch.rand(N)
+        low = losses < losses.mean()
+        order = (~low | (torch.rand(N) < 0.5)).nonzero().flatten()
+        data = TensorDataset(*bench.data.tensors, torch.arange(N), 1.0 + low)  # type: ignore[attr-defined]
+        batches = endless(DataLoader(data, batch_size=N_B, sampler=order[torch.randperm(len(order))].tolist()))
+        for x, y, _, _ in islice(batches, 3):
+            cross_entropy(model(x.to(bench.device)), y.to(bench.device)).backward()
+        began = bench.now()
+        for x, y, index, weight in islice(batches, steps):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x.to(bench.device)), y.to(bench.device), reduction="none")
+            losses[index] = loss.detach().to(losses.device)
+            (loss * weight.to(bench.device)).mean().backward()
+            optimizer.step()
+        return (bench.now() - began) / steps
+
     ways = {
         "plain": bench.training(lambda model, loader: loader),
         "RHO-LOSS": bench.training(bench.rho),
         "RHO-LOSS by hand": bench.training(by_hand),
         "Selective-Backprop by hand, a quarter kept": bench.training(selective_backprop),
+        "InfoBatch by hand": infobatch,
     }
     return against(compare(ways, rounds, steps), "plain")
 

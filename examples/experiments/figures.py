@@ -76,7 +76,8 @@ def _dress(axis: Axes, results: Results, what: str, below: float = 12) -> None:
     """Labels, and a range that begins some points below uniform's best, or at 0."""
     metric = next(iter(results.baseline.values()))["metric"]
     tops = [100 * best(row) for rows in results.rows.values() for row in rows.values()]
-    goal = 100 * statistics.median(best(row) for row in results.baseline.values())
+    base = results.rows[results.tuned()] if results.experiment.kind == "paying" else results.baseline
+    goal = 100 * statistics.median(best(row) for row in base.values())
     axis.axhline(goal, color="tab:gray", linestyle="--", linewidth=0.8)
     axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(max(goal - below, 0), max(tops) + 1))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))

@@ -110,6 +110,8 @@ def _read(value: Any, setup: Setup, task: Task) -> Any:
     """An option of a method, from how a setup writes it."""
     if value == "guess":
         return math.log(task.classes)
+    if value == "bfloat16":
+        return torch.bfloat16
     if isinstance(value, Mapping) and "schedule" in value:
         return SCHEDULES[value["schedule"]](value["start"], value["end"], setup.steps)
     return value

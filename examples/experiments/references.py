@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import ConcatDataset, TensorDataset
 
 from experiments.measures import Evaluation
 from experiments.setups import Irreducible, located
 from experiments.tasks import Task, make_model, plain
 from rholoss import Fit, IrreducibleLossStore, Part, cross_fit, fit_irreducible_model, split
+from rholoss.presets import up_and_down
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,10 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
 
 def parts_of_one(*datasets: Any) -> list[Part]:
     """Datasets as parts of one, so that examples are told apart by their indices: in some data different ones look the same."""
-    whole = ConcatDataset(datasets)
+    whole: Any = ConcatDataset(datasets)
     ends = [0, *whole.cumulative_sizes]
+    if all(type(data) is TensorDataset for data in datasets):
+        whole = TensorDataset(*map(torch.cat, zip(*(data.tensors for data in datasets), strict=True)))  # read at once
     return [Part(whole, list(range(start, end))) for start, end in pairwise(ends)]
 
 
@@ -81,6 +87,7 @@ def _fit(
 ) -> Fit:
     torch.manual_seed(seed)
     model = make_model(how.model, task, **options).to(device)
+    cycle = up_and_down(how.epochs * math.ceil(len(training) / how.batch_size))
     return fit_irreducible_model(
         model,
         training,
@@ -89,6 +96,7 @@ def _fit(
         patience=how.patience,
         batch_size=how.batch_size,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=how.lr, weight_decay=0.01),
+        scheduler=partial(LambdaLR, lr_lambda=cycle) if how.schedule == "one-cycle" else None,
         seed=seed,
         progress=False,
     )

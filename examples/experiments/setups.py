@@ -27,6 +27,7 @@ class Irreducible:
         patience: epochs without a lower validation loss.
         batch_size: of the fit.
         lr: of the fit.
+        schedule: of the fit: ``"constant"``, or ``"one-cycle"``: up and down again.
     """
 
     kind: str = "holdout"
@@ -38,6 +39,7 @@ class Irreducible:
     patience: int = 4
     batch_size: int = 128
     lr: float = 1e-3
+    schedule: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Setup:
         model: the model in training; see ``tasks.make_model``.
         model_options: handed to ``make_model``.
         method: a registered selector.
-        method_options: handed to ``build_selector``. The irreducible loss of a guess may be written ``"guess"``, and a schedule
-            as ``{"schedule": "geometric", "start": 2.0, "end": 0.1}``, over all steps.
+        method_options: handed to ``build_selector``. The irreducible loss of a guess may be written ``"guess"``, a dtype
+            ``"bfloat16"``, and a schedule as ``{"schedule": "geometric", "start": 2.0, "end": 0.1}``, over all steps.
         irreducible: how the irreducible losses are made, for the methods that take them.
         irreducible_lr: learning rate of an irreducible-loss model that trains along; 0 for one that stays as it is.
         proxy: the name of a small model that scores instead, for the methods that take one.

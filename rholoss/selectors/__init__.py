@@ -10,6 +10,7 @@ from rholoss.selectors.gradient_norm import GradientNormImportanceSampler as Gra
 from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNormSelector
 from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
 from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector
+from rholoss.selectors.keep_schedule import KeepScheduleSelector as KeepScheduleSelector
 from rholoss.selectors.mc_dropout import BaldSelector as BaldSelector
 from rholoss.selectors.mc_dropout import ConditionalEntropySelector as ConditionalEntropySelector
 from rholoss.selectors.mc_dropout import DropoutSelector as DropoutSelector

@@ -26,14 +26,14 @@ from rholoss.source import CandidateSource
 
 
 class WhileItPaysSelector(CompositeSelector):
-    """Lets a method decide while a step of its choice is worth more than it costs, and a cheaper one otherwise.
+    """Lets a method decide while a step of its choice is worth what it costs, and a cheaper one otherwise.
 
     What a step is worth is measured now and then, on a few candidate batches: by how much it would lower a validation loss, to
     first order and for a step of fixed length, which is the product of the batch's gradient with the validation gradient over
-    the length of the former. The *gain* is the method's worth over that of examples drawn at random. The method decides until
-    the next measurement if its worth is above its cost times that of random examples, by more than the standard error of the
-    difference: where nothing can be told apart, it does not pay. If it does not, the other one decides if its worth is above
-    that of random examples in the same way, and chance if not; the run begins with the other one, or with chance.
+    the length of the former. The *gain* is the method's worth over that of examples drawn at random. The run begins with the
+    method. A measurement puts another selector in its place, the cheaper one or chance, and later perhaps the method back, if
+    that one's worth, over the times a plain step that its step takes, is above that of the one that decides, by more than two
+    standard errors of the difference, and above nothing: where nothing can be told apart, all stays as it is.
     Where the one that decides goes by the index alone, training is on the CPU, and ``keep`` is given, only what it chooses is
     loaded: a step then costs what a plain step does.
 
@@ -85,7 +85,7 @@ class WhileItPaysSelector(CompositeSelector):
         self.given_cost = cost
         self.every = every
         self.batches = batches
-        self.decides: Selector = otherwise or self.chance
+        self.decides = method
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
         self._next = every  # the step of the next measurement
@@ -141,14 +141,13 @@ class WhileItPaysSelector(CompositeSelector):
     def _decide(self, step: int, n_B: int, n_b: int) -> None:
         scoring = self._scored / (self.batches * n_B)
         cost = self.given_cost or break_even(n_b / n_B, scoring=scoring)
-        worth, *others, at_random = zip(*self._worth, strict=True)
-        total, by_chance = sum(worth), sum(at_random)
-        self.gains.append((step, total / by_chance if by_chance > 0 else math.inf if total > 0 else 0.0))
-        self.decides = self.chance
-        if self.otherwise is not None and clearly_above(others[0], at_random):
-            self.decides = self.otherwise
-        if clearly_above(worth, [cost * max(each, 0.0) for each in at_random]):  # what makes matters worse pays for nothing
-            self.decides = self.method
+        worth = [list(values) for values in zip(*self._worth, strict=True)]  # of each part's choice
+        method, at_random = sum(worth[0]), sum(worth[-1])
+        self.gains.append((step, method / at_random if at_random > 0 else math.inf if method > 0 else 0.0))
+        rates = [[value / cost for value in worth[0]], *worth[1:]]
+        now = self.parts().index(self.decides)
+        better = [i for i, rate in enumerate(rates) if clearly_above(rate, rates[now]) and sum(rate) > 0]
+        self.decides = self.parts()[max(better, key=lambda i: sum(rates[i]), default=now)]
         self._next = max(2 * self._next, step + 1)
         self._worth.clear()
         self._scored = 0
@@ -176,9 +175,9 @@ class WhileItPaysSelector(CompositeSelector):
 
 
 def clearly_above(values: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the mean of the differences is above its standard error."""
+    """Whether the mean of the differences is above two of its standard errors."""
     more = [value - other for value, other in zip(values, others, strict=True)]
-    return statistics.mean(more) > statistics.stdev(more) / len(more) ** 0.5
+    return statistics.mean(more) > 2 * statistics.stdev(more) / len(more) ** 0.5
 
 
 def along(gradient: list[Tensor], target: list[Tensor]) -> float:
