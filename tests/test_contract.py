@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 
 import rholoss
 from rholoss import Selector
+from rholoss.selectors import SelectiveBackpropSelector
 from rholoss.testing import check_selector
 
 OPTIONS = {"rho_loss_then_uniform": {"from_step": 2}}
@@ -164,3 +165,12 @@ def test_minus_infinity_ranks_last(data, net):
 def test_check_selector_refuses_a_selector_that_is_built_already(data, net):
     with pytest.raises(TypeError, match="builds the selector itself"):
         check_selector(Hardest(DataLoader(data, batch_size=4), net))
+
+
+@pytest.mark.parametrize("window", [30, None])
+def test_a_loss_that_is_not_finite_has_no_percentile(window, data, net):
+    with torch.no_grad():
+        net[0].weight.fill_(torch.nan)
+    selector = SelectiveBackpropSelector(DataLoader(data, batch_size=4), net, window=window, keep=0.25)
+    with pytest.raises(ValueError, match="SelectiveBackpropSelector: the score of 16 of 16 .*has training diverged"):
+        next(iter(selector))

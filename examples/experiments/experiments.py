@@ -155,6 +155,15 @@ def simple(setup: Setup) -> dict[str, Setup]:
     }
 
 
+def rivals(setup: Setup) -> dict[str, Setup]:
+    """Other people's ways to choose."""
+    alone = replace(setup, irreducible=None)
+    return {
+        "Selective-Backprop": by(alone, "selective_backprop"),
+        "Selective-Backprop, ranks": by(alone, "selective_backprop", window=None),
+    }
+
+
 def active(setup: Setup, passes: int = 5) -> dict[str, Setup]:
     """Methods of active learning, for a model with dropout."""
     alone = replace(setup, irreducible=None, steps=300)
@@ -178,7 +187,7 @@ def every_method(setup: Setup) -> dict[str, Setup]:
     setup = replace(setup, steps=SHORT)
     small = smaller(setup) | proxies(setup, "mlp", **SMALL_PROXY) | via_proxy(setup, "mlp", **SMALL_PROXY)
     groups = (boltzmann(setup), then_uniform(setup, 200), updated(setup), stale(setup), small, simple(setup), unscored(setup))
-    return {label: made for group in groups for label, made in group.items()}
+    return {label: made for group in (*groups, rivals(setup)) for label, made in group.items()}
 
 
 # --- the table ------------------------------------------------------------------------------------------------------------------

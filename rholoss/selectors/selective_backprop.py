@@ -1,0 +1,83 @@
+"""Selective-Backprop: drawn by how high a loss is among those seen lately."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss import functional, rivals
+from rholoss.candidates import Candidates
+from rholoss.options import Options
+from rholoss.registry import register
+from rholoss.schedules import Schedule, at
+from rholoss.selection import Selection
+from rholoss.selector import Selector
+
+
+@register("selective_backprop")
+class SelectiveBackpropSelector(Selector):
+    """Draws examples in proportion to CDF_R(loss)^beta, where CDF_R is the share of the last R losses that is no higher.
+
+    The paper keeps each example with this probability, so that the size of a batch is left to chance until enough are together;
+    here exactly n_b of the candidates are drawn, without replacement. The score is CDF_R(loss). Costs a forward pass per
+    candidate.
+
+    Args:
+        loader: see ``Selector``.
+        model: the model in training.
+        window: R, how many of the latest losses count, those of the candidates among them and never fewer than these; None for
+            the variant of Composer, which goes by the rank among the candidates alone: ((rank - 1/2) / n_B)^beta.
+        beta: how much the high losses are preferred, at least 0 (0 is uniform): a number, or a schedule of the step; None for
+            n_B / n_b - 1, at which the paper's draw keeps n_b of n_B on average, and Composer's exponent.
+        **options: see ``Selector``.
+
+    References:
+        Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        *,
+        window: int | None = 1024,
+        beta: float | Schedule | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(loader, model, **options)
+        if window is not None and window < 1:
+            raise ValueError(f"window must be a number of losses, at least 1, or None for ranks, got {window!r}")
+        self.window = window
+        self.beta = beta
+        self._history = torch.zeros(0)
+        self._exponent(0, 1)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        loss = candidates.loss
+        return rivals.percentile_rank(loss) if self.window is None else rivals.percentile(loss, self._with(loss))
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        beta = self._exponent(candidates.step, len(candidates) / n_b)
+        return functional.top(beta * score.log() + functional.gumbel(candidates.rand()), n_b), None
+
+    def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
+        if self.window is not None and candidates.computed_loss is not None:
+            self._history = self._with(candidates.computed_loss)
+
+    def _with(self, loss: Tensor) -> Tensor:
+        """The latest losses, now that there are these."""
+        assert self.window is not None
+        return torch.cat([self._history.to(loss.device), loss])[-max(self.window, len(loss)) :]
+
+    def _exponent(self, step: int, candidates_per_kept: float) -> float:
+        beta = candidates_per_kept - 1 if self.beta is None else at(self.beta, step)
+        if not beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {beta} at step {step}")
+        return beta
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"history": self._history}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._history = state["history"].clone()
