@@ -3,6 +3,8 @@
 Shapes: n_B candidates, of which n_b are kept.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,3 +33,21 @@ def percentile_rank(loss: Tensor) -> Tensor:
     """
     middle = (ranks(loss.nan_to_num()) - 0.5) / len(loss)
     return torch.where(loss.isfinite(), middle.to(loss.dtype), torch.nan)
+
+
+def log_rank_probability(score: Tensor, pressure: float) -> Tensor:
+    """Logarithm of what the probability of each rank is in proportion to, P(rank j) ~ 1 / exp(log(pressure) / n_B)^j.
+
+    The highest score is of rank 1.
+
+    Args:
+        score: shape (n_B,).
+        pressure: s_e, at least 1: about how many times as probable the highest is as the lowest.
+
+    Returns:
+        Shape (n_B,); equal scores share their mean rank.
+
+    References:
+        Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.
+    """
+    return (-ranks(-score) * math.log(pressure) / len(score)).to(score.dtype)

@@ -34,6 +34,7 @@ OPTIONS = {
     "conditional_entropy": {"passes": PASSES},
     "loss_minus_conditional_entropy": {"passes": PASSES},
     "loss_plus_conditional_entropy": {"passes": PASSES},
+    "rank_based": {"pressure": schedules.Geometric(1000.0, 2.0, steps=3)},
     "selective_backprop": {"window": 40},
     "selective_backprop, ranks": {"window": None, "beta": schedules.Linear(2.0, 0.5, steps=3)},
 }
@@ -107,6 +108,15 @@ def drawn_without_replacement(step, scores, beta):
     return scores, highest([math.log(score**beta) + g for score, g in zip(scores, noise, strict=True)], N_B), None
 
 
+def rank_based(step):
+    losses, pressure = step.losses(step.now()), 1000.0 * (2.0 / 1000.0) ** min(step.number / 3, 1)
+    noisy = []
+    for loss, u in zip(losses, step.random_numbers(N_CANDIDATES), strict=True):
+        rank = 1 + sum(other > loss for other in losses)
+        noisy.append(math.log(1 / math.exp(math.log(pressure) / len(losses)) ** rank) + oracles.gumbel(u))
+    return losses, highest(noisy, N_B), None
+
+
 def bald(passes):
     return entropy(mean_prediction(passes)) - conditional_entropy(passes)
 
@@ -148,9 +158,10 @@ ORACLES = {
     ),
     "selection_via_proxy": lambda step: (via_proxy(step), list(range(N_B)), None),
     "selective_backprop": selective_backprop,
+    "rank_based": rank_based,
 }
 VARIANTS = {"selective_backprop, ranks": selective_backprop_by_rank}  # of methods with other options
-RIVALS = ["selective_backprop", "selective_backprop, ranks"]  # whose maths is in rivals
+RIVALS = ["selective_backprop", "selective_backprop, ranks", "rank_based"]  # whose maths is in rivals
 
 
 def compare_with_oracle(name, build):

@@ -106,6 +106,7 @@ def test_stages_and_methods_of_another_loader_are_refused(loader):
         ("boltzmann_rho_loss", {"temperature": 0.0}, "temperature must be above 0 nats, got 0.0 at step 0"),
         ("selective_backprop", {"window": 0}, "window must be a number of losses, at least 1, or None for ranks, got 0"),
         ("selective_backprop", {"beta": -1.0}, "beta must be at least 0, got -1.0 at step 0"),
+        ("rank_based", {"pressure": 0.5}, "pressure must be at least 1, got 0.5 at step 0"),
         ("proxy_rho_loss", {"compare_every": 0}, "compare_every must be a number of steps, at least 1, or None, got 0"),
         ("selection_via_proxy", {"by": "margin"}, r"by must be one of \['entropy', 'least_confidence'\], got 'margin'"),
         ("selection_via_proxy", {"scores": torch.zeros(64)}, "pass either a proxy that ranks the dataset or scores by index"),

@@ -20,6 +20,7 @@ from rholoss.selectors.mc_dropout import LossPlusConditionalEntropySelector as L
 from rholoss.selectors.needs_store import StoreSelector as StoreSelector
 from rholoss.selectors.online import OnlineRhoLossSelector as OnlineRhoLossSelector
 from rholoss.selectors.proxy import ProxyRhoLossSelector as ProxyRhoLossSelector
+from rholoss.selectors.rank_based import RankBasedSelector as RankBasedSelector
 from rholoss.selectors.rho_loss import RhoLossSelector as RhoLossSelector
 from rholoss.selectors.selective_backprop import SelectiveBackpropSelector as SelectiveBackpropSelector
 from rholoss.selectors.short_list import ShortListRhoLossSelector as ShortListRhoLossSelector

@@ -1,0 +1,51 @@
+"""Drawn by the rank of the loss, with a pressure that may fall as training goes on."""
+
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss import functional, rivals
+from rholoss.candidates import Candidates
+from rholoss.options import Options
+from rholoss.registry import register
+from rholoss.schedules import Schedule, at
+from rholoss.selector import Selector
+
+
+@register("rank_based")
+class RankBasedSelector(Selector):
+    """Draws examples by the rank of their loss, without replacement: P(rank j) in proportion to 1 / exp(log(s_e) / n_B)^j.
+
+    The paper ranks the whole dataset, by the loss that each example had when it was last computed, and computes all of them anew
+    now and then. Here the ranks are among the candidates, by their loss under the model as it is. Costs a forward pass per
+    candidate.
+
+    Args:
+        loader: see ``Selector``.
+        model: the model in training.
+        pressure: s_e, at least 1, about how many times as probable the highest loss is as the lowest; 1 is uniform. A number, or
+            a schedule of the step such as ``Geometric(100.0, 1.0, steps=1000)``.
+        **options: see ``Selector``.
+
+    References:
+        Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.
+    """
+
+    def __init__(self, loader: Any, model: Any, *, pressure: float | Schedule = 100.0, **options: Unpack[Options]) -> None:
+        super().__init__(loader, model, **options)
+        self.pressure = pressure
+        self._pressure(0)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return candidates.loss
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        log_probability = rivals.log_rank_probability(score, self._pressure(candidates.step))
+        return functional.top(log_probability + functional.gumbel(candidates.rand()), n_b), None
+
+    def _pressure(self, step: int) -> float:
+        pressure = at(self.pressure, step)
+        if not pressure >= 1:
+            raise ValueError(f"pressure must be at least 1, got {pressure} at step {step}")
+        return pressure
