@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rholoss.batches import Rows, cut
 from rholoss.guest import Mode, device_of
-from rholoss.scoring import Scorer
+from rholoss.scoring import Forward, Scorer
 
 
 class Candidates:
@@ -116,6 +116,14 @@ class Candidates:
             other.device = other.index.device
             self._others[key] = other
         return self._others[key]
+
+    def read_with(self, forward: Forward) -> Candidates:
+        """The same candidates under another forward, for a method that needs more of the model than the loss does."""
+        other = copy.copy(self)
+        other._scorer = copy.copy(self._scorer)
+        other._scorer.forward = forward
+        other._pair, other._loss, other._others = None, None, {}
+        return other
 
     def apart(self, seed: int) -> Candidates:
         """The same candidates for one who only looks: with a random generator, from a seed, and notes of its own.

@@ -6,9 +6,14 @@ Shapes: n_B candidates, of which n_b are kept.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rholoss.functional import check_logits
 from rholoss.ranking import ranks
+
+_SPANNED = 1e-10  # what is less of a squared length than this is rounding
+_AS_GOOD = 0.999999  # as the best: with one direction left all candidates gain the same, but for rounding
 
 
 def percentile(loss: Tensor, history: Tensor) -> Tensor:
@@ -51,3 +56,57 @@ def log_rank_probability(score: Tensor, pressure: float) -> Tensor:
         Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.
     """
     return (-ranks(-score) * math.log(pressure) / len(score)).to(score.dtype)
+
+
+def gram(logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
+    """Inner products of the cross-entropy's gradients with respect to the last layer's weights, shape (n_B, n_B), float64.
+
+    K_ij = <p_i - y_i, p_j - y_j> <h_i, h_j>, with p = softmax(z); without features the second factor is 1, and the gradients are
+    those with respect to the logits.
+
+    Args:
+        logits: z, shape (n_B, C).
+        targets: y, classes, shape (n_B,), int64.
+        features: h, the last layer's inputs, shape (n_B, d).
+    """
+    check_logits(logits, 2)
+    error = logits.double().softmax(-1) - F.one_hot(targets.long(), logits.shape[-1])
+    if features is None:
+        return error @ error.T
+    if features.ndim != 2 or len(features) != len(logits):
+        raise ValueError(f"features must be one vector per example, shape ({len(logits)}, d), got {tuple(features.shape)}")
+    return (error @ error.T) * (features.double() @ features.double().T)
+
+
+def divbs_order(gram: Tensor, n_b: int) -> Tensor:
+    """The order in which DivBS picks, shape (n_B,): n_b for the first one, n_b - 1 for the second and so on, 0 for the others.
+
+    What is picked is the candidate whose gradient g adds the most to what the picked ones represent of the mean gradient: the
+    highest |<e, r>|, where e is the part of g that is orthogonal to those picked before, at length 1, and r the mean gradient
+    less its part along these; of equal ones the earliest. Where it is 0 for all, nothing more is picked. The gradients themselves
+    are not needed.
+
+    Args:
+        gram: inner products of the gradients, shape (n_B, n_B), float64.
+        n_b: how many to pick at most.
+
+    References:
+        Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024.
+    """
+    length = gram.diagonal()  # <g, g>
+    left = length.clone()  # of it, what is orthogonal to the picked
+    along = gram.mean(1)  # <g, r>, less what is in the span of the picked
+    least = (_SPANNED * gram.mean()).clamp(min=0)  # <mean, mean>
+    basis = gram.new_zeros(len(gram), n_b)  # <g, e> for each e so far
+    order = gram.new_zeros(len(gram))
+    for t in range(n_b):
+        gain = along.square() / left.clamp(min=torch.finfo(gram.dtype).tiny)
+        gain = gain.where((left > _SPANNED * length) & (gain > least) & (order == 0), 0)
+        best = (gain >= _AS_GOOD * gain.max()).byte().argmax(keepdim=True)
+        picked = gain[best] > 0  # as a tensor: an accelerator is not waited for
+        scale = torch.where(picked, left[best], torch.inf).rsqrt()
+        onto = (gram[best] - basis[best] @ basis.T)[0] * scale
+        along, left = along - along[best] * scale * onto, left - onto.square()
+        basis[:, t] = onto
+        order = order.index_put((best,), torch.where(picked, float(n_b - t), order[best]))
+    return order

@@ -54,6 +54,41 @@ def weighted_draw(scores, numbers):
     return drawn, [1 / (len(scores) * p[i]) for i in drawn]
 
 
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def less(a, b, times):
+    """a - times b"""
+    return [x - times * y for x, y in zip(a, b, strict=True)]
+
+
+def divbs(gradients, n_b):
+    """Positions that the greedy algorithm of Hong et al. (ICML 2024) picks, in its order, until nothing is left to gain."""
+    average = [mean(column) for column in zip(*gradients, strict=True)]
+    residual, basis, picked = average, [], []
+    while len(picked) < n_b:
+        gains = {}
+        for i, gradient in enumerate(gradients):
+            rest = gradient
+            for e in basis:
+                rest = less(rest, e, dot(rest, e))
+            length = math.sqrt(dot(rest, rest))
+            if i in picked or length < 1e-5 * math.sqrt(dot(gradient, gradient)):
+                continue
+            e = [x / length for x in rest]
+            if abs(dot(e, residual)) > 1e-5 * math.sqrt(dot(average, average)):
+                gains[i] = abs(dot(e, residual)), e
+        if not gains:
+            break
+        highest_gain = max(gain for gain, _ in gains.values())
+        best = min(i for i, (gain, _) in gains.items() if gain > (1 - 5e-7) * highest_gain)  # equal but for rounding
+        picked.append(best)
+        basis.append(gains[best][1])
+        residual = less(residual, basis[-1], dot(basis[-1], residual))
+    return picked
+
+
 def logits_one_by_one(model, xs):
     """The logits of each example alone, in eval mode."""
     model = copy.deepcopy(model).eval()

@@ -34,6 +34,7 @@ OPTIONS = {
     "conditional_entropy": {"passes": PASSES},
     "loss_minus_conditional_entropy": {"passes": PASSES},
     "loss_plus_conditional_entropy": {"passes": PASSES},
+    "divbs, features": {"features": lambda model, batch: (model(batch[0]), batch[1], model[:-1](batch[0]))},
     "rank_based": {"pressure": schedules.Geometric(1000.0, 2.0, steps=3)},
     "selective_backprop": {"window": 40},
     "selective_backprop, ranks": {"window": None, "beta": schedules.Linear(2.0, 0.5, steps=3)},
@@ -117,6 +118,19 @@ def rank_based(step):
     return losses, highest(noisy, N_B), None
 
 
+def divbs(step, with_features=False):
+    """With the gradients of the last layer's weights, or of the logits, written out."""
+    gradients = []
+    features = logits_one_by_one(step.now()[:-1], step.xs) if with_features else [[1.0]] * N_CANDIDATES
+    for logits, y, h in zip(logits_one_by_one(step.now(), step.xs), step.ys, features, strict=True):
+        gradients.append([(p - (c == y)) * x for c, p in enumerate(softmax(logits)) for x in h])
+    picked = oracles.divbs(gradients, N_B)
+    scores = step.random_numbers(N_CANDIDATES)
+    for t, i in enumerate(picked):
+        scores[i] = N_B - t
+    return ranked(scores)
+
+
 def bald(passes):
     return entropy(mean_prediction(passes)) - conditional_entropy(passes)
 
@@ -159,9 +173,13 @@ ORACLES = {
     "selection_via_proxy": lambda step: (via_proxy(step), list(range(N_B)), None),
     "selective_backprop": selective_backprop,
     "rank_based": rank_based,
+    "divbs": divbs,
 }
-VARIANTS = {"selective_backprop, ranks": selective_backprop_by_rank}  # of methods with other options
-RIVALS = ["selective_backprop", "selective_backprop, ranks", "rank_based"]  # whose maths is in rivals
+VARIANTS = {  # methods with other options
+    "selective_backprop, ranks": selective_backprop_by_rank,
+    "divbs, features": lambda step: divbs(step, with_features=True),
+}
+RIVALS = ["selective_backprop", "selective_backprop, ranks", "rank_based", "divbs", "divbs, features"]  # whose maths is in rivals
 
 
 def compare_with_oracle(name, build):

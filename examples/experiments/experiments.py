@@ -161,6 +161,7 @@ def rivals(setup: Setup) -> dict[str, Setup]:
     return {
         "Selective-Backprop": by(alone, "selective_backprop"),
         "Selective-Backprop, ranks": by(alone, "selective_backprop", window=None),
+        "DivBS": by(alone, "divbs", features="penultimate"),
         "rank-based, pressure 100 to 1": by(alone, "rank_based", pressure={"schedule": "geometric", "start": 100.0, "end": 1.0}),
     }
 

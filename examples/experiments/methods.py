@@ -40,6 +40,17 @@ class CountingForward:
         return outputs, targets
 
 
+class LastLayer:
+    """A forward pass that hands the last layer's inputs out, of a model that is a sequence of layers."""
+
+    def __init__(self, counting: CountingForward) -> None:
+        self.counting = counting
+
+    def __call__(self, model: Any, batch: Any) -> tuple[Any, Any, Any]:
+        features, targets = self.counting(model[:-1], batch)
+        return model[-1](features), targets, features
+
+
 @dataclass(frozen=True)
 class Method:
     """A selector, and all that belongs to it.
@@ -65,6 +76,8 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
     loader = DataLoader(task.train, batch_size=setup.n_b, shuffle=True, drop_last=True, generator=order)
     forward, device = CountingForward(), device_of(model) or torch.device("cpu")
     options = {name: _read(value, setup, task) for name, value in setup.method_options.items()}
+    if options.get("features") == "penultimate":
+        options["features"] = LastLayer(forward)
     irreducible_model = None
     if setup.method == "online_rho_loss" and reference is not None:
         irreducible_model = copy.deepcopy(reference.model)

@@ -53,7 +53,8 @@ class Setup:
         model_options: handed to ``make_model``.
         method: a registered selector.
         method_options: handed to ``build_selector``. The irreducible loss of a guess may be written ``"guess"``, a dtype
-            ``"bfloat16"``, and a schedule as ``{"schedule": "geometric", "start": 2.0, "end": 0.1}``, over all steps.
+            ``"bfloat16"``, a forward pass that hands the last layer's inputs out ``"penultimate"``, and a schedule as
+            ``{"schedule": "geometric", "start": 2.0, "end": 0.1}``, over all steps.
         irreducible: how the irreducible losses are made, for the methods that take them.
         irreducible_lr: learning rate of an irreducible-loss model that trains along; 0 for one that stays as it is.
         proxy: the name of a small model that scores instead, for the methods that take one.

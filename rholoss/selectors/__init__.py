@@ -6,6 +6,7 @@ from rholoss.selectors.composite import StaleSelector as StaleSelector
 from rholoss.selectors.composite import SwitchSelector as SwitchSelector
 from rholoss.selectors.composite import rho_loss_then_uniform as rho_loss_then_uniform
 from rholoss.selectors.composite import stale_rho_loss as stale_rho_loss
+from rholoss.selectors.divbs import DivBSSelector as DivBSSelector
 from rholoss.selectors.gradient_norm import GradientNormImportanceSampler as GradientNormImportanceSampler
 from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNormSelector
 from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
