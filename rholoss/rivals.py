@@ -110,3 +110,21 @@ def divbs_order(gram: Tensor, n_b: int) -> Tensor:
         basis[:, t] = onto
         order = order.index_put((best,), torch.where(picked, float(n_b - t), order[best]))
     return order
+
+
+def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Which examples InfoBatch keeps for an epoch, shape (N,), bool, and the weights of their losses, shape (N,).
+
+    Of those whose loss is below the mean each is kept with probability ``kept`` and then has the weight 1 / kept; all others are
+    kept, with weight 1. The sum of the weighted losses has that of all losses as its expectation.
+
+    Args:
+        losses: of each example, when it was trained on last, shape (N,); NaN where it never was.
+        kept: 1 - r, in (0, 1].
+        uniform: numbers in [0, 1), shape (N,).
+
+    References:
+        Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
+    """
+    low = losses < losses.nanmean()
+    return ~low | (uniform < kept), torch.where(low, 1 / kept, 1.0)

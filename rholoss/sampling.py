@@ -97,28 +97,40 @@ def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
     return entries
 
 
+Members = Tensor | Callable[[], Tensor]
+"""Which examples may be drawn, shape (N,), bool; or a function that says so as an epoch begins."""
+
+
 class MembersOnly:
-    """The indices of a sampler, in its order, less those that are not members.
+    """The positions of a sampler, in its order, less those that are not members.
 
     Args:
-        sampler: yields indices.
-        members: shape (N,), bool.
+        sampler: yields positions in the dataset.
+        members: shape (N,), bool, by index; or a function that says so as an epoch begins.
+        index: the index of each position; None where they are the same.
     """
 
-    def __init__(self, sampler: Iterable[int], members: Tensor) -> None:
+    def __init__(self, sampler: Iterable[int], members: Members, index: Tensor | None = None) -> None:
         self.sampler = sampler
-        self.members = members.tolist()
+        self.members = members
+        self.index = index
 
     def __iter__(self) -> Iterator[int]:
-        return (index for index in self.sampler if self.members[index])
+        members = self._members()
+        return (position for position in self.sampler if members[position])
+
+    def _members(self) -> list[bool]:
+        members = self.members() if callable(self.members) else self.members
+        return (members if self.index is None else members[self.index]).tolist()
 
     def __len__(self) -> int:
-        drawn = _each_draw(self.sampler, len(self.members))
+        members = self._members()
+        drawn = _each_draw(self.sampler, len(members))
         if drawn is None:
             raise TypeError(
                 f"the number of members that a {type(self.sampler).__name__} draws cannot be known before it is drawn"
             )
-        return sum(self.members[index] for index in drawn)
+        return sum(members[position] for position in drawn)
 
 
 Shorten = Callable[[list[int]], list[int]]

@@ -19,7 +19,7 @@ from rholoss.indexing import (
 )
 from rholoss.parts import Part, whole_length
 from rholoss.reading import attach_index
-from rholoss.sampling import MembersOnly, PositionedSampler, Shorten, Shortened, drawable, plain_sampler, skipped
+from rholoss.sampling import Members, MembersOnly, PositionedSampler, Shorten, Shortened, drawable, plain_sampler, skipped
 from rholoss.sizes import describe
 
 
@@ -30,7 +30,7 @@ class CandidateSource:
         loader: a map-style ``DataLoader``, or ``IndexedBatches`` around anything else.
         n_B: draw candidate batches of this many examples with the loader's sampler; None: the loader's own batches are the
             candidates.
-        members: draw only these examples, shape (N,), bool; None: all.
+        members: draw only these examples, shape (N,), bool, or a function that says which as an epoch begins; None: all.
         shorten: called with the positions of a candidate batch in the dataset before it is read; returns those to read.
 
     Attributes:
@@ -42,7 +42,7 @@ class CandidateSource:
     """
 
     def __init__(
-        self, loader: Any, n_B: int | None = None, members: Tensor | None = None, shorten: Shorten | None = None
+        self, loader: Any, n_B: int | None = None, members: Members | None = None, shorten: Shorten | None = None
     ) -> None:
         door = loader if isinstance(loader, IndexedBatches) else None
         inner: Any = loader.batches if door is not None else loader
@@ -66,7 +66,7 @@ class CandidateSource:
             inner = altered(inner, **changes)
         self.batches: Iterable[Any] = door.over(inner) if door is not None else inner
 
-    def _changes(self, n_B: int | None, members: Tensor | None, shorten: Shorten | None, map_style: bool) -> dict[str, Any]:
+    def _changes(self, n_B: int | None, members: Members | None, shorten: Shorten | None, map_style: bool) -> dict[str, Any]:
         """The changes to the loader that make it draw candidate batches, from any position on."""
         loader = self.loader
         if n_B is None and not map_style:
@@ -83,7 +83,7 @@ class CandidateSource:
             )
         if members is not None:
             part = loader.dataset
-            sampler = MembersOnly(sampler, members[part.indices] if isinstance(part, Part) else members)
+            sampler = MembersOnly(sampler, members, part.indices if isinstance(part, Part) else None)
         batching: Any = Shortened(sampler, n_B, shorten) if shorten else BatchSampler(sampler, n_B, drop_last=False)
         if map_style:
             batching = self._sampler = PositionedSampler(batching, loader.generator)

@@ -131,6 +131,11 @@ def divbs(step, with_features=False):
     return ranked(scores)
 
 
+def everything():
+    """Of a candidate batch of n_b, all is kept; what is left out was never drawn."""
+    return [1.0] * N_B, list(range(N_B)), None
+
+
 def bald(passes):
     return entropy(mean_prediction(passes)) - conditional_entropy(passes)
 
@@ -174,6 +179,7 @@ ORACLES = {
     "selective_backprop": selective_backprop,
     "rank_based": rank_based,
     "divbs": divbs,
+    "infobatch": lambda step: everything(),  # in the first epoch
 }
 VARIANTS = {  # methods with other options
     "selective_backprop, ranks": selective_backprop_by_rank,

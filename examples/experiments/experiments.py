@@ -158,7 +158,9 @@ def simple(setup: Setup) -> dict[str, Setup]:
 def rivals(setup: Setup) -> dict[str, Setup]:
     """Other people's ways to choose."""
     alone = replace(setup, irreducible=None)
+    epochs = replace(alone, steps=LONG, keep=0.5)  # what leaves examples out from the second epoch on
     return {
+        "InfoBatch": by(epochs, "infobatch"),
         "Selective-Backprop": by(alone, "selective_backprop"),
         "Selective-Backprop, ranks": by(alone, "selective_backprop", window=None),
         "DivBS": by(alone, "divbs", features="penultimate"),

@@ -9,6 +9,7 @@ from rholoss.selectors.composite import stale_rho_loss as stale_rho_loss
 from rholoss.selectors.divbs import DivBSSelector as DivBSSelector
 from rholoss.selectors.gradient_norm import GradientNormImportanceSampler as GradientNormImportanceSampler
 from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNormSelector
+from rholoss.selectors.infobatch import InfoBatchSelector as InfoBatchSelector
 from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
 from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector
 from rholoss.selectors.keep_schedule import KeepScheduleSelector as KeepScheduleSelector
@@ -20,6 +21,7 @@ from rholoss.selectors.mc_dropout import LossMinusConditionalEntropySelector as 
 from rholoss.selectors.mc_dropout import LossPlusConditionalEntropySelector as LossPlusConditionalEntropySelector
 from rholoss.selectors.needs_store import StoreSelector as StoreSelector
 from rholoss.selectors.online import OnlineRhoLossSelector as OnlineRhoLossSelector
+from rholoss.selectors.part_per_epoch import PartPerEpoch as PartPerEpoch
 from rholoss.selectors.proxy import ProxyRhoLossSelector as ProxyRhoLossSelector
 from rholoss.selectors.rank_based import RankBasedSelector as RankBasedSelector
 from rholoss.selectors.rho_loss import RhoLossSelector as RhoLossSelector
