@@ -180,6 +180,7 @@ ORACLES = {
     "rank_based": rank_based,
     "divbs": divbs,
     "infobatch": lambda step: everything(),  # in the first epoch
+    "repeated_random_subset": lambda step: everything(),
 }
 VARIANTS = {  # methods with other options
     "selective_backprop, ranks": selective_backprop_by_rank,

@@ -158,9 +158,10 @@ def simple(setup: Setup) -> dict[str, Setup]:
 def rivals(setup: Setup) -> dict[str, Setup]:
     """Other people's ways to choose."""
     alone = replace(setup, irreducible=None)
-    epochs = replace(alone, steps=LONG, keep=0.5)  # what leaves examples out from the second epoch on
+    epochs = replace(alone, steps=LONG, keep=0.5)  # what chooses a part for each epoch
     return {
         "InfoBatch": by(epochs, "infobatch"),
+        "repeated random subset": by(epochs, "repeated_random_subset"),
         "Selective-Backprop": by(alone, "selective_backprop"),
         "Selective-Backprop, ranks": by(alone, "selective_backprop", window=None),
         "DivBS": by(alone, "divbs", features="penultimate"),

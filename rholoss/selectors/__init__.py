@@ -24,6 +24,7 @@ from rholoss.selectors.online import OnlineRhoLossSelector as OnlineRhoLossSelec
 from rholoss.selectors.part_per_epoch import PartPerEpoch as PartPerEpoch
 from rholoss.selectors.proxy import ProxyRhoLossSelector as ProxyRhoLossSelector
 from rholoss.selectors.rank_based import RankBasedSelector as RankBasedSelector
+from rholoss.selectors.repeated_random_subset import RepeatedRandomSubsetSelector as RepeatedRandomSubsetSelector
 from rholoss.selectors.rho_loss import RhoLossSelector as RhoLossSelector
 from rholoss.selectors.selective_backprop import SelectiveBackpropSelector as SelectiveBackpropSelector
 from rholoss.selectors.short_list import ShortListRhoLossSelector as ShortListRhoLossSelector

@@ -1,0 +1,27 @@
+"""Repeated random subsets: another random part of the dataset in each epoch."""
+
+import torch
+from torch import Tensor
+
+from rholoss.registry import register
+from rholoss.selectors.part_per_epoch import PartPerEpoch
+
+
+@register("repeated_random_subset")
+class RepeatedRandomSubsetSelector(PartPerEpoch):
+    """Trains, in each epoch, on a random part of the dataset, the share ``keep`` of what the loader may draw.
+
+    The parts of two epochs have nothing to do with each other: the paper's variant with replacement. Costs nothing, and needs no
+    model; an epoch is shorter. From plain training of as many steps it differs in the order alone.
+
+    References:
+        Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning", ICLR 2024.
+    """
+
+    def part(self, generator: torch.Generator) -> Tensor:
+        n, drawable = len(self._part), self._source.drawable()
+        drawable = torch.arange(n) if drawable is None else drawable
+        chosen = torch.randperm(len(drawable), generator=generator)[: max(1, round(self.share * len(drawable)))]
+        part = torch.zeros(n, dtype=torch.bool)
+        part[drawable[chosen]] = True
+        return part
