@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rholoss.functional import check_logits
+from rholoss.functional import check_logits, gumbel, top
 from rholoss.ranking import ranks
 
 _SPANNED = 1e-10  # what is less of a squared length than this is rounding
@@ -128,3 +128,47 @@ def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor
     """
     low = losses < losses.nanmean()
     return ~low | (uniform < kept), torch.where(low, 1 / kept, 1.0)
+
+
+def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float = 1.0, bias: Tensor | float = 0.0) -> Tensor:
+    """The sigmoid loss of each pair, -log sigmoid(z_ij (scale <x_i, y_j> + bias)), shape (n_B, n_B), in nats; z_ij is 1 for i = j
+    and -1 for others.
+
+    Args:
+        firsts: embeddings x, such as of images, shape (n_B, d).
+        seconds: embeddings y of what belongs to them, such as texts, shape (n_B, d).
+        scale: above 0.
+        bias: a number.
+
+    References:
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
+    """
+    sign = 2 * torch.eye(len(firsts), device=firsts.device) - 1
+    return -F.logsigmoid(sign * (scale * (firsts.float() @ seconds.float().T) + bias))
+
+
+def jest_choice(pair_scores: Tensor, n_b: int, chunks: int, uniform: Tensor) -> Tensor:
+    """Positions of a batch that is drawn jointly, chunk by chunk, without replacement: shape (n_b,), int64, ascending.
+
+    With s the scores of pairs, the first chunk is drawn in proportion to exp(s_ii), and each later one in proportion to
+    exp(s_ii + the sum of s_ij + s_ji over the j drawn before).
+
+    Args:
+        pair_scores: s, the learner's loss of each pair less the reference model's, shape (n_B, n_B).
+        n_b: how many to draw.
+        chunks: in how many parts, at least 1; no more than n_b are made.
+        uniform: numbers in [0, 1), shape (chunks, n_B).
+
+    References:
+        Evans et al., "Data curation via joint example selection further accelerates multimodal learning", 2024.
+    """
+    chunks = min(chunks, n_b)
+    own, both = pair_scores.diagonal(), pair_scores + pair_scores.T
+    drawn = torch.zeros_like(own)  # 1 for those that are
+    chosen: list[Tensor] = []
+    for chunk in range(chunks):
+        size = n_b // chunks + (chunk < n_b % chunks)
+        noisy = own + both @ drawn + gumbel(uniform[chunk])
+        chosen.append(top(noisy.where(drawn == 0, -torch.inf), size))
+        drawn = drawn.index_fill(0, chosen[-1], 1)
+    return torch.cat(chosen).sort().values

@@ -89,6 +89,28 @@ def divbs(gradients, n_b):
     return picked
 
 
+def sigmoid_losses(firsts, seconds, scale, bias):
+    """The loss of each pair of Zhai et al. (ICCV 2023), [first][second]."""
+    losses = []
+    for i, x in enumerate(firsts.tolist()):
+        logits = [scale * dot(x, y) + bias for y in seconds.tolist()]
+        losses.append([math.log(1 + math.exp(-z if i == j else z)) for j, z in enumerate(logits)])
+    return losses
+
+
+def jest(scores, n_b, chunks, numbers):
+    """Positions that Evans et al. (2024) draw from the scores of pairs, with a row of numbers in [0, 1) for each chunk."""
+    picked = []
+    for chunk in range(chunks):
+        size = n_b // chunks + (1 if chunk < n_b % chunks else 0)
+        noisy = {}
+        for i in range(len(scores)):
+            if i not in picked:
+                noisy[i] = scores[i][i] + sum(scores[i][j] + scores[j][i] for j in picked) + gumbel(numbers[chunk][i])
+        picked += sorted(noisy, key=lambda i: -noisy[i])[:size]
+    return sorted(picked)
+
+
 def logits_one_by_one(model, xs):
     """The logits of each example alone, in eval mode."""
     model = copy.deepcopy(model).eval()

@@ -15,7 +15,7 @@ import torch
 from conftest import make_data, make_net
 from oracles import cross_entropy, entropy, highest, logits_one_by_one, logits_with_dropout, mean, mean_prediction, softmax
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import rholoss
 from rholoss import IrreducibleLossStore, functional, registry, rivals, schedules, selectors
@@ -262,6 +262,35 @@ def test_the_short_list_and_the_gate_do_what_they_say():
     check_gated_uniform(selectors.GatedUniformSelector)
 
 
+def check_jest(build):
+    """A batch is drawn chunk by chunk, by the learner's losses of pairs less the reference's."""
+    data = TensorDataset(torch.randn(48, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(48))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learner, reference = nn.Linear(5, 6), nn.Linear(5, 6)
+    options = {"forward": lambda model, batch: (tuple(model(batch[0]).chunk(2, dim=1)), None), "keep": 5 / 20, "seed": 3}
+    loader = DataLoader(data, batch_size=5, drop_last=True)
+    selector = build(loader, learner, reference, pair_losses=sigmoid_losses, chunks=3, **options)
+    generator = torch.Generator().manual_seed(3)
+    for _ in selector:
+        last = selector.last
+        n = len(last.candidate_index)
+        x = data.tensors[0][last.candidate_index]
+        learnt, known = (oracles.sigmoid_losses(*model(x).double().chunk(2, dim=1), 2.0, -1.0) for model in (learner, reference))
+        scores = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(learnt, known, strict=True)]
+        assert last.scores.tolist() == pytest.approx([scores[i][i] for i in range(n)], abs=1e-5)
+        assert last.positions.tolist() == oracles.jest(scores, 5, 3, torch.rand(3, n, generator=generator).tolist())
+    assert selector.step == 3
+
+
+def sigmoid_losses(model, outputs):
+    return rivals.sigmoid_pair_losses(*outputs, 2.0, -1.0)
+
+
+def test_a_batch_that_is_drawn_jointly_is_what_its_oracle_draws():
+    check_jest(selectors.JestSelector)
+
+
 def test_every_registered_method_has_an_oracle():
     assert sorted(ORACLES) == rholoss.selector_names()
 
@@ -478,6 +507,8 @@ def test_turning_any_sign_in_a_method_is_noticed(name, monkeypatch):
                     compare_with_oracle(variant, build)
             if name == "short_list":
                 check_short_list(changed.ShortListRhoLossSelector)
+            if name == "jest":
+                check_jest(changed.JestSelector)
             if name == "irreducible_loss":
                 check_gated_uniform(changed.GatedUniformSelector)
             if name == "via_proxy":
@@ -498,6 +529,8 @@ def test_turning_any_sign_in_a_formula_is_noticed(name, monkeypatch):
             check_formulas(functional)
             for method in RIVALS if module is rivals else ORACLES:
                 compare_with_oracle(method, method_of(method))
+            if module is rivals:
+                check_jest(selectors.JestSelector)
 
         with monkeypatch.context() as patch:
             for attribute, value in vars(changed).items():

@@ -12,6 +12,7 @@ from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNorm
 from rholoss.selectors.infobatch import InfoBatchSelector as InfoBatchSelector
 from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
 from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector
+from rholoss.selectors.jest import JestSelector as JestSelector
 from rholoss.selectors.keep_schedule import KeepScheduleSelector as KeepScheduleSelector
 from rholoss.selectors.mc_dropout import BaldSelector as BaldSelector
 from rholoss.selectors.mc_dropout import ConditionalEntropySelector as ConditionalEntropySelector
