@@ -1,0 +1,200 @@
+"""Reference losses of tokens on disk, by the index of the example: one ``.npz`` file, without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rholoss.ids import some
+from rholoss.indexing import as_index
+from rholoss.storefile import written_whole
+
+FORMAT = 1
+KIND = "rholoss.ReferenceLossCache"
+FIELDS: dict[str, tuple[str, ...]] = {"index": ("<i8",), "offsets": ("<i8",), "values": ("<f2", "<f4")}
+
+
+class ReferenceLossCache:
+    """The reference loss of every token of every example, for examples of different lengths.
+
+    Args:
+        index: which example each is, shape (N,), int64, distinct, in any order.
+        lengths: how many tokens each has, shape (N,), int64.
+        values: reference losses in nats, those of one example after those of another, shape (sum of lengths,), float32 or
+            float16.
+        meta: what made them; JSON values by string. Saved with them.
+
+    Raises:
+        ValueError: the shapes do not fit, an index repeats, or a loss is NaN or infinite.
+
+    Examples:
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> losses = torch.tensor([[0.0, 1.5, 2.0], [0.0, 0.5, 0.0]])
+        >>> cache = ReferenceLossCache.from_batches([(torch.tensor([70, 8]), losses, mask)])
+        >>> cache[torch.tensor([8, 70])]
+        tensor([[0.0000, 0.5000, 0.0000],
+                [0.0000, 1.5000, 2.0000]])
+        >>> cache.lookup(torch.tensor([8]), torch.tensor([[False, False, True, True]]))  # padded on the left
+        tensor([[0.0000, 0.0000, 0.0000, 0.5000]])
+    """
+
+    def __init__(self, index: Tensor, lengths: Tensor, values: Tensor, *, meta: Mapping[str, Any] | None = None) -> None:
+        index, lengths = as_index(index), lengths.long()
+        if index.shape != lengths.shape or values.ndim != 1 or (lengths < 0).any():
+            shapes = ", ".join(str(tuple(each.shape)) for each in (index, lengths, values))
+            raise ValueError(f"expected index (N,), lengths (N,), at least 0, and values (sum of lengths,), got {shapes}")
+        if values.dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"values must be float32 or float16, got {values.dtype}")
+        if int(lengths.sum()) != len(values):
+            raise ValueError(
+                f"lengths add up to {int(lengths.sum()):,}, but there are {len(values):,} values; give one per token"
+            )
+        self.index, self.lengths, self.values, self.meta = index, lengths, values, dict(meta or {})
+        self._starts = lengths.cumsum(0) - lengths
+        self._sorted, self._order = index.sort()
+        if (twice := self._sorted[1:] == self._sorted[:-1]).any():
+            raise ValueError(f"every example must be there once, got more of indices {some(self._sorted[1:][twice].tolist())}")
+        if not values.isfinite().all():
+            bad = int((~values.isfinite()).sum())
+            raise ValueError(f"reference losses must be finite in {values.dtype}, got {bad:,} that are NaN or infinite")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[tuple[Any, Tensor, Tensor]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        meta: Mapping[str, Any] | None = None,
+    ) -> ReferenceLossCache:
+        """A cache of what a loop over the data yields.
+
+        Args:
+            batches: (index, losses, mask) of each batch: which examples, shape (n,), int64; what ``reference_losses`` gives for
+                them, shape (n, T); and which positions are theirs rather than padding, shape (n, T), such as an attention mask.
+            dtype: ``torch.float16`` takes half the space and is off by at most 1 part in 2,000.
+            meta: what made them.
+        """
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for which, losses, mask in batches:
+            index, own = as_index(which).cpu(), mask.bool()
+            if losses.ndim != 2 or losses.shape != own.shape or len(losses) != len(index):
+                raise ValueError(
+                    f"losses and mask must have shape ({len(index)}, T) for {len(index)} indices, got {tuple(losses.shape)} "
+                    f"and {tuple(own.shape)}"
+                )
+            parts.append((index, own.sum(1).cpu(), losses.detach()[own].to(dtype).cpu()))
+        if not parts:
+            raise ValueError("there must be at least one batch of (index, losses, mask), got none")
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)), meta=meta)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The reference losses of some examples, each from position 0 on, then zeros up to the longest: (n, T), float32."""
+        lengths = self.lengths[self._rows(index)]
+        longest = int(lengths.max()) if len(lengths) else 0
+        return self.lookup(index, torch.arange(longest) < lengths[:, None])
+
+    def lookup(self, index: Any, mask: Tensor) -> Tensor:
+        """The reference losses of some examples at their positions in a batch, shape (n, T), float32, 0 elsewhere.
+
+        Args:
+            index: which examples, shape (n,), int64.
+            mask: which positions of the batch are theirs rather than padding, shape (n, T), on any side.
+
+        Returns:
+            On the device of the mask; one that is not on the CPU is waited for.
+
+        Raises:
+            KeyError: an example is not in the cache.
+            ValueError: an example has another number of positions in the batch than it has losses here.
+        """
+        rows = self._rows(index)
+        own = mask.bool().cpu()
+        if own.ndim != 2 or len(own) != len(rows):
+            raise ValueError(f"mask must have shape ({len(rows)}, T) for {len(rows)} indices, got {tuple(mask.shape)}")
+        there, here = own.sum(1), self.lengths[rows]
+        if (differ := there != here).any():
+            raise ValueError(
+                f"{int(differ.sum())} of {len(rows)} examples have another length than in the cache: index "
+                f"{int(self.index[rows][differ][0])} has {int(there[differ][0])} positions in the batch and "
+                f"{int(here[differ][0])} in the cache; tokenize, truncate and pack as for the cache, or make it anew"
+            )
+        found = torch.zeros(own.shape)
+        steps = own.cumsum(1) - 1
+        found[own] = self.values[(self._starts[rows][:, None] + steps)[own]].float()
+        return found.to(mask.device)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one ``.npz`` file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; a file that was there stays as it was.
+        """
+        header = json.dumps({"format": FORMAT, "kind": KIND, "meta": self.meta})
+        offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+        arrays: dict[str, Any] = {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()}
+        with written_whole(os.fsdecode(path)) as file:
+            np.savez(file, header=np.array(header), **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ReferenceLossCache:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such cache, is damaged, or is of a newer format.
+        """
+        path = os.fsdecode(path)
+        with open(path, "rb") as file:
+            try:
+                header, index, offsets, values = _read(file)
+                lengths = offsets[1:] - offsets[:-1]
+                if len(offsets) != len(index) + 1 or offsets[0] != 0:
+                    raise ValueError("its offsets do not fit")
+                return cls(index, lengths, values, meta=header["meta"])
+            except Exception as error:  # a damaged file can fail in any way
+                raise ValueError(
+                    f"{path} is not a cache that can be read ({error}): expected a .npz file written by ReferenceLossCache.save; "
+                    "copy it again, or make it anew"
+                ) from error
+
+    def _rows(self, index: Any) -> Tensor:
+        """Where the examples are in ``self.index``, shape (n,)."""
+        wanted = as_index(index).cpu()
+        place = torch.searchsorted(self._sorted, wanted).clamp(max=max(len(self) - 1, 0))
+        missing = self._sorted[place] != wanted if len(self) else torch.ones_like(wanted, dtype=torch.bool)
+        if missing.any():
+            raise KeyError(
+                f"{int(missing.sum())} of {len(wanted)} examples are not in the cache of {len(self):,}: indices "
+                f"{some(wanted[missing].tolist())}; score them too, or look up indices of the dataset that it was made of"
+            )
+        return self._order[place]
+
+
+def _read(file: IO[bytes]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+    """The header and the arrays of a file, each of its right dtype."""
+    if file.read(4) != b"PK\x03\x04":
+        raise ValueError("it is no .npz file")
+    file.seek(0)
+    npz = np.load(file, allow_pickle=False)
+    if npz.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
+        raise ValueError("a checksum does not fit")
+    header: dict[str, Any] = json.loads(str(npz["header"]))
+    if header.get("kind") != KIND:
+        raise ValueError(f"its kind is {header.get('kind')!r}")
+    if header["format"] > FORMAT:
+        raise ValueError(f"its format is {header['format']}, this rholoss reads up to {FORMAT}")
+    arrays = {name: npz[name] for name in FIELDS}
+    for name, array in arrays.items():
+        if array.dtype.str not in FIELDS[name] or array.ndim != 1:
+            raise ValueError(f"field {name!r} has dtype {array.dtype} and shape {array.shape}")
+    index, offsets, values = (torch.from_numpy(array) for array in arrays.values())
+    return header, index, offsets, values

@@ -1,0 +1,167 @@
+"""The maths of token-level RHO-LOSS: pure functions of tensors.
+
+Shapes: n sequences, T positions, V words in the vocabulary. What belongs to a token stands at the token's own position t, also
+where the logits that predict it stand at position t - 1.
+
+References:
+    Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024, section 2.2.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Per = Literal["batch", "sequence"]
+
+
+def token_mask(labels: Tensor, *, shift: bool = True, ignore_index: int = -100, document_ids: Tensor | None = None) -> Tensor:
+    """Which tokens are valid, that is predicted and counted, shape (n, T), bool.
+
+    Args:
+        labels: shape (n, T), integer.
+        shift: see ``token_losses``, as are
+        ignore_index: and
+        document_ids: these.
+
+    Examples:
+        >>> labels = torch.tensor([[5, 6, 7, 8, -100]])
+        >>> token_mask(labels, document_ids=torch.tensor([[0, 0, 1, 1, 1]]))
+        tensor([[False,  True, False,  True, False]])
+    """
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be one token per position, shape (n, T), integer, got {got}; pass (1, T) for one sequence")
+    if document_ids is not None:
+        check_shape("document_ids", document_ids, labels, "say for each position which document it is of")
+    mask = labels != ignore_index
+    if shift:
+        mask[:, :1] = False
+        if document_ids is not None:
+            mask[:, 1:] &= document_ids[:, 1:] == document_ids[:, :-1]
+    return mask
+
+
+def token_losses(
+    logits: Tensor, labels: Tensor, *, shift: bool = True, ignore_index: int = -100, document_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of every token, in nats, 0 where it is not valid; and which are valid.
+
+    Args:
+        logits: shape (n, T, V), floating; half precision is computed in float32.
+        labels: the tokens, shape (n, T), integer; ``ignore_index`` where one is padding or not to be learnt.
+        shift: True for causal models, whose logits at position t predict token t + 1: the first token is not valid. False for
+            masked models, whose logits at position t predict token t.
+        ignore_index: the label that is not counted.
+        document_ids: for rows that several documents are packed in, which one each position is of, shape (n, T), integer: with
+            ``shift`` a document's first token, which would be predicted from the document before, is not valid. That attention
+            stays within a document is the model's affair.
+
+    Returns:
+        Losses, shape (n, T), float32 (or float64 for such logits), and the mask, shape (n, T), bool.
+
+    Examples:
+        >>> losses, mask = token_losses(torch.zeros(1, 3, 8), torch.tensor([[5, 6, -100]]))
+        >>> losses
+        tensor([[0.0000, 2.0794, 0.0000]])
+    """
+    mask = token_mask(labels, shift=shift, ignore_index=ignore_index, document_ids=document_ids)
+    return losses_of(log_probabilities(logits, labels), labels, mask, shift, ignore_index), mask
+
+
+def sequence_loss(token_losses: Tensor, mask: Tensor, *, normalise: bool = True) -> Tensor:
+    """The loss of every sequence, shape (n,), in nats; 0 where no token is valid.
+
+    ``sequence_loss(*token_losses(logits, labels))`` is a ``loss=`` for selectors and stores of causal models. Neither choice is
+    neutral. The mean ranks a short sequence high more often, and low too, as a mean of few tokens varies more; training on it
+    gives the tokens of short sequences more weight. The sum, the negative log-likelihood of the sequence, grows with the length,
+    and so does its difference from the irreducible loss: long sequences rank first while there is anything to learn.
+
+    Args:
+        token_losses: shape (n, T), 0 where not valid, as ``token_losses`` gives them.
+        mask: which are valid, shape (n, T), bool.
+        normalise: True for the mean over the valid tokens, False for their sum.
+    """
+    check_shape("mask", mask, token_losses, "give the one that came with the losses")
+    total = token_losses.where(mask, 0).sum(1)
+    return total / mask.sum(1).clamp(min=1) if normalise else total
+
+
+def select_tokens(loss: Tensor, reference_loss: Tensor, mask: Tensor, keep: float, *, per: Per = "batch") -> Tensor:
+    """The valid tokens with the highest loss minus reference loss, shape (n, T), bool; among equal ones the earlier position.
+
+    Args:
+        loss: the model's loss of each token, in nats, shape (n, T).
+        reference_loss: the reference model's, shape (n, T); read where valid only.
+        mask: which tokens are valid, shape (n, T), bool.
+        keep: share of the valid tokens to select, in (0, 1]: ``round(keep * valid)`` of them, and at least 1 where any is valid.
+        per: ``"batch"``: one ranking of all tokens, as in the paper; ``"sequence"``: one for each row.
+
+    Raises:
+        ValueError: shapes do not fit; or a loss of a valid token is NaN or infinite, which on an accelerator is not looked for.
+
+    Examples:
+        >>> excess = torch.tensor([[1.0, 3.0, 2.0, 9.0]])
+        >>> select_tokens(excess, torch.zeros(1, 4), torch.tensor([[True, True, True, False]]), keep=0.67)
+        tensor([[False,  True,  True, False]])
+    """
+    keep, per = checked(keep, per)
+    check_shape("reference_loss", reference_loss, loss, "give one value per token, at the token's own position")
+    check_shape("mask", mask, loss, "give the one that came with the losses")
+    excess = loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) - reference_loss.detach()
+    if excess.device.type == "cpu" and (bad := mask & ~excess.isfinite()).any():
+        raise ValueError(
+            f"loss minus reference_loss must be finite for valid tokens, got NaN or infinity for {int(bad.sum()):,} of "
+            f"{int(mask.sum()):,}; find out which of the two it is, and give a label of -100 to tokens that have no such loss"
+        )
+    rows = excess.masked_fill(~mask, -torch.inf).reshape(len(mask) if per == "sequence" else 1, -1)
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    return (torch.empty_like(order).scatter_(1, order, places) < how_many(mask, keep, per)[:, None]).view_as(mask) & mask
+
+
+def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """Shape (n * T, V), in float32 at least."""
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != labels.shape or not logits.is_floating_point():
+        got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        n, length = labels.shape
+        raise ValueError(
+            f"logits must have shape ({n}, {length}, V) for labels ({n}, {length}), floating, got {got}; shift nothing yourself"
+        )
+    return logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+
+
+def targets_of(labels: Tensor, wanted: Tensor, shift: bool, ignore_index: int) -> Tensor:
+    """The wanted tokens, each where the logits that predict it are, shape (n * T,)."""
+    targets = labels.long().masked_fill(~wanted, ignore_index)
+    return (F.pad(targets[:, 1:], (0, 1), value=ignore_index) if shift else targets).flatten()
+
+
+def losses_of(log_p: Tensor, labels: Tensor, mask: Tensor, shift: bool, ignore_index: int) -> Tensor:
+    """The losses of the valid tokens, each at its own position, shape (n, T)."""
+    losses = F.nll_loss(log_p, targets_of(labels, mask, shift, ignore_index), reduction="none", ignore_index=ignore_index)
+    losses = losses.view_as(labels)
+    return F.pad(losses[:, :-1], (1, 0)) if shift else losses
+
+
+def how_many(mask: Tensor, keep: float, per: Per) -> Tensor:
+    """How many tokens to select in all, shape (1,), or in each sequence, shape (n,), int64."""
+    valid = mask.reshape(len(mask) if per == "sequence" else 1, -1).sum(1)
+    return (valid.double() * keep).round().long().maximum(valid.clamp(max=1))
+
+
+def checked(keep: float, per: Per) -> tuple[float, Per]:
+    """The two settings of a selection, or the error that says what they should be."""
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+        raise ValueError(f"keep must be the share of tokens to train on, in (0, 1], got {keep!r}")
+    if per not in ("batch", "sequence"):
+        raise ValueError(f"per must be 'batch' or 'sequence', got {per!r}")
+    return float(keep), per
+
+
+def check_shape(name: str, value: Any, like: Tensor, cure: str) -> None:
+    """Refuse what is not a tensor of the shape of another."""
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must be a tensor of shape {tuple(like.shape)}, got {got}; {cure}")

@@ -1,0 +1,84 @@
+"""A training step on two ranks, run by test_tokens.py in a process of its own, which forks cheaply.
+
+The model and the data of its other tests are here too.
+"""
+
+import os
+import sys
+import traceback
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rholoss.tokens import RhoTokenLoss
+
+WORDS = 11
+
+
+class TinyLM(nn.Module):
+    """Predicts each next token from the mean of the tokens so far."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = nn.Parameter(torch.randn(WORDS, 5, generator=generator, dtype=torch.float64))
+        self.out = nn.Parameter(torch.randn(5, WORDS, generator=generator, dtype=torch.float64))
+
+    def forward(self, tokens):
+        seen = self.embedding[tokens].cumsum(1) / torch.arange(1, tokens.shape[1] + 1)[:, None]
+        return seen @ self.out
+
+
+def micro_batch(seed, n=3, length=9):
+    """(tokens, labels, reference losses) of sequences of all lengths, with labels of -100 for the padding and for some more."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(WORDS, (n, length), generator=generator)
+    labels = tokens.clone()
+    for row in range(n):
+        labels[row, int(torch.randint(2, length + 1, (1,), generator=generator)) :] = -100
+    labels[torch.rand(n, length, generator=generator) < 0.15] = -100
+    return tokens, labels, 2 * torch.rand(n, length, generator=generator, dtype=torch.float64)
+
+
+# two micro-batches for each of two ranks, of very different numbers of tokens
+STEP = [micro_batch(0), micro_batch(1, n=5, length=14), micro_batch(2, n=1, length=4), micro_batch(3, n=2, length=6)]
+
+
+def step(rank, folder, per):
+    """One optimizer step's gradients on one rank."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet-{per}", rank=rank, world_size=2)
+    model = DistributedDataParallel(TinyLM())
+    criterion = RhoTokenLoss(keep=0.6, per=per)
+    first, last = STEP[2 * rank : 2 * rank + 2]
+    num_tokens = criterion.num_tokens([first[1], last[1]], distributed=True)
+    with model.no_sync():
+        loss = criterion(model(first[0]), *first[1:], num_tokens=num_tokens)
+        loss.backward()
+    more = criterion(model(last[0]), *last[1:], num_tokens=num_tokens)
+    more.backward()
+    torch.save([loss.detach() + more.detach(), *(p.grad for p in model.parameters())], f"{folder}/{per}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def fork(function, *args):
+    """A process that calls a function; its exit status is 1 if that raises."""
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        try:
+            function(*args)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        os._exit(status)
+    return pid
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for per in ("batch", "sequence"):
+        pids = [fork(step, rank, sys.argv[1], per) for rank in range(2)]
+        codes = [os.waitpid(pid, 0)[1] for pid in pids]
+        if any(codes):
+            sys.exit(1)
