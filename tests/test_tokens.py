@@ -104,6 +104,8 @@ class TestLosses:
         expected = oracle_losses(logits, LEFT)
         assert set_of(mask) == sorted(expected)
         assert all(losses[at].item() == pytest.approx(loss.item()) for at, loss in expected.items())
+        attention_mask = (LEFT != -100).long()
+        assert set_of(mask & ~token_mask(LEFT, document_ids=attention_mask)) == [(0, 2), (1, 1)]  # predicted from padding
 
     def test_the_first_token_of_a_document_is_not_predicted_from_the_one_before(self):
         mask = token_mask(torch.ones(1, 6, dtype=torch.int64), document_ids=torch.tensor([[7, 7, 3, 3, 3, 7]]))
@@ -148,6 +150,9 @@ class TestSelection:
         mask[0, 1] = False
         assert set_of(select_tokens(same, same, mask, 0.4)) == [(0, 0), (0, 2), (0, 3), (0, 4)]
         assert set_of(select_tokens(same, same, mask, 0.4, per="sequence")) == [(0, 0), (0, 2), (1, 0), (1, 1)]
+        many = torch.randint(3, (2, 500), generator=torch.Generator().manual_seed(0)).float()  # few are sorted stably by chance
+        expected = oracle_choice({(i // 500, i % 500): each for i, each in enumerate(many.flatten())}, many * 0, 0.6)
+        assert set_of(select_tokens(many, many * 0, torch.ones(2, 500, dtype=torch.bool), 0.6)) == expected
 
     def test_what_stands_where_no_token_is_valid_is_not_read(self):
         losses, mask = token_losses(TinyLM()(TOKENS), LABELS)
@@ -193,7 +198,7 @@ class TestLoss:
         done = subprocess.run(run, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         for per in ("batch", "sequence"):
-            ranks = [torch.load(tmp_path / f"{per}-{rank}.pt") for rank in range(2)]
+            ranks = [torch.load(tmp_path / f"{per}-{rank}.pt", weights_only=True) for rank in range(2)]
             expected = oracle_gradients(STEP, 0.6, per)
             for loss, *grads in ranks:
                 assert close(grads, expected[1:])
@@ -388,6 +393,8 @@ class TestCache:
     def test_examples_that_are_missing_are_named(self, cache):
         with pytest.raises(KeyError, match=r"2 of 3 examples are not in the cache of 3: indices 8, 31; score them too"):
             cache[[7, 8, 31]]
+        with pytest.raises(KeyError, match=r"1 of 1 examples are not in the cache of 3: indices 2199023255552"):
+            cache[[2**41]]
         empty = ReferenceLossCache(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), torch.tensor([]))
         with pytest.raises(KeyError, match="1 of 1 examples are not in the cache of 0"):
             empty[[7]]
@@ -416,6 +423,8 @@ class TestCache:
             from_batches([])
         with pytest.raises(ValueError, match="lengths add up to 4, but there are 3 values"):
             ReferenceLossCache(torch.arange(2), torch.tensor([1, 3]), torch.zeros(3))
+        with pytest.raises(ValueError, match=r"lengths \(N,\), at least 0, and values"):
+            ReferenceLossCache(torch.arange(2), torch.tensor([4, -1]), torch.zeros(3))
         with pytest.raises(ValueError, match="values must be float32 or float16, got torch.bfloat16"):
             ReferenceLossCache(torch.arange(1), torch.tensor([3]), torch.zeros(3).bfloat16())
         with pytest.raises(ValueError, match=r"expected index \(N,\), lengths \(N,\).*got \(2,\), \(1,\), \(3,\)"):
@@ -431,21 +440,29 @@ class TestCache:
             (tmp_path / name).write_bytes(damaged)
             with pytest.raises(ValueError, match=rf"{name} is not a cache that can be read .*written by ReferenceLossCache.save"):
                 ReferenceLossCache.load(tmp_path / name)
+        big = torch.rand(500_000)  # which NumPy reads without looking at the checksum
+        ReferenceLossCache(torch.arange(1), torch.tensor([len(big)]), big).save(path)
+        content = path.read_bytes()
+        at = content.index(big[250_000:250_010].numpy().tobytes())
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ValueError, match="a checksum does not fit"):
+            ReferenceLossCache.load(path)
+        cache.save(path)
         IrreducibleLossStore([0.5]).save(tmp_path / "il.npz")
         with pytest.raises(ValueError, match="its kind is 'rholoss.IrreducibleLossStore'"):
             ReferenceLossCache.load(tmp_path / "il.npz")
         with np.load(path) as file:
             arrays = dict(file)
-        wrong = {
-            "its format is 2, this rholoss reads up to 1": {
-                "header": str(arrays["header"]).replace('"format": 1', '"format": 2')
-            },
-            "field 'index' has dtype float64": {"index": arrays["index"].astype(np.float64)},
-            "its offsets do not fit": {"offsets": arrays["offsets"][1:]},
-            "lengths add up to 8": {"offsets": np.array([0, 4, 6, 8])},
-            "Object arrays cannot be loaded": {"values": np.array([print], dtype=object)},
-        }
-        for message, change in wrong.items():
+        newer = str(arrays["header"]).replace('"format": 1', '"format": 2')
+        wrong = [
+            ({"header": newer}, "its format is 2, this rholoss reads up to 1"),
+            ({"index": arrays["index"].astype(np.float64)}, "field 'index' has dtype float64"),
+            ({"offsets": arrays["offsets"][1:]}, "its offsets do not fit"),
+            ({"offsets": arrays["offsets"] + 1}, "its offsets do not fit"),
+            ({"offsets": np.array([0, 4, 6, 8])}, "lengths add up to 8"),
+            ({"values": np.array([print], dtype=object)}, "Object arrays cannot be loaded"),
+        ]
+        for change, message in wrong:
             np.savez(path, **{**arrays, **change})
             with pytest.raises(ValueError, match=message):
                 ReferenceLossCache.load(path)
@@ -475,6 +492,10 @@ class TestSequences:
         for row, loss in enumerate(causal_loss(TinyLM()(TOKENS), labels, normalise).tolist()):
             own = [value.item() for (i, _), value in losses.items() if i == row]
             assert loss == pytest.approx(sum(own) / (max(len(own), 1) if normalise else 1))
+
+    def test_what_is_not_valid_is_not_counted(self):
+        losses, mask = token_losses(TinyLM()(TOKENS), LABELS)
+        assert torch.equal(sequence_loss(losses.masked_fill(~mask, math.nan), mask), sequence_loss(losses, mask))
 
     def test_it_is_the_loss_of_a_selector_and_its_store(self):
         tokens, labels, _ = micro_batch(3, n=24, length=8)

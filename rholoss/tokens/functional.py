@@ -55,8 +55,9 @@ def token_losses(
             masked models, whose logits at position t predict token t.
         ignore_index: the label that is not counted.
         document_ids: for rows that several documents are packed in, which one each position is of, shape (n, T), integer: with
-            ``shift`` a document's first token, which would be predicted from the document before, is not valid. That attention
-            stays within a document is the model's affair.
+            ``shift`` a document's first token, which would be predicted from the document before, is not valid. Padding on the
+            left is a document of its own if an attention mask is given here. That attention stays within a document is the
+            model's affair.
 
     Returns:
         Losses, shape (n, T), float32 (or float64 for such logits), and the mask, shape (n, T), bool.
@@ -79,8 +80,8 @@ def sequence_loss(token_losses: Tensor, mask: Tensor, *, normalise: bool = True)
     and so does its difference from the irreducible loss: long sequences rank first while there is anything to learn.
 
     Args:
-        token_losses: shape (n, T), 0 where not valid, as ``token_losses`` gives them.
-        mask: which are valid, shape (n, T), bool.
+        token_losses: shape (n, T).
+        mask: which of them are valid, shape (n, T), bool; the others are not counted.
         normalise: True for the mean over the valid tokens, False for their sum.
     """
     check_shape("mask", mask, token_losses, "give the one that came with the losses")
@@ -118,7 +119,7 @@ def select_tokens(loss: Tensor, reference_loss: Tensor, mask: Tensor, keep: floa
     rows = excess.masked_fill(~mask, -torch.inf).reshape(len(mask) if per == "sequence" else 1, -1)
     order = rows.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
-    return (torch.empty_like(order).scatter_(1, order, places) < how_many(mask, keep, per)[:, None]).view_as(mask) & mask
+    return (torch.empty_like(order).scatter_(1, order, places) < how_many(mask, keep, per)[:, None]).view_as(mask)
 
 
 def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
