@@ -36,7 +36,7 @@ types: $(READY)  ## check the types
 	$(BIN)/mypy
 
 docs: $(READY)   ## build the documentation, strictly, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 wheel: $(READY)  ## build the wheel, install it elsewhere and test it there
 	sh .ci/wheel $(BIN)/python

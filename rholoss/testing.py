@@ -28,7 +28,7 @@ def check_selector(selector: str | Callable[..., Selector], **options: Any) -> N
     Args:
         selector: a registered name, a ``Selector`` class, or a function ``(loader, model, **options)`` that builds one.
         **options: handed to it. ``store``, ``proxy`` and ``irreducible_model`` are handed to those that take them, made for the
-        problem.
+            problem.
 
     Raises:
         AssertionError: something does not hold; the message says what.
