@@ -109,9 +109,8 @@ class Candidates:
         """The same candidates under another model, with the same forward and loss; in ``mode``, or that of the selector."""
         key = (id(model), mode)
         if key not in self._others:
-            other = copy.copy(self)
+            other = self._anew()
             other._model, other._mode = model, mode or self._mode
-            other._pair, other._loss, other._others = None, None, {}
             other.index = self.index.to(device_of(model) or self.device, non_blocking=True)
             other.device = other.index.device
             self._others[key] = other
@@ -119,9 +118,14 @@ class Candidates:
 
     def read_with(self, forward: Forward) -> Candidates:
         """The same candidates under another forward, for a method that needs more of the model than the loss does."""
-        other = copy.copy(self)
+        other = self._anew()
         other._scorer = copy.copy(self._scorer)
         other._scorer.forward = forward
+        return other
+
+    def _anew(self) -> Candidates:
+        """A copy in which nothing is computed."""
+        other = copy.copy(self)
         other._pair, other._loss, other._others = None, None, {}
         return other
 

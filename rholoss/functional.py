@@ -111,6 +111,20 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(exponential.clamp(min=tiny))
 
 
+def drawn(log_weight: Tensor, uniform: Tensor, n_b: int) -> Tensor:
+    """Positions drawn without replacement in proportion to exp(log_weight), shape (n_b,), int64, ascending.
+
+    Args:
+        log_weight: shape (n_B,); -inf where all others come first.
+        uniform: numbers in [0, 1), shape (n_B,).
+        n_b: how many to draw.
+
+    References:
+        Kool et al., "Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick", ICML 2019.
+    """
+    return top(log_weight + gumbel(uniform), n_b)
+
+
 def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw positions with probability p_i in proportion to the score, with replacement, and the weights that make up for it.
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
@@ -158,11 +160,7 @@ def _make_store(
         def optimizer(parameters: Any) -> torch.optim.Optimizer:
             return torch.optim.AdamW(parameters, lr=_LR)
 
-        own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
-
-        def scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-            return torch.optim.lr_scheduler.LambdaLR(optimizer, up_and_down(_EPOCHS * math.ceil(len(training) / _BATCH)))
-
+        scheduler = partial(LambdaLR, lr_lambda=up_and_down(_EPOCHS * math.ceil(len(training) / _BATCH)))
         own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
         data = (DataLoader(part, batch_size=_BATCH, **own) for part in (training, chosen_by))
         rest = {name: how[name] for name in ("forward", "loss")} | {"optimizer": optimizer, "scheduler": scheduler}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rholoss.functional import check_logits, gumbel, top
+from rholoss.functional import check_logits, drawn
 from rholoss.ranking import ranks
 
 _SPANNED = 1e-10  # what is less of a squared length than this is rounding
@@ -164,11 +164,11 @@ def jest_choice(pair_scores: Tensor, n_b: int, chunks: int, uniform: Tensor) -> 
     """
     chunks = min(chunks, n_b)
     own, both = pair_scores.diagonal(), pair_scores + pair_scores.T
-    drawn = torch.zeros_like(own)  # 1 for those that are
+    before = torch.zeros_like(own)  # 1 for those that are drawn already
     chosen: list[Tensor] = []
     for chunk in range(chunks):
         size = n_b // chunks + (chunk < n_b % chunks)
-        noisy = own + both @ drawn + gumbel(uniform[chunk])
-        chosen.append(top(noisy.where(drawn == 0, -torch.inf), size))
-        drawn = drawn.index_fill(0, chosen[-1], 1)
+        together = (own + both @ before).where(before == 0, -torch.inf)
+        chosen.append(drawn(together, uniform[chunk], size))
+        before = before.index_fill(0, chosen[-1], 1)
     return torch.cat(chosen).sort().values

@@ -13,7 +13,24 @@ def at(value: float | Schedule, step: int) -> float:
 
 
 @dataclass(frozen=True)
-class Linear:
+class _Gradual:
+    """From ``start`` to ``end`` over ``steps`` steps."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def _done(self, step: int) -> float:
+        """The share of the steps that is done, in [0, 1]."""
+        return min(step / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class Linear(_Gradual):
     """From ``start`` to ``end`` in equal differences over ``steps`` steps, then ``end``.
 
     Examples:
@@ -21,19 +38,12 @@ class Linear:
         [1.0, 0.75, 0.0, 0.0]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-
     def __call__(self, step: int) -> float:
-        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+        return self.start + (self.end - self.start) * self._done(step)
 
 
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(_Gradual):
     """From ``start`` to ``end``, both above 0, in equal ratios over ``steps`` steps, then ``end``.
 
     Examples:
@@ -41,21 +51,17 @@ class Geometric:
         [8.0, 4.0, 0.5, 0.5]
     """
 
-    start: float
-    end: float
-    steps: int
-
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        super().__post_init__()
         if not (self.start > 0 and self.end > 0):
             raise ValueError(f"a geometric schedule goes between numbers above 0, got {self.start} and {self.end}")
 
     def __call__(self, step: int) -> float:
-        return float(self.start * (self.end / self.start) ** min(step / self.steps, 1.0))
+        return float(self.start * (self.end / self.start) ** self._done(step))
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Gradual):
     """From ``start`` to ``end`` along half a cosine over ``steps`` steps, slow at both ends, then ``end``.
 
     Examples:
@@ -63,15 +69,8 @@ class Cosine:
         [1.0, 0.854, 0.5, 0.0, 0.0]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-
     def __call__(self, step: int) -> float:
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * self._done(step))) / 2
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,3 @@ class Switch:
 
     def __call__(self, step: int) -> float:
         return self.start if step < self.at else self.end
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")

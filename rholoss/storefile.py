@@ -53,10 +53,13 @@ def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: M
     Raises:
         OSError: it cannot be written; a file that was there stays as it was.
     """
-    header = np.array(_header(meta))
-    fields: dict[str, Any] = {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()}
+    write_npz(path, _header(meta), {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()})
+
+
+def write_npz(path: str | os.PathLike[str], header: str, arrays: Mapping[str, Any]) -> None:
+    """Write a header and arrays to one ``.npz`` file, whole or not at all."""
     with written_whole(os.fsdecode(path)) as file:
-        np.savez(file, header=header, **fields)
+        np.savez(file, header=np.array(header), **arrays)
 
 
 def write_mapped(
@@ -166,19 +169,29 @@ def _checked_header(header: Any) -> dict[str, Any]:
     return header
 
 
+def open_npz(raw: IO[bytes]) -> tuple[Any, Mapping[str, np.ndarray]]:
+    """The header of what ``write_npz`` wrote, and its arrays, which are read as they are asked for.
+
+    Raises:
+        ValueError: it is no such file, or a checksum does not fit; the message does not name it.
+    """
+    if raw.read(4) != b"PK\x03\x04":
+        raise ValueError("it is no .npz file")
+    raw.seek(0)
+    file = np.load(raw, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
+        raise ValueError("it has no header")
+    if file.zip is None or file.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
+        raise ValueError("a checksum does not fit")
+    return json.loads(str(file["header"])), file
+
+
 def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with open(path, "rb") as raw:
-        if raw.read(4) != b"PK\x03\x04":
-            raise ValueError("it is no .npz file")
-        raw.seek(0)
-        file = np.load(raw, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
-            raise ValueError("it has no header")
-        if file.zip is None or file.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
-            raise ValueError("a checksum does not fit")
-        header = _checked_header(json.loads(str(file["header"])))
+        values, file = open_npz(raw)
+        header = _checked_header(values)
         newer = header["format"] > FORMAT
-        return header, {} if newer else {name: file[name] for name in file.files if name != "header"}
+        return header, {} if newer else {name: file[name] for name in file if name != "header"}
 
 
 def _read_folder(path: str, before: bytes = b"") -> tuple[dict[str, Any], dict[str, np.ndarray]]:

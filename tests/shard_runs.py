@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import CLASSES, FEATURES, make_net
+from forks import fork, status
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from rholoss import IrreducibleLossStore, making
@@ -81,25 +81,6 @@ def expected(folder, case, n=96):
     os.makedirs(folder)
     IrreducibleLossStore.from_model(models, loader, **options).save(f"{folder}/il", mapped=mapped)
     return content(folder)
-
-
-def fork(function, *args):
-    """A process that calls a function; its exit status is 1 if that raises."""
-    pid = os.fork()
-    if pid == 0:
-        status = 0
-        os.setsid()  # so that its workers can be ended with it
-        try:
-            function(*args)
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        os._exit(status)
-    return pid
-
-
-def status(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kills(folder, case, times, n=96):

@@ -3,11 +3,10 @@
 The model and the data of its other tests are here too.
 """
 
-import os
 import sys
-import traceback
 
 import torch
+from forks import fork, status
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,24 +60,10 @@ def step(rank, folder, per):
     torch.distributed.destroy_process_group()
 
 
-def fork(function, *args):
-    """A process that calls a function; its exit status is 1 if that raises."""
-    pid = os.fork()
-    if pid == 0:
-        status = 0
-        try:
-            function(*args)
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        os._exit(status)
-    return pid
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for per in ("batch", "sequence"):
         pids = [fork(step, rank, sys.argv[1], per) for rank in range(2)]
-        codes = [os.waitpid(pid, 0)[1] for pid in pids]
+        codes = [status(pid) for pid in pids]
         if any(codes):
             sys.exit(1)

@@ -75,9 +75,7 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
     order = torch.Generator().manual_seed(1_000_003 * (seed + 1))
     loader = DataLoader(task.train, batch_size=setup.n_b, shuffle=True, drop_last=True, generator=order)
     forward, device = CountingForward(), device_of(model) or torch.device("cpu")
-    options = {name: _read(value, setup, task) for name, value in setup.method_options.items()}
-    if options.get("features") == "penultimate":
-        options["features"] = LastLayer(forward)
+    options = {name: _read(value, setup, task, forward) for name, value in setup.method_options.items()}
     irreducible_model = None
     if setup.method == "online_rho_loss" and reference is not None:
         irreducible_model = copy.deepcopy(reference.model)
@@ -119,12 +117,14 @@ def _while_it_pays(
     return WhileItPaysSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
 
 
-def _read(value: Any, setup: Setup, task: Task) -> Any:
+def _read(value: Any, setup: Setup, task: Task, forward: CountingForward) -> Any:
     """An option of a method, from how a setup writes it."""
     if value == "guess":
         return math.log(task.classes)
     if value == "bfloat16":
         return torch.bfloat16
+    if value == "penultimate":
+        return LastLayer(forward)
     if isinstance(value, Mapping) and "schedule" in value:
         return SCHEDULES[value["schedule"]](value["start"], value["end"], setup.steps)
     return value

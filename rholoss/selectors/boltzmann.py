@@ -48,7 +48,7 @@ class BoltzmannRhoLossSelector(StoreSelector):
         return functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
-        return functional.top(score / self._temperature(candidates.step) + functional.gumbel(candidates.rand()), n_b), None
+        return functional.drawn(score / self._temperature(candidates.step), candidates.rand(), n_b), None
 
     def _temperature(self, step: int) -> float:
         temperature = at(self.temperature, step)

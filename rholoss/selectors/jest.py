@@ -53,13 +53,17 @@ class JestSelector(Selector):
         self.reference = reference
         self.pair_losses = pair_losses
         self.chunks = chunks
+        self._scored: tuple[Candidates, Tensor] | None = None  # what was scored last, and the scores of its pairs
 
     def score(self, candidates: Candidates) -> Tensor:
-        return self._pair_scores(candidates).diagonal()
+        self._scored = candidates, self._pair_scores(candidates)
+        return self._scored[1].diagonal()
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         uniform = candidates.rand(self.chunks * len(candidates)).reshape(self.chunks, -1)
-        return rivals.jest_choice(self._pair_scores(candidates), n_b, self.chunks, uniform), None
+        assert self._scored is not None
+        assert self._scored[0] is candidates
+        return rivals.jest_choice(self._scored[1], n_b, self.chunks, uniform), None
 
     def _pair_scores(self, candidates: Candidates) -> Tensor:
         n, under = len(candidates), candidates.under(self.reference)

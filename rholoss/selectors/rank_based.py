@@ -42,7 +42,7 @@ class RankBasedSelector(Selector):
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         log_probability = rivals.log_rank_probability(score, self._pressure(candidates.step))
-        return functional.top(log_probability + functional.gumbel(candidates.rand()), n_b), None
+        return functional.drawn(log_probability, candidates.rand(), n_b), None
 
     def _pressure(self, step: int) -> float:
         pressure = at(self.pressure, step)

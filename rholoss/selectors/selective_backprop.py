@@ -59,7 +59,7 @@ class SelectiveBackpropSelector(Selector):
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         beta = self._exponent(candidates.step, len(candidates) / n_b)
-        return functional.top(beta * score.log() + functional.gumbel(candidates.rand()), n_b), None
+        return functional.drawn(beta * score.log(), candidates.rand(), n_b), None
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         if self.window is not None and candidates.computed_loss is not None:

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rholoss.ids import some
 from rholoss.indexing import as_index
-from rholoss.storefile import written_whole
+from rholoss.storefile import open_npz, write_npz
 
 FORMAT = 1
 KIND = "rholoss.ReferenceLossCache"
@@ -141,8 +140,7 @@ class ReferenceLossCache:
         header = json.dumps({"format": FORMAT, "kind": KIND, "meta": self.meta})
         offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
         arrays: dict[str, Any] = {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()}
-        with written_whole(os.fsdecode(path)) as file:
-            np.savez(file, header=np.array(header), **arrays)
+        write_npz(path, header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceLossCache:
@@ -181,13 +179,7 @@ class ReferenceLossCache:
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
     """The header and the arrays of a file, each of its right dtype."""
-    if file.read(4) != b"PK\x03\x04":
-        raise ValueError("it is no .npz file")
-    file.seek(0)
-    npz = np.load(file, allow_pickle=False)
-    if npz.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
-        raise ValueError("a checksum does not fit")
-    header: dict[str, Any] = json.loads(str(npz["header"]))
+    header, npz = open_npz(file)
     if header.get("kind") != KIND:
         raise ValueError(f"its kind is {header.get('kind')!r}")
     if header["format"] > FORMAT:

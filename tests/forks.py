@@ -1,0 +1,23 @@
+"""Processes that are forked, for what is run in a process of its own."""
+
+import os
+import traceback
+
+
+def fork(function, *args):
+    """A process that calls a function; its exit status is 1 if that raises."""
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        os.setsid()  # so that its workers can be ended with it
+        try:
+            function(*args)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        os._exit(status)
+    return pid
+
+
+def status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
