@@ -120,6 +120,11 @@ def as_index(values: Any) -> Tensor:
 
 def altered(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """A copy of a loader, of the same class, with some attributes changed."""
+    inner = vars(loader).get("base_dataloader")
+    if inner is not None:  # of accelerate: passes on what another loader reads
+        shell: DataLoader[Any] = object.__new__(type(loader))
+        vars(shell).update(vars(loader), base_dataloader=altered(inner, **changes))
+        return shell
     twin = copy.copy(loader)
     vars(twin).update(changes, _iterator=None)  # DataLoader refuses setattr after __init__; workers are the copy's own
     if hasattr(twin, "_initial_iter_for_state_dict"):  # a StatefulDataLoader that was asked for its state

@@ -1,5 +1,6 @@
 """Samplers behind the candidate batches: resumable, and restricted to members."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from rholoss.guest import forked_rng
+
+RandomStates = tuple[Tensor, dict[str, Any]]
+"""The state of the global generator, and of all that a sampler keeps."""
 
 
 class PositionedSampler:
@@ -26,9 +30,9 @@ class PositionedSampler:
     def __init__(self, sampler: Any, generator: torch.Generator | None) -> None:
         self.sampler = sampler
         self.generator = generator
-        self.began: list[list[Tensor]] | None = None
+        self.began: tuple[RandomStates, RandomStates] | None = None
         self.skip = 0  # if above 0, the next iteration is the one that began there, after this many entries
-        self.rewind: list[Tensor] | None = None  # the random states in which the next iteration begins, or None for the current
+        self.rewind: RandomStates | None = None  # the random states in which the next iteration begins, or None for the current
 
     def __iter__(self) -> Iterator[Any]:
         if self.skip:
@@ -38,14 +42,14 @@ class PositionedSampler:
         iterated = self.states()
         return self._entries(iterated, iter(self.sampler))  # a sampler may draw as soon as it is iterated
 
-    def _entries(self, iterated: list[Tensor], entries: Iterator[Any]) -> Iterator[Any]:
+    def _entries(self, iterated: RandomStates, entries: Iterator[Any]) -> Iterator[Any]:
         self.rewind = None
-        self.began = [iterated, self.states()]
+        self.began = iterated, self.states()
         yield from entries
 
     def _rest(self) -> Iterator[Any]:
-        skip, self.skip = self.skip, 0
-        iterated, asked = self.began or [[], []]
+        assert self.began is not None
+        (iterated, asked), (skip, self.skip) = self.began, (self.skip, 0)
         with forked_rng():
             self._put_back(iterated)
             entries = iter(self.sampler)
@@ -53,37 +57,56 @@ class PositionedSampler:
             entries = skipped(entries, skip)
         yield from entries
 
-    def generator_states(self) -> list[Tensor]:
-        """The states of the generators other than the global one."""
-        return [generator.get_state() for generator in self._generators()]
+    def own_states(self) -> dict[str, Any]:
+        """The states of the generators other than the global one, and the epochs that samplers count, by the place of each."""
+        return {
+            place: value.get_state() if isinstance(value, torch.Generator) else value
+            for place, (_, _, value) in self._held().items()
+        }
 
-    def put_back(self, states: list[Tensor]) -> None:
-        """Put the generators other than the global one into these states."""
-        own = self._generators()
-        if len(states) != len(own):
+    def put_back(self, states: dict[str, Any]) -> None:
+        """Put the generators other than the global one into these states, and the samplers back to these epochs."""
+        held = self._held()
+        if set(states) != set(held):
             raise ValueError(
                 "this state was saved with a loader that has another set of generators; resume with the loader as it was"
             )
-        for generator, state in zip(own, states, strict=True):
-            generator.set_state(state.cpu())
+        for place, state in states.items():
+            holder, name, value = held[place]
+            if isinstance(state, Tensor):
+                value = value or torch.Generator()
+                value.set_state(state.cpu())
+            setattr(holder, name, value if isinstance(state, Tensor) else state)
 
-    def states(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *self.generator_states()]
+    def states(self) -> RandomStates:
+        return torch.get_rng_state(), self.own_states()
 
-    def _put_back(self, states: list[Tensor]) -> None:
-        self.put_back(states[1:])
+    def _put_back(self, states: RandomStates) -> None:
+        self.put_back(states[1])
         torch.set_rng_state(states[0].cpu())
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def _generators(self) -> list[torch.Generator]:
-        """The generators behind the sampling other than the global one, each once."""
-        held, inner = [self.generator], self.sampler
-        while inner is not None:
-            held += getattr(inner, "__dict__", {}).values()
-            inner = getattr(inner, "sampler", getattr(inner, "batch_sampler", None))
-        return list({id(generator): generator for generator in held if isinstance(generator, torch.Generator)}.values())
+    def _held(self) -> dict[str, tuple[Any, str, Any]]:
+        """By place: who holds a generator or counts epochs, under which name, and the value.
+
+        A sampler that counts epochs may make its generator as it is first iterated, as accelerate's does; until then it is None.
+        """
+        return {
+            f"{depth}.{name}": (holder, name, value)
+            for depth, holder in enumerate([self, *chain(self.sampler)])
+            for name, value in getattr(holder, "__dict__", {}).items()
+            if isinstance(value, torch.Generator)
+            or (isinstance(vars(holder).get("epoch"), int) and name in ("epoch", "generator"))
+        }
+
+
+def chain(sampler: Any) -> Iterator[Any]:
+    """A sampler, the one that it draws from, and so on."""
+    while sampler is not None:
+        yield sampler
+        sampler = getattr(sampler, "sampler", getattr(sampler, "batch_sampler", None))
 
 
 def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
@@ -160,7 +183,22 @@ def plain_sampler(loader: Any) -> Any | None:
         return None
     if loader.batch_size is not None:
         return loader.sampler
-    return loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else None
+    batching = sharded(loader.batch_sampler) or loader.batch_sampler
+    return batching.sampler if type(batching) is BatchSampler else None
+
+
+def sharded(batching: Any) -> BatchSampler | None:
+    """The plain batch sampler of whose batches accelerate's ``BatchSamplerShard`` takes this rank's; None of anything else."""
+    whole = getattr(batching, "batch_sampler", None)
+    is_shard = type(whole) is BatchSampler and hasattr(batching, "num_processes") and not getattr(batching, "split_batches", True)
+    return whole if is_shard else None
+
+
+def sharded_as(shard: Any, batching: BatchSampler, batch_size: int | None) -> Any:
+    """The same rank's share of other batches, of ``batch_size`` examples each or, None, of any number."""
+    twin = copy.copy(shard)
+    twin.batch_sampler, twin.batch_size = batching, batch_size
+    return twin
 
 
 def drawable(loader: Any, n: int) -> Tensor | None:

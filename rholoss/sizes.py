@@ -6,14 +6,16 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.indexing import IndexedBatches, refuse_unindexed
+from rholoss.sampling import sharded
 
 
 def natural_batch_size(loader: Any) -> int | None:
     """The batch size of a loader, or of the loader behind a door; None where it does not tell."""
     inner = loader.batches if isinstance(loader, IndexedBatches) else loader
     size = getattr(inner, "batch_size", None)
-    if size is None and isinstance(inner, DataLoader) and type(inner.batch_sampler) is BatchSampler:
-        size = inner.batch_sampler.batch_size
+    if size is None and isinstance(inner, DataLoader):
+        batching = sharded(inner.batch_sampler) or inner.batch_sampler
+        size = batching.batch_size if type(batching) is BatchSampler else None
     return size if isinstance(size, int) else None
 
 

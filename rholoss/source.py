@@ -19,7 +19,19 @@ from rholoss.indexing import (
 )
 from rholoss.parts import Part, whole_length
 from rholoss.reading import attach_index
-from rholoss.sampling import Members, MembersOnly, PositionedSampler, Shorten, Shortened, drawable, plain_sampler, skipped
+from rholoss.sampling import (
+    Members,
+    MembersOnly,
+    PositionedSampler,
+    Shorten,
+    Shortened,
+    chain,
+    drawable,
+    plain_sampler,
+    sharded,
+    sharded_as,
+    skipped,
+)
 from rholoss.sizes import describe
 
 
@@ -85,6 +97,8 @@ class CandidateSource:
             part = loader.dataset
             sampler = MembersOnly(sampler, members, part.indices if isinstance(part, Part) else None)
         batching: Any = Shortened(sampler, n_B, shorten) if shorten else BatchSampler(sampler, n_B, drop_last=False)
+        if sharded(loader.batch_sampler):
+            batching = sharded_as(loader.batch_sampler, batching, None if shorten else n_B)
         if map_style:
             batching = self._sampler = PositionedSampler(batching, loader.generator)
         return {"batch_sampler": batching, "batch_size": n_B, "drop_last": False}
@@ -150,7 +164,7 @@ class CandidateSource:
         return {
             "position": self.position,
             "began": None if self.position is None else self._began if self._sampler is None else self._sampler.began,
-            "generators": [] if self._sampler is None else self._sampler.generator_states(),
+            "generators": {} if self._sampler is None else self._sampler.own_states(),
             "workers": getattr(inner, "persistent_workers", False) and getattr(inner, "_iterator", None) is not None,
             "told": self._told,
             "N": self.dataset_length,
@@ -193,7 +207,7 @@ class CandidateSource:
         """How many selected batches an epoch yields; one too many at most, where the last candidate batch cannot be known."""
         batching = self._sampler.sampler if self._sampler else None
         tail = 0
-        if drop_last and isinstance(batching, BatchSampler) and not getattr(batching, "drop_last", True):
+        if drop_last and isinstance(batching, BatchSampler) and not (sharded(batching) or getattr(batching, "drop_last", True)):
             tail = len(batching.sampler) % batching.batch_size  # type: ignore[arg-type]
         return len(self) - (0 < tail < n_b)
 
@@ -213,8 +227,10 @@ class CandidateSource:
     def set_epoch(self, epoch: int) -> None:
         """Tell the sampler, the batch sampler and the dataset which epoch it is, where they want to know."""
         self._told = epoch
-        for part in ("sampler", "batch_sampler", "dataset"):
-            tell: Callable[[int], Any] | None = getattr(getattr(self.loader, part, None), "set_epoch", None)
+        loader = self.loader
+        parts = [*chain(getattr(loader, "sampler", None)), *chain(getattr(loader, "batch_sampler", None))]
+        for part in {id(part): part for part in [*parts, getattr(loader, "dataset", None)]}.values():
+            tell: Callable[[int], Any] | None = getattr(part, "set_epoch", None)
             if tell is not None:
                 tell(epoch)
 

@@ -1,0 +1,137 @@
+"""Selection in the ``Trainer`` of Hugging Face transformers: a selector in place of the loader, and in the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from rholoss.selector import Selector
+
+
+class SelectionMixin:
+    """Lets a ``Trainer`` train on what a selector chooses; to be named before it among the bases.
+
+    ``make_selector`` is all there is to write. Batch size, accumulation, collator, columns and schedules stay what the arguments
+    say. Each batch is chosen when the Trainer asks for it, with the weights it is trained on (under gradient accumulation the
+    batches of an update are chosen together before it), and before the Trainer counts the items that its loss is divided by.
+    A checkpoint holds the selector's state, one file per process, and ``train(resume_from_checkpoint=...)`` goes on with the very
+    batches that would have followed.
+
+    Only public methods of the ``Trainer`` are used: ``get_train_dataloader``, ``num_examples``, ``save_model``, ``train``.
+
+    Attributes:
+        selector: the selector of the latest call of ``train``; None before it.
+
+    Examples:
+        A trainer with RHO-LOSS, where ``store`` has the irreducible losses of its training set::
+
+            class RhoTrainer(SelectionMixin, Trainer):
+                def make_selector(self, loader):
+                    return RhoLossSelector(loader, self.model, store, keep=0.1)
+    """
+
+    selector: Selector | None = None
+    _checkpoint: str | None = None
+
+    def make_selector(self, loader: DataLoader[Any]) -> Selector:
+        """The selector around the Trainer's own training loader, which is prepared by Accelerate; called by each ``train``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has to say which selector chooses: expected a method make_selector(loader) that returns one, "
+            "such as RhoLossSelector(loader, self.model, store, keep=0.1)"
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        made = self.make_selector(super().get_train_dataloader())  # type: ignore[misc]
+        if not isinstance(made, Selector):
+            raise TypeError(f"make_selector must return a Selector, got {type(made).__name__}")
+        self.selector, passed = made, 0
+        if self._checkpoint is not None:
+            passed = self._go_on(made, _file(self._checkpoint, self))
+        return SelectedBatches(made, passed)
+
+    def num_examples(self, dataloader: Any) -> int:
+        """Examples in an epoch: of a selector those that are trained on."""
+        if isinstance(dataloader, SelectedBatches):
+            return len(dataloader) * dataloader.selector.n_b
+        return super().num_examples(dataloader)  # type: ignore[misc]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        args: Any = self.args  # type: ignore[attr-defined]
+        if _internal_call and self.selector is not None and not args.save_only_model:  # the first file of a checkpoint
+            path = _file(output_dir or args.output_dir, self)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.selector.state_dict(), path)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        checkpoint: Any = resume_from_checkpoint or None
+        if checkpoint is True:
+            from transformers.trainer_utils import get_last_checkpoint
+
+            checkpoint = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined,no-untyped-call]
+        self._checkpoint = checkpoint
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._checkpoint = None
+
+    def _go_on(self, selector: Selector, path: Path) -> int:
+        """Put a selector where it was; returns how many batches of the epoch the Trainer is to pass over."""
+        if not path.exists():
+            raise FileNotFoundError(
+                f"this checkpoint holds no state of a selector: expected {path}; resume from one that {type(self).__name__} "
+                "saved, with as many processes, or begin anew from its weights"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        selector.load_state_dict(state)
+        if self.args.ignore_data_skip:  # type: ignore[attr-defined]
+            selector.set_epoch(selector.epoch + 1)  # leaves the epoch that was in progress
+            return 0
+        return state["source"]["position"] or 0
+
+
+class SelectedBatches(DataLoader[Any]):
+    """The selected batches of an epoch as a ``DataLoader``, which is what a ``Trainer`` knows how to pass over.
+
+    Args:
+        selector: what chooses the batches.
+        passed: batches of the epoch in progress that were trained on before. They are neither read nor chosen again: None is in
+            their place in the first iteration.
+    """
+
+    def __init__(self, selector: Selector, passed: int = 0) -> None:
+        self.selector = selector
+        # A loader draws a seed for workers as it is iterated; there are none, and the global generator is the run's.
+        self.dataset: _Selected
+        super().__init__(_Selected(selector, passed), batch_size=None, collate_fn=_as_it_is, generator=torch.Generator())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch is to begin; a ``Trainer`` that passes over batches says none."""
+        self.dataset.passed = 0
+        self.selector.set_epoch(epoch)
+
+
+class _Selected(IterableDataset[Any]):
+    def __init__(self, selector: Selector, passed: int) -> None:
+        self.selector = selector
+        self.passed = passed
+
+    def __iter__(self) -> Iterator[Any]:
+        passed, self.passed = self.passed, 0
+        yield from [None] * passed
+        yield from self.selector
+
+    def __len__(self) -> int:
+        return len(self.selector)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _file(folder: str, trainer: Any) -> Path:
+    return Path(folder) / f"selector_{trainer.args.process_index}.pt"
