@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from rholoss.fingerprint import example_digests
+from rholoss.guest import seeded
 from rholoss.parts import dataset_of, in_common, origin
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss
@@ -191,10 +192,11 @@ def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0
     looked_at = positions[_some(len(positions))]
-    known, theirs = (
-        [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
-        for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, looked_at))  # type: ignore[arg-type]
-    )
+    with seeded(0):
+        known, theirs = (
+            [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
+            for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, looked_at))  # type: ignore[arg-type]
+        )
     known_already = set(known)
     shared = sum(digest in known_already and digest != "[]" for digest in theirs)
     return (shared if shared > len(theirs) // 100 else 0), len(theirs)

@@ -30,8 +30,8 @@ class Selector(ABC):
     ``loader.batch_size``, and each selected batch is chosen from n_B = round(n_b / keep) candidates, drawn with the loader's own
     sampler. ``batch_size=32``: the loader's own batches are the candidates, and 32 of each are yielded.
 
-    Every selected batch has n_b examples. The end of an epoch follows the loader's own ``drop_last``, as in the loop without
-    selection: a last candidate batch of at least n_b yields n_b; of fewer it yields them all, or nothing with ``drop_last=True``.
+    Every selected batch has n_b examples, but the last of an epoch: fewer than n_b candidates are all yielded, or none of them
+    where the loader's own rule is ``drop_last=True``.
 
     Args:
         loader: a ``DataLoader`` over a map-style dataset, or ``IndexedBatches`` around anything else. It is left as it is.
@@ -53,9 +53,9 @@ class Selector(ABC):
         n_B: examples in a candidate batch, or None where the loader does not tell.
         step: batches selected so far.
         epoch: passes over the data before this one.
-        listeners: called with ``(candidates, selection)`` for each selection, such as the logs of ``rholoss.diagnostics``. They
-            see the candidates apart from the run, so that nothing they compute or draw changes it.
-        candidate_batches: the ``IndexedBatch`` items to select from, for frameworks that fetch them on their own.
+        listeners: called with ``(candidates, selection)`` for each selection, such as the logs of ``rholoss.diagnostics``;
+            nothing that they compute or draw changes the run.
+        candidate_batches: the ``IndexedBatch`` items to select from, for who fetches them on their own and calls ``select``.
     """
 
     def __init__(
@@ -93,10 +93,7 @@ class Selector(ABC):
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
-        """What candidates are ranked by, shape (n_B,), on the scoring device; higher is kept.
-
-        This is all that a new method has to say. NaN is an error; -inf ranks last.
-        """
+        """What candidates are ranked by, shape (n_B,), on the scoring device; higher is kept, -inf ranks last, NaN is an error."""
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         """Positions (n_b,) of the candidates to keep, and their weights (n_b,) or None: here the highest scores, unweighted."""
@@ -165,6 +162,8 @@ class Selector(ABC):
         """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
         own = device_of(self.model)
         return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
+
+    sampler = property(lambda self: self, doc="The selector: frameworks say the epoch to ``loader.sampler.set_epoch``.")
 
     def set_epoch(self, epoch: int) -> None:
         """Say which pass over the data comes next; told to the loader's sampler and dataset where they have ``set_epoch``.

@@ -120,22 +120,20 @@ class CandidateSource:
         """
         skip = (self.position or 0) if self.resuming else 0
         self._running = this = object()
-        self.position = skip
+        self.position, short = skip, 0
         try:
-            items = self._items(skip)
-            for item in items:
+            for item in self._items(skip):  # none is read before it is used: a loader may say that it ends
+                if short:
+                    raise ValueError(
+                        f"a candidate batch has {short} examples, fewer than n_b = {n_b}, and it is not the last; "
+                        "pass a smaller batch_size, or larger batches (of a stream with several workers, drop_last=True)"
+                    )
                 if self._running is this:
                     self.position += 1
                 n = len(check_indexed(item, self.loader).index)
-                if n < n_b:
-                    if next(items, None) is not None:
-                        raise ValueError(
-                            f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
-                            "pass a smaller batch_size, or larger batches (of a stream with several workers, drop_last=True)"
-                        )
-                    if drop_last:
-                        return
-                yield item
+                short = n if n < n_b else 0
+                if not (short and drop_last):
+                    yield item
             if self.position == 0 and self._sampler is None:
                 raise ValueError("nothing to iterate: pass batches that can be iterated anew, not a spent iterator")
         finally:

@@ -148,12 +148,13 @@ class TestStopping:
 
 
 class TestAGuest:
-    def test_leaves_random_states_and_modes_as_they_were(self, parts):
-        model = make_net(0)
+    @pytest.mark.parametrize("validation", [lambda parts: parts.validation, lambda parts: learnable(seed=1)], ids=["part", "other"])
+    def test_leaves_random_states_and_modes_as_they_were(self, parts, validation):
+        model, validation = make_net(0), validation(parts)
         model[1].eval()  # a frozen BatchNorm
         before = copy.deepcopy(model[1].state_dict())
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-        fit_irreducible_model(model, parts.holdout, parts.validation, epochs=2)
+        fit_irreducible_model(model, parts.holdout, validation, epochs=2)
         assert torch.equal(torch.get_rng_state(), states[0])
         assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
         assert random.getstate() == states[2]
