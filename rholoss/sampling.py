@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
+from typing_extensions import TypeGuard
 
 from rholoss.guest import forked_rng
 
@@ -179,19 +180,27 @@ class Shortened(BatchSampler):
 
 def plain_sampler(loader: Any) -> Any | None:
     """The sampler of single indices that a ``DataLoader`` batches up, or None if it forms its batches in another way."""
+    batching = plain_batching(loader)
+    return None if batching is None else batching.sampler
+
+
+def plain_batching(loader: Any) -> BatchSampler | None:
+    """What batches up single indices in their order for a ``DataLoader``, or for accelerate's share of one rank; else None."""
     if not isinstance(loader, DataLoader):
         return None
-    if loader.batch_size is not None:
-        return loader.sampler
     batching = sharded(loader.batch_sampler) or loader.batch_sampler
-    return batching.sampler if type(batching) is BatchSampler else None
+    return batching if _is_plain(batching) else None
 
 
 def sharded(batching: Any) -> BatchSampler | None:
     """The plain batch sampler of whose batches accelerate's ``BatchSamplerShard`` takes this rank's; None of anything else."""
     whole = getattr(batching, "batch_sampler", None)
-    is_shard = type(whole) is BatchSampler and hasattr(batching, "num_processes") and not getattr(batching, "split_batches", True)
+    is_shard = _is_plain(whole) and hasattr(batching, "num_processes") and not getattr(batching, "split_batches", True)
     return whole if is_shard else None
+
+
+def _is_plain(batching: Any) -> TypeGuard[BatchSampler]:
+    return type(batching) is BatchSampler or type(batching).__module__ == "torchdata.stateful_dataloader.sampler"
 
 
 def sharded_as(shard: Any, batching: BatchSampler, batch_size: int | None) -> Any:

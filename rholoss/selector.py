@@ -93,7 +93,7 @@ class Selector(ABC):
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
-        """What candidates are ranked by, shape (n_B,), on the scoring device; higher is kept, -inf ranks last, NaN is an error."""
+        """What candidates are ranked by, shape (n_B,), on the scoring device; higher is kept. -inf is last, NaN an error."""
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         """Positions (n_b,) of the candidates to keep, and their weights (n_b,) or None: here the highest scores, unweighted."""

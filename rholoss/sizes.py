@@ -3,19 +3,19 @@
 from numbers import Integral, Real
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from rholoss.indexing import IndexedBatches, refuse_unindexed
-from rholoss.sampling import sharded
+from rholoss.sampling import plain_batching
 
 
 def natural_batch_size(loader: Any) -> int | None:
     """The batch size of a loader, or of the loader behind a door; None where it does not tell."""
     inner = loader.batches if isinstance(loader, IndexedBatches) else loader
     size = getattr(inner, "batch_size", None)
-    if size is None and isinstance(inner, DataLoader):
-        batching = sharded(inner.batch_sampler) or inner.batch_sampler
-        size = batching.batch_size if type(batching) is BatchSampler else None
+    batching = plain_batching(inner)
+    if size is None and batching is not None:
+        size = batching.batch_size
     return size if isinstance(size, int) else None
 
 

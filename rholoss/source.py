@@ -27,7 +27,7 @@ from rholoss.sampling import (
     Shortened,
     chain,
     drawable,
-    plain_sampler,
+    plain_batching,
     sharded,
     sharded_as,
     skipped,
@@ -87,16 +87,17 @@ class CandidateSource:
             name = "sampler" if loader.batch_sampler is None else "batch_sampler"
             self._sampler = PositionedSampler(getattr(loader, name), loader.generator)
             return {name: self._sampler}
-        sampler = plain_sampler(loader)
-        if sampler is None:
+        plain = plain_batching(loader)
+        if plain is None:
             raise ValueError(
                 f"keep= draws larger candidate batches with the loader's sampler, but {describe(loader)}; "
                 "pass batch_size= to select from the batches that come"
             )
+        sampler = plain.sampler
         if members is not None:
             part = loader.dataset
             sampler = MembersOnly(sampler, members, part.indices if isinstance(part, Part) else None)
-        batching: Any = Shortened(sampler, n_B, shorten) if shorten else BatchSampler(sampler, n_B, drop_last=False)
+        batching: Any = Shortened(sampler, n_B, shorten) if shorten else type(plain)(sampler, n_B, drop_last=False)
         if sharded(loader.batch_sampler):
             batching = sharded_as(loader.batch_sampler, batching, None if shorten else n_B)
         if map_style:

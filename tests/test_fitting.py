@@ -148,7 +148,9 @@ class TestStopping:
 
 
 class TestAGuest:
-    @pytest.mark.parametrize("validation", [lambda parts: parts.validation, lambda parts: learnable(seed=1)], ids=["part", "other"])
+    @pytest.mark.parametrize(
+        "validation", [lambda parts: parts.validation, lambda parts: learnable(seed=1)], ids=["part", "other"]
+    )
     def test_leaves_random_states_and_modes_as_they_were(self, parts, validation):
         model, validation = make_net(0), validation(parts)
         model[1].eval()  # a frozen BatchNorm
