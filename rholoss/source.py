@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.guest import forked_rng
 from rholoss.indexing import (
@@ -53,6 +53,8 @@ class CandidateSource:
         batching = getattr(inner, "batch_sampler", None)
         self.drop_last = bool(getattr(inner, "drop_last", False) or getattr(batching, "drop_last", False))
         self.dataset_length = _length(inner.dataset) if map_style else None
+        is_stream = isinstance(inner, DataLoader) and not map_style
+        self._ends = max(1, inner.num_workers) if is_stream else 1  # each worker has an end of its own
         self.position: int | None = None
         self._running: object = None  # the iteration in progress; None with a position: the next one goes on from there
         self._told: int | None = None
@@ -101,12 +103,12 @@ class CandidateSource:
         """An epoch's candidate batches, or after ``resume`` the rest of them.
 
         Args:
-            n_b: only the last may have fewer examples.
+            n_b: only the last may have fewer examples; of a stream, the last of each worker.
             drop_last: whether to drop it then.
         """
         skip = (self.position or 0) if self.resuming else 0
         self._running = this = object()
-        self.position = skip
+        self.position, ends = skip, self._ends
         try:
             items = self._items(skip)
             for item in items:
@@ -114,13 +116,14 @@ class CandidateSource:
                     self.position += 1
                 n = len(check_indexed(item, self.loader).index)
                 if n < n_b:
-                    if next(items, None) is not None:
+                    ends -= 1
+                    if ends < 0 or (not ends and next(items, None) is not None):
                         raise ValueError(
                             f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
-                            "pass a smaller batch_size, or larger batches (of a stream with several workers, drop_last=True)"
+                            "pass a smaller batch_size, or larger batches"
                         )
                     if drop_last:
-                        return
+                        continue
                 yield item
             if self.position == 0 and self._sampler is None:
                 raise ValueError("nothing to iterate: pass batches that can be iterated anew, not a spent iterator")
@@ -134,15 +137,21 @@ class CandidateSource:
             if not skip:
                 self._began = [torch.get_rng_state()]
                 return iter(self.batches)
+            there = self._is_put_back()
             with forked_rng():
                 torch.set_rng_state(self._began[0].cpu())
-                return skipped(iter(self.batches), skip)
+                return iter(self.batches) if there else skipped(iter(self.batches), skip)
         self._sampler.skip = skip
         self._sampler.rewind, self._seed_was_drawn = self._sampler.states() if self._seed_was_drawn else None, False
         if not skip:
             return iter(self.batches)
         with forked_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before
             return iter(self.batches)
+
+    def _is_put_back(self) -> bool:
+        """Whether the loader is one that keeps its own position, and the user put it back there: a StatefulDataLoader."""
+        own = isinstance(self.batches, IndexedBatches) and self.batches.batches is self.loader
+        return own and getattr(self.loader, "next_iter_state", None) is not None
 
     def state(self) -> dict[str, Any]:
         """The position in the epoch in progress, the random states in which it began, and those of the generators now."""
