@@ -53,8 +53,7 @@ class CandidateSource:
         batching = getattr(inner, "batch_sampler", None)
         self.drop_last = bool(getattr(inner, "drop_last", False) or getattr(batching, "drop_last", False))
         self.dataset_length = _length(inner.dataset) if map_style else None
-        is_stream = isinstance(inner, DataLoader) and not map_style
-        self._ends = max(1, inner.num_workers) if is_stream else 1  # each worker has an end of its own
+        self._is_stream = isinstance(inner, DataLoader) and not map_style
         self.position: int | None = None
         self._running: object = None  # the iteration in progress; None with a position: the next one goes on from there
         self._told: int | None = None
@@ -108,20 +107,20 @@ class CandidateSource:
         """
         skip = (self.position or 0) if self.resuming else 0
         self._running = this = object()
-        self.position, ends = skip, self._ends
+        ends = max(1, self.loader.num_workers) if self._is_stream else 1  # each worker of a stream has an end of its own
+        self.position, n = skip, n_b
         try:
             items = self._items(skip)
             for item in items:
+                if not ends:
+                    raise _not_the_last(n, n_b)
                 if self._running is this:
                     self.position += 1
                 n = len(check_indexed(item, self.loader).index)
                 if n < n_b:
                     ends -= 1
-                    if ends < 0 or (not ends and next(items, None) is not None):
-                        raise ValueError(
-                            f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
-                            "pass a smaller batch_size, or larger batches"
-                        )
+                    if not self._is_stream and next(items, None) is not None:  # nothing is read of a stream but what is used
+                        raise _not_the_last(n, n_b)
                     if drop_last:
                         continue
                 yield item
@@ -226,6 +225,13 @@ class CandidateSource:
             tell: Callable[[int], Any] | None = getattr(getattr(self.loader, part, None), "set_epoch", None)
             if tell is not None:
                 tell(epoch)
+
+
+def _not_the_last(n: int, n_b: int) -> ValueError:
+    return ValueError(
+        f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; pass a smaller batch_size, or "
+        "larger batches"
+    )
 
 
 def _length(dataset: Any) -> int | None:
