@@ -3,9 +3,13 @@
 import io
 import itertools
 import json
+import re
+import subprocess
+import sys
 import tarfile
 import warnings
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,16 +251,17 @@ def shards(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("how", ["loader's batches", "its own batches"])
+@pytest.mark.parametrize("how", ["DataLoader", "batched", "WebLoader"])
 def test_tar_shards_are_known_by_their_keys(shards, workers, how):
     wds = pytest.importorskip("webdataset")
     samples = wds.WebDataset(shards, shardshuffle=False).decode()
-    if how == "loader's batches":
+    if how == "DataLoader":
         data = IndexedBatches(DataLoader(samples, batch_size=N_B, num_workers=workers), index="__key__")
         key, x, y, text = "__key__", "npy", "cls", lambda batch: batch["json"]["text"]
     else:
-        whole = samples.to_tuple("__key__", "npy", "cls", "json").batched(N_B)
-        data = IndexedBatches(wds.WebLoader(whole, batch_size=None, num_workers=workers), index=0)
+        loader, size = (DataLoader, 10) if how == "batched" else (wds.WebLoader, N_B)  # of 10, each worker has a short end
+        whole = samples.to_tuple("__key__", "npy", "cls", "json").batched(size)
+        data = IndexedBatches(loader(whole, batch_size=None, num_workers=workers), index=0)
         key, x, y, text = 0, 1, 2, lambda batch: [each["text"] for each in batch[3]]
 
     def call(model, batch):
@@ -439,3 +444,19 @@ def test_an_endless_stream_needs_no_table():
     for _ in itertools.islice(selector, 6):
         rows = [ROW_OF_NAME[int(i)] for i in selector.last.candidate_index]
         torch.testing.assert_close(selector.last.scores, REDUCIBLE[rows])
+
+
+# The example.
+
+
+def test_the_example_avoids_wrong_labels_and_says_so(tmp_path):
+    script = Path(__file__).parent.parent / "examples" / "stream.py"
+    command = [sys.executable, str(script), "--seeds", "1", "--steps", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(uniform|RHO-LOSS) +([\d.]+) \(.*?\) +([\d.]+) ", done.stdout, re.MULTILINE)
+    (_, plain, plain_wrong), (_, selected, selected_wrong) = rows
+    assert 25 < float(plain_wrong) < 35
+    assert float(selected_wrong) < 5
+    assert float(selected) > float(plain)
+    assert not list(tmp_path.iterdir())
