@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import FEATURES, make_data
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, build_selector, hash_ids
 
@@ -225,6 +225,15 @@ def test_nothing_is_scored_again_where_the_store_knows_everything():
     assert selector.last.notes["unknown"] == 0
 
 
+def test_a_dataset_read_by_index_may_grow_too():
+    data, known = TensorDataset(X, Y), torch.arange(0, N, 2)
+    store, loader = IrreducibleLossStore(LOSSES[known], ids=known), DataLoader(data, batch_size=N_B)
+    with pytest.raises(ValueError, match="32 of 64 examples have no finite irreducible loss"):
+        RhoLossSelector(loader, MODEL, store, batch_size=N_SELECTED)
+    selector = build_selector("growing_rho_loss", loader, MODEL, store=store, irreducible_model=IL_MODEL, batch_size=N_SELECTED)
+    assert len(list(check_choice(selector, int))) == N // N_B
+
+
 # Tar shards.
 
 
@@ -364,12 +373,12 @@ def stateful(data, **options):
 class Rewindable(Stream):
     """A stream that keeps its position."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, n):
+        super().__init__(range(n))
         self.position = 0
 
     def __iter__(self):
-        while self.position < N:
+        while self.position < len(self.rows):
             i = self.position
             self.position += 1
             self.read.append(i)
@@ -383,20 +392,22 @@ class Rewindable(Stream):
         self.position = state["position"]
 
 
-@pytest.mark.parametrize("stop", range(1, 13))
-def test_a_loader_that_was_put_back_by_its_own_state_is_not_read_up_to_there(stop):
+@pytest.mark.parametrize("n", [N, N - 14], ids=["full batches", "short end"])
+def test_a_loader_that_was_put_back_by_its_own_state_is_not_read_up_to_there(n):
     def new():
-        return rho_loss(IndexedBatches(stateful(Rewindable()), index="name"), store)
+        return rho_loss(IndexedBatches(stateful(Rewindable(n)), index="name"), store)
 
     store = store_of(door())
-    whole, (state, position) = run(new(), stop=stop)
-    resumed = new()
-    resumed.loader.batches.load_state_dict(position)
-    assert run(resumed, state)[0] == whole[stop:]
-    assert len(resumed.loader.batches.dataset.read) == 3 * N - stop * N_B
-    reading = new()
-    assert run(reading, state)[0] == whole[stop:], "without the loader's state it is read"
-    assert len(reading.loader.batches.dataset.read) == 3 * N - (stop - 1) // 4 * N
+    for stop in range(1, 13):
+        whole, (state, position) = run(new(), stop=stop)
+        passes, batches = divmod(stop, 4)
+        resumed = new()
+        resumed.loader.batches.load_state_dict(position)
+        assert run(resumed, state)[0] == whole[stop:]
+        assert len(resumed.loader.batches.dataset.read) == (3 - passes) * n - batches * N_B
+        reading = new()
+        assert run(reading, state)[0] == whole[stop:], "without the loader's state it is read"
+        assert len(reading.loader.batches.dataset.read) == (3 - (stop - 1) // 4) * n
 
 
 @pytest.mark.parametrize("workers", [0, 2])
