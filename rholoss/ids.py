@@ -46,6 +46,6 @@ def tensor_of(values: Any) -> Tensor:
     return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
-def some(values: list[int], most: int = 5) -> str:
+def some(values: list[Any], most: int = 5) -> str:
     """The first of some indices, and how many more there are, for a message."""
     return ", ".join(map(str, values[:most])) + (f" and {len(values) - most:,} more" if len(values) > most else "")

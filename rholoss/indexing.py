@@ -69,6 +69,11 @@ class IndexedBatches:
         """The same door in front of other batches."""
         return IndexedBatches(batches, self.index)
 
+    def names(self, batch: Any) -> list[Any] | None:
+        """What a batch calls its examples, where it has names for them at ``index``; else None."""
+        found = batch[self.index] if isinstance(self.index, (str, int)) else None
+        return list(found) if found is not None and are_names(found) else None
+
     def _indexed(self, item: Any) -> IndexedBatch:
         if self.index is None:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):

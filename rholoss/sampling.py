@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
-from typing_extensions import TypeGuard
 
 from rholoss.guest import forked_rng
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rholoss.fingerprint import digest
+from rholoss.ids import some
 from rholoss.making import Making, Scored, made_today
 from rholoss.storefile import read_store, write_mapped, write_store, written_whole
 from rholoss.tally import Tally
@@ -175,9 +177,21 @@ def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Ta
         index, order = index.sort(stable=True)
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
+        _refuse_namesakes(index, losses[order], first)
         index, losses = index[first], losses[order][first]
     whole = len(index) == dataset_length and int(index[0]) == 0 and int(index[-1]) == dataset_length - 1
     return {"losses": losses.numpy()} if whole else {"losses": losses.numpy(), "ids": index.numpy()}, tally
+
+
+def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:
+    """Raise a ValueError if examples of one id have irreducible losses that rounding does not explain."""
+    of_first = losses[first][first.cumsum(0) - 1]
+    other = index[~torch.isclose(losses, of_first, rtol=0.05, atol=0.05)].unique()
+    if len(other):
+        raise ValueError(
+            f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must mean one "
+            "example. Let it say more, such as the shard and the key of a tar file; and leave out copies that are augmented"
+        )
 
 
 def rank() -> tuple[int, int]:

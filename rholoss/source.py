@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.guest import forked_rng
 from rholoss.indexing import (
@@ -65,6 +65,7 @@ class CandidateSource:
         batching = getattr(inner, "batch_sampler", None)
         self.drop_last = bool(getattr(inner, "drop_last", False) or getattr(batching, "drop_last", False))
         self.dataset_length = _length(inner.dataset) if map_style else None
+        self._is_stream = isinstance(inner, DataLoader) and not map_style
         self.position: int | None = None
         self._running: object = None  # the iteration in progress; None with a position: the next one goes on from there
         self._told: int | None = None
@@ -116,24 +117,25 @@ class CandidateSource:
         """An epoch's candidate batches, or after ``resume`` the rest of them.
 
         Args:
-            n_b: only the last may have fewer examples.
+            n_b: only the last may have fewer examples; of a stream, the last of each worker.
             drop_last: whether to drop it then.
         """
         skip = (self.position or 0) if self.resuming else 0
         self._running = this = object()
-        self.position, short = skip, 0
+        self.position, n = skip, n_b
+        ends = max(1, self.loader.num_workers) if self._is_stream else 1  # each worker of a stream has an end of its own
         try:
-            for item in self._items(skip):  # none is read before it is used: a loader may say that it ends
-                if short:
+            for item in self._items(skip):  # none is read before it is used: what is read may be told that it ends
+                if not ends:
                     raise ValueError(
-                        f"a candidate batch has {short} examples, fewer than n_b = {n_b}, and it is not the last; "
-                        "pass a smaller batch_size, or larger batches (of a stream with several workers, drop_last=True)"
+                        f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
+                        "pass a smaller batch_size, or larger batches"
                     )
                 if self._running is this:
                     self.position += 1
                 n = len(check_indexed(item, self.loader).index)
-                short = n if n < n_b else 0
-                if not (short and drop_last):
+                ends -= n < n_b
+                if n >= n_b or not drop_last:
                     yield item
             if self.position == 0 and self._sampler is None:
                 raise ValueError("nothing to iterate: pass batches that can be iterated anew, not a spent iterator")
@@ -147,15 +149,21 @@ class CandidateSource:
             if not skip:
                 self._began = [torch.get_rng_state()]
                 return iter(self.batches)
+            there = self._is_put_back()
             with forked_rng():
                 torch.set_rng_state(self._began[0].cpu())
-                return skipped(iter(self.batches), skip)
+                return iter(self.batches) if there else skipped(iter(self.batches), skip)
         self._sampler.skip = skip
         self._sampler.rewind, self._seed_was_drawn = self._sampler.states() if self._seed_was_drawn else None, False
         if not skip:
             return iter(self.batches)
         with forked_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before
             return iter(self.batches)
+
+    def _is_put_back(self) -> bool:
+        """Whether the loader is one that keeps its own position, and the user put it back there: a StatefulDataLoader."""
+        own = isinstance(self.batches, IndexedBatches) and self.batches.batches is self.loader
+        return own and getattr(self.loader, "next_iter_state", None) is not None
 
     def state(self) -> dict[str, Any]:
         """The position in the epoch in progress, the random states in which it began, and those of the generators now."""

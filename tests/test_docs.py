@@ -14,6 +14,7 @@ from rholoss import IrreducibleLossStore, RhoLossSelector, registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+NEEDED = {"streams.md": ["webdataset", "datasets", "torchdata"]}
 
 
 def snippets(page):
@@ -50,8 +51,11 @@ def what_a_reader_has():
     }
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore:'set_vital' is deprecated")  # of NEEDED packages
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_every_snippet_runs(page, tmp_path, monkeypatch):
+    for package in NEEDED.get(page.name, ()):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     program = snippets(page)

@@ -168,6 +168,7 @@ ORACLES = {
     "loss_plus_conditional_entropy": lambda step: ranked(loss_and_conditional_entropy(step, +1)),
     "rho_loss": lambda step: ranked(step.reducible(step.now())),
     "online_rho_loss": lambda step: ranked(step.reducible(step.now())),
+    "growing_rho_loss": lambda step: ranked(step.reducible(step.now())),
     "stale_rho_loss": lambda step: ranked(step.reducible(step.models[max(step.number - 1, 0)])),
     "proxy_rho_loss": lambda step: ranked(step.reducible(PROXY)),
     "short_list_rho_loss": lambda step: ranked(step.reducible(step.now())),

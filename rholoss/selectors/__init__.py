@@ -9,6 +9,7 @@ from rholoss.selectors.composite import stale_rho_loss as stale_rho_loss
 from rholoss.selectors.divbs import DivBSSelector as DivBSSelector
 from rholoss.selectors.gradient_norm import GradientNormImportanceSampler as GradientNormImportanceSampler
 from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNormSelector
+from rholoss.selectors.growing import GrowingRhoLossSelector as GrowingRhoLossSelector
 from rholoss.selectors.infobatch import InfoBatchSelector as InfoBatchSelector
 from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
 from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector

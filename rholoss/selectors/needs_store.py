@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from rholoss.candidates import Candidates
 from rholoss.fingerprint import difference, fingerprint
 from rholoss.ids import some
+from rholoss.indexing import IndexedBatches
 from rholoss.options import Options
 from rholoss.selector import Selector
 from rholoss.store import IrreducibleLossStore
@@ -30,6 +31,8 @@ class StoreSelector(Selector):
             irreducible loss of an example that may be drawn; the message says which.
     """
 
+    needs_all = True  # whether every example that may be drawn has to have an irreducible loss
+
     def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[Options]) -> None:
         if not isinstance(store, IrreducibleLossStore):
             raise TypeError(
@@ -37,21 +40,24 @@ class StoreSelector(Selector):
                 "IrreducibleLossStore.from_model(il_model, dataset), .load(path), or of losses by index"
             )
         super().__init__(loader, model, **options)
-        refuse_gaps(store, self._source.drawable(), self._source.dataset_length)
+        refuse_gaps(store, self._source.drawable() if self.needs_all else None, self._source.dataset_length)
         refuse_other_data(store, loader)
         self.store = store
 
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
-        if self.store.is_mapped:  # stays on the disk; looked up by the index as the loader gave it, which is on the CPU
-            losses = self.store[candidates.loader_index.cpu()]
-            refuse_not_finite(losses, candidates.loader_index)
-            return losses.to(candidates.device, non_blocking=True)
-        self.store = self.store.to(candidates.index.device)
-        losses = self.store[candidates.index]
+        losses = self.look_up(candidates)
         if losses.device.type == "cpu":  # elsewhere looking would stall the queue, and the check of the score follows
-            refuse_not_finite(losses, candidates.index)
-        return losses
+            names = self.loader.names(candidates.batch) if isinstance(self.loader, IndexedBatches) else None
+            refuse_not_finite(losses, candidates.loader_index.cpu(), names)
+        return losses.to(candidates.device, non_blocking=True)
+
+    def look_up(self, candidates: Candidates) -> Tensor:
+        """What the store holds of each candidate, shape (n_B,), float32, in nats, where the store is; NaN for the unknown."""
+        if self.store.is_mapped:  # stays on the disk; looked up by the index as the loader gave it, which is on the CPU
+            return self.store[candidates.loader_index.cpu()]
+        self.store = self.store.to(candidates.index.device)
+        return self.store[candidates.index]
 
 
 def refuse_gaps(store: IrreducibleLossStore, index: Tensor | None, dataset_length: int | None) -> None:
@@ -97,17 +103,24 @@ def refuse_other_data(store: IrreducibleLossStore, data: Any) -> None:
         )
 
 
-def refuse_not_finite(losses: Tensor, index: Tensor) -> None:
-    """Raise a ValueError that names the examples without a finite irreducible loss, if there are any."""
+def refuse_not_finite(losses: Tensor, index: Tensor, names: list[Any] | None = None) -> None:
+    """Raise a ValueError that names the examples without a finite irreducible loss, if there are any.
+
+    Args:
+        losses: shape (n,).
+        index: the index of each, shape (n,), int64.
+        names: what each is called by the data, where they have names.
+    """
     finite = torch.isfinite(losses).to(index.device)
     if not bool(finite.all()):
-        _refuse(index[~finite], len(index))
+        _refuse(index[~finite], len(index), names and [names[i] for i in torch.nonzero(~finite).flatten().tolist()])
 
 
-def _refuse(unknown: Tensor, n: int) -> None:
+def _refuse(unknown: Tensor, n: int, names: list[Any] | None = None) -> None:
     if len(unknown):
         raise ValueError(
             f"{len(unknown):,} of {n:,} examples have no finite irreducible loss (missing, NaN or infinite): indices "
-            f"{some(unknown.sort().values.tolist())}. "
-            "Score them with IrreducibleLossStore.from_model, or keep the loader's sampler from drawing them"
+            f"{some(names or unknown.sort().values.tolist())}. "
+            "Score them with IrreducibleLossStore.from_model, keep the loader from drawing them, or let growing_rho_loss score "
+            "what the store lacks as it comes"
         )
