@@ -4,8 +4,13 @@ python tests/framework_runs.py examples FOLDER NAME...     each example's picks 
 python tests/framework_runs.py resume FOLDER FRAMEWORK     20 runs killed at random steps and resumed, and those that were not
 """
 
+import contextlib
+import itertools
 import os
+import random
 import runpy
+import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +18,7 @@ from pathlib import Path
 import torch
 from forks import fork, status
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector
 
@@ -60,24 +66,245 @@ def plain_loop(name, folder):
 
 
 def plainly(name):
-    model, accumulated = task.make_model(), ACCUMULATED.get(name, 1)
-    order = {"shuffle": True, "generator": task.seeded()}
+    model, accumulated, kind = task.make_model(), ACCUMULATED.get(name, 1), DataLoader
+    order, precision = {"shuffle": True, "generator": task.seeded()}, contextlib.nullcontext()
     if name == "hf_trainer":  # it seeds everything as it begins, and orders the data with Accelerate's sampler
         from accelerate.data_loader import SeedableRandomSampler
 
         torch.manual_seed(2)
         order = {"sampler": SeedableRandomSampler(task.train_set, data_seed=2)}
-    loader = DataLoader(task.train_set, batch_size=32 // accumulated, **order)
+    if name == "stateful_loader":
+        kind = StatefulDataLoader
+    if name == "mixed_precision":
+        model, precision = torch.compile(model), torch.autocast("cpu", dtype=torch.bfloat16)
+    loader = kind(task.train_set, batch_size=32 // accumulated, **order)
     store = IrreducibleLossStore.from_model(task.make_small_model(), task.train_set)
     loader = RhoLossSelector(loader, model, store, keep=0.25)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(task.EPOCHS):
         for step, batch in enumerate(loader, 1):
-            (model(**batch)["loss"] / accumulated).backward()
+            with precision:
+                loss = model(**batch)["loss"]
+            (loss / accumulated).backward()
             if step % accumulated == 0 or step == len(loader):
                 optimizer.step()
                 optimizer.zero_grad()
     return model
+
+
+# Runs that are killed. Each is a function of a folder for checkpoints, of the workers of the loader and of the micro-batches in
+# an update; it goes on from the latest checkpoint that is there, saves one after every update, and returns the model.
+
+
+def latest(folder, pattern):
+    found = sorted(Path(folder).glob(pattern), key=lambda path: int("".join(filter(str.isdigit, path.name))))
+    return found[-1] if found else None
+
+
+def small_task(workers, kind=DataLoader):
+    """A model with dropout and a selector over 90 digits: 5 candidate batches in an epoch, the last of them short."""
+    model, data = task.make_model(), task.Digits(task.training[:90])
+    loader = kind(data, batch_size=8, shuffle=True, generator=task.seeded(), num_workers=workers)
+    return model, data, loader
+
+
+def selector_of(loader, model):
+    losses = torch.rand(90, generator=torch.Generator().manual_seed(5))
+    return RhoLossSelector(loader, model, IrreducibleLossStore(losses), keep=0.4)
+
+
+def plain(folder, workers, accumulated, kind=DataLoader):
+    model, _, loader = small_task(workers, kind)
+    selector, optimizer = selector_of(loader, model), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    parts, begin = {"model": model, "optimizer": optimizer, "selector": selector}, 0
+    if (checkpoint := latest(folder, "*.pt")) is not None:
+        saved = torch.load(checkpoint)
+        begin = saved["epoch"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        torch.set_rng_state(saved["rng"])
+    for epoch in range(begin, RESUMED_EPOCHS):
+        for batch in selector:
+            optimizer.zero_grad()
+            model(**batch)["loss"].backward()
+            optimizer.step()
+            saved = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**saved, "epoch": epoch, "rng": torch.get_rng_state()}, f"{folder}/new")
+            os.replace(f"{folder}/new", f"{folder}/{selector.step}.pt")
+    return model
+
+
+def stateful(folder, workers, accumulated):
+    return plain(folder, workers, accumulated, StatefulDataLoader)
+
+
+def accelerate(folder, workers, accumulated):
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(
+        gradient_accumulation_steps=accumulated, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
+    )
+    model, _, loader = small_task(workers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    selector = selector_of(loader, model)
+    accelerator.register_for_checkpointing(selector)
+    if (checkpoint := latest(folder, "step-*")) is not None:
+        accelerator.load_state(str(checkpoint))
+    for _ in range(selector.epoch, RESUMED_EPOCHS):
+        for batch in selector:
+            with accelerator.accumulate(model):
+                accelerator.backward(model(**batch)["loss"])
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                shutil.rmtree(f"{folder}/new", ignore_errors=True)
+                accelerator.save_state(f"{folder}/new", safe_serialization=False)
+                os.replace(f"{folder}/new", f"{folder}/step-{selector.step}")
+    return accelerator.unwrap_model(model)
+
+
+def fabric(folder, workers, accumulated):
+    from lightning import Fabric
+
+    fabric = Fabric(devices=1, accelerator="cpu")
+    model, _, loader = small_task(workers)
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    selector = selector_of(loader, model)
+    state = {"model": model, "optimizer": optimizer, "selector": selector, "epoch": 0, "rng": torch.get_rng_state()}
+    if (checkpoint := latest(folder, "step-*")) is not None:
+        fabric.load(checkpoint, state)
+        torch.set_rng_state(state["rng"])
+    for epoch in range(state["epoch"], RESUMED_EPOCHS):
+        for batch in selector:
+            optimizer.zero_grad()
+            fabric.backward(model(**batch)["loss"])
+            optimizer.step()
+            fabric.save(f"{folder}/new", {**state, "epoch": epoch, "rng": torch.get_rng_state()})
+            os.replace(f"{folder}/new", f"{folder}/step-{selector.step}")
+    return model.module
+
+
+def lightning(folder, workers, accumulated):
+    from lightning import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.rng = task.make_model(), None
+
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+        def on_save_checkpoint(self, checkpoint):  # Lightning leaves dropout's random state to its users
+            checkpoint["rng"] = torch.get_rng_state()
+
+        def on_load_checkpoint(self, checkpoint):
+            self.rng = checkpoint["rng"]
+
+        def on_train_start(self):
+            if self.rng is not None:
+                torch.set_rng_state(self.rng)
+
+    _, _, loader = small_task(workers)
+    module = Module()
+    checkpoints = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_epochs=RESUMED_EPOCHS, accelerator="cpu", callbacks=[checkpoints], accumulate_grad_batches=accumulated, **quiet
+    )
+    trainer.fit(module, selector_of(loader, module.model), ckpt_path=latest(folder, "*.ckpt"))
+    return module.model
+
+
+def transformers(folder, workers, accumulated):
+    from transformers import Trainer, TrainingArguments
+
+    from rholoss.integrations.transformers import SelectionMixin
+
+    class RhoTrainer(SelectionMixin, Trainer):
+        def make_selector(self, loader):
+            return selector_of(loader, self.model)
+
+    model, data, _ = small_task(workers)
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=8,
+        num_train_epochs=RESUMED_EPOCHS,
+        gradient_accumulation_steps=accumulated,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=False,
+        learning_rate=0.01,
+        save_steps=1,
+        logging_steps=1000,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = RhoTrainer(model, arguments, train_dataset=data)
+    trainer.train(resume_from_checkpoint=latest(folder, "checkpoint-*") is not None)
+    return trainer.model
+
+
+RUNS = {run.__name__: run for run in (plain, stateful, accelerate, fabric, lightning, transformers)}
+RESUMED_EPOCHS, POINTS = 3, 20
+
+
+def run_to_the_end(name, folder, *options):
+    """A run's picks by step and its weights, to a file; picks of one step before and after the kill are two entries."""
+    picks, model = recorded(RUNS[name], folder, *options)
+    torch.save([picks, weights_of(model)], f"{folder}/end")
+
+
+def run_to_its_death(name, folder, step, *options):
+    plain, steps = Selector.after_select, itertools.count(1)
+
+    def after_select(self, candidates, selection, batch):
+        if next(steps) == step:
+            os.killpg(0, signal.SIGKILL)
+        plain(self, candidates, selection, batch)
+
+    Selector.after_select = after_select
+    RUNS[name](folder, *options)
+
+
+def resume(name, folder):
+    """Kills runs at random steps, lets them go on, and compares with those that were not killed; returns what differs."""
+    draw, whole, differing = random.Random(name), {}, []
+    Path(folder, f"{name}-first").mkdir()
+    RUNS[name](f"{folder}/{name}-first", 0, 1)  # imports what the others then have at once
+    for point in range(POINTS):
+        options = (0 if point % 4 else 2, 1 if point % 2 else 2)
+        if name in ("plain", "stateful", "fabric"):
+            options = (options[0], 1)
+        if options not in whole:
+            there = Path(folder, f"{name}-whole-{options[0]}-{options[1]}")
+            there.mkdir()
+            if status(fork(run_to_the_end, name, str(there), *options)):
+                return [f"{options}: the whole run failed"]
+            whole[options] = torch.load(there / "end")
+        picks, weights = whole[options]
+        there, step = Path(folder, f"{name}-{point}"), draw.randint(2, len(picks))
+        there.mkdir()
+        if status(fork(run_to_its_death, name, str(there), step, *options)) != -signal.SIGKILL:
+            differing.append(f"{options}, step {step}: was not killed")
+        if status(fork(run_to_the_end, name, str(there), *options)):
+            differing.append(f"{options}, step {step}: did not go on")
+            continue
+        picks_after, weights_after = torch.load(there / "end")
+        gone = len(picks) - len(picks_after)
+        if not step - 1 - options[1] <= gone < step:
+            differing.append(f"{options}, step {step}: went on after step {gone}")
+        if picks_after != picks[gone:]:
+            differing.append(f"{options}, step {step}: other picks")
+        if not all(map(torch.equal, weights, weights_after)):
+            differing.append(f"{options}, step {step}: other weights")
+        shutil.rmtree(there)
+    return differing
 
 
 if __name__ == "__main__":
@@ -86,4 +313,6 @@ if __name__ == "__main__":
     what, folder, *names = sys.argv[1:]
     if what == "examples":
         failed = [name for name in names for run in (example, plain_loop) if status(fork(run, name, folder))]
-    sys.exit(f"failed: {failed}" if failed else 0)
+    else:
+        failed = [f"{name} {difference}" for name in names for difference in resume(name, folder)]
+    sys.exit("\n".join(failed) if failed else 0)
