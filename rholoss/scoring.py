@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rholoss.batches import RowRange, cut, move
-from rholoss.guest import Mode, device_of, untouched
+from rholoss.guest import Mode, device_of, module_of, untouched
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -159,6 +159,8 @@ class Scorer:
 
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
         """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
+        if self.loss is default_loss and self.forward is default_forward:
+            _refuse_causal(model)
         with self.around(model, mode, seed) as device:
             parts = []
             done = 0
@@ -194,6 +196,18 @@ class Scorer:
         # Without a cache of its own: weights cast here carry no gradient, and the user's autocast would train on them.
         with torch.autocast(kind, dtype=self.dtype or torch.get_autocast_dtype(kind), cache_enabled=False):
             yield
+
+
+def _refuse_causal(model: Any) -> None:
+    """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with the wrong logits."""
+    module: Any = module_of(model)
+    module = getattr(module, "module", module)  # what DistributedDataParallel wraps
+    generates: Any = getattr(module, "can_generate", None)
+    if callable(generates) and generates() and not getattr(module.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(module).__name__} predicts the next token, and the default loss compares logits and labels at one position; "
+            "pass loss=rholoss.tokens.causal_loss, which shifts, to the selector and to from_model"
+        )
 
 
 def _from_row(part: Any, row: int, whole: bool) -> Any:
