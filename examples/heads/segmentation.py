@@ -1,6 +1,6 @@
 """Semantic segmentation: the ink of a handwritten digit, to be found in noise; 30 % of the masks are shifted.
 
-    python examples/heads/segmentation.py [--steps 200] [--seeds 2]
+    python examples/heads/segmentation.py [--steps 300] [--seeds 3]
 
 The loss of an image is the mean cross-entropy of its pixels, without those at the edge of the ink, which nobody can label.
 """
