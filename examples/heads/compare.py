@@ -1,7 +1,7 @@
 """Uniform against RHO-LOSS on one task: the loop, the same for every task of this folder.
 
-All that a task has to say is in ``forward`` and ``loss``. They fit the irreducible-loss model, make the irreducible losses, score the
-candidates and train, here and in a loop of your own.
+All that a task has to say is in ``forward`` and ``loss``. These two fit the irreducible-loss model, make the irreducible losses,
+score the candidates and train.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Object detection: one to three handwritten digits, 0 to 3, on a canvas, with a detector of a few lines; 30 % of the images have wrong boxes.
+"""Object detection: one to three handwritten digits, 0 to 3, on a canvas; 30 % of the images have the boxes of another one.
 
     python examples/heads/detection.py [--steps 300] [--seeds 3]
 
-Targets are a list of dicts of boxes and labels, one per image, of any number of objects. The detector says for every cell of a grid
-whether the centre of an object is in it, of which class, and where its box is. The loss of an image is the sum of three losses, with
-the weights of training: a detector has several losses, and each of them has to be kept per image.
+Targets are a list of dicts of boxes and labels, one per image, of any number of objects. The detector, of a few lines, says of
+every cell of a grid whether the centre of an object is in it, of which class, and where its box is. The loss of an image is the
+sum of the three losses that it is trained on, each kept per image.
 """
+
+from itertools import pairwise
 
 import torch
 from compare import HOLDOUT, TEST, TRAINING, VALIDATION, Task, draw_wrong, main
@@ -19,7 +21,7 @@ Target = dict[str, Tensor]  # "boxes" (k, 4): left, top, right, bottom, in pixel
 
 
 def canvases(seed: int) -> tuple[list[list[tuple[Tensor, Target]]], Tensor]:
-    """The parts of the data, and which training images have wrong boxes: those of an image that is not this one."""
+    """The parts of the data, and which training images have the boxes of another one."""
     generator = torch.Generator().manual_seed(seed)
     digits, classes = (torch.tensor(values) for values in load_digits(n_class=CLASSES, return_X_y=True))
     digits = digits.float().reshape(-1, 8, 8) / 16
@@ -49,12 +51,12 @@ def canvases(seed: int) -> tuple[list[list[tuple[Tensor, Target]]], Tensor]:
 
 
 class Detector(nn.Module):
-    """Says of each cell: a logit that an object is centred in it, logits of the classes, and its box, in cells from the centre."""
+    """Says of each cell: a logit that an object is centred in it, logits of its classes, its box in cells from the centre."""
 
     def __init__(self) -> None:
         super().__init__()
         sizes = [1, 16, 32, 32]
-        layers = [(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        layers = [(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()) for a, b in pairwise(sizes)]
         wide = (nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 5 + CLASSES, 1))
         self.layers = nn.Sequential(*(module for layer in layers for module in layer), *wide)
 

@@ -2,8 +2,8 @@
 
     python examples/heads/text.py [--steps 300] [--seeds 3]
 
-For tagging, the tags of 30 % of the sentences are those of another sentence. For the language model, 30 % of the sentences are words in
-random order. Batches are dicts with ``labels``, as the collators of transformers make them. Needs transformers.
+For tagging, 30 % of the sentences have the tags of others. For the language model, 30 % are words in random order. Batches are
+dicts with ``labels``, as the collators of transformers make them. Needs transformers.
 """
 
 import random
@@ -18,11 +18,11 @@ from rholoss.scoring import default_forward
 from rholoss.tokens import causal_loss, tagging_loss
 
 WORDS = {  # "saw" and "light" are what their place makes them
-    "determiner": "the a this every some".split(),
-    "adjective": "light small red old quiet strange".split(),
-    "noun": "saw light cat river house lamp teacher song".split(),
-    "verb": "saw likes finds carries hears".split(),
-    "adverb": "quickly often never gladly".split(),
+    "determiner": ["the", "a", "this", "every", "some"],
+    "adjective": ["light", "small", "red", "old", "quiet", "strange"],
+    "noun": ["saw", "light", "cat", "river", "house", "lamp", "teacher", "song"],
+    "verb": ["saw", "likes", "finds", "carries", "hears"],
+    "adverb": ["quickly", "often", "never", "gladly"],
 }
 TAGS = list(WORDS)
 VOCABULARY = ["<pad>", "<start>", *sorted({word for words in WORDS.values() for word in words})]
@@ -62,7 +62,13 @@ def collate(examples: list[Example]) -> Batch:
     return batch | {"attention_mask": (batch["input_ids"] != 0).long()}
 
 
-SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 def tagger() -> nn.Module:

@@ -1,7 +1,8 @@
 """RHO-LOSS for the tokens of a language model: train on the tokens with the highest loss minus reference loss (Rho-1).
 
 Start with ``RhoTokenLoss``, the loss of a training loop, and ``reference_losses``, what a reference model makes of a batch, or
-``ReferenceLossCache``, which holds on disk what it made of a dataset. ``causal_loss`` and ``tagging_loss`` are for selecting whole sequences.
+``ReferenceLossCache``, which holds on disk what it made of a dataset. ``causal_loss`` and ``tagging_loss`` are for
+selecting whole sequences.
 """
 
 from rholoss.tokens.cache import ReferenceLossCache as ReferenceLossCache
