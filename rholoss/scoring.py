@@ -202,8 +202,9 @@ def _refuse_causal(model: Any) -> None:
     """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with the wrong logits."""
     module: Any = module_of(model)
     module = getattr(module, "module", module)  # what DistributedDataParallel wraps
-    generates: Any = getattr(module, "can_generate", None)
-    if callable(generates) and generates() and not getattr(module.config, "is_encoder_decoder", False):
+    reads_shifted = getattr(getattr(module, "config", None), "is_encoder_decoder", True)
+    generates: Any = getattr(module, "can_generate", lambda: False)
+    if not reads_shifted and generates():
         raise ValueError(
             f"{type(module).__name__} predicts the next token, and the default loss compares logits and labels at one position; "
             "pass loss=rholoss.tokens.causal_loss, which shifts, to the selector and to from_model"

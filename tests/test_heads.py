@@ -191,6 +191,28 @@ def test_a_causal_model_with_the_default_loss_is_refused_however_it_is_wrapped()
         next(iter(RhoLossSelector(loader, llama(), store, batch_size=2)))
 
 
+def test_a_forward_of_ones_own_may_shift_for_the_default_loss():
+    def shifted(model, batch):
+        logits, labels = default_forward(model, batch)
+        return logits[:, :-1], labels[:, 1:]
+
+    loader = DataLoader(prompted(12), batch_size=6, collate_fn=collate)
+    own = IrreducibleLossStore.from_model(llama(), loader, forward=shifted)
+    assert torch.allclose(own.losses, IrreducibleLossStore.from_model(llama(), loader, loss=causal_loss).losses)
+
+
+def test_a_module_of_ones_own_around_a_config_is_not_refused():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config, self.tagger = transformers.BertConfig(**SIZES), TOKENS["token classification"][0](0)
+
+        def forward(self, input_ids, attention_mask):
+            return self.tagger(input_ids=input_ids, attention_mask=attention_mask)
+
+    assert IrreducibleLossStore.from_model(Own(), DataLoader(tagged(12), batch_size=6, collate_fn=collate)).coverage == 1
+
+
 def test_a_model_that_reads_the_tokens_already_shifted_is_not_refused():
     sizes = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": PAD}
     model = made(transformers.T5ForConditionalGeneration, transformers.T5Config, **sizes)
