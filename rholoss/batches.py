@@ -141,7 +141,7 @@ def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: 
     kinds = {(type(value), getattr(value, "dtype", None), getattr(value, "ndim", None)) for value in values}
     if n == 1 or len(kinds) > 1 or (field == "batch" and n == 2):  # (x, y) is two columns, also where there are two examples
         return False
-    if field != "batch" and isinstance(values, list) and all(isinstance(value, Mapping) for value in values):
+    if field != "batch" and all(isinstance(value, Mapping) for value in values):
         return True  # such as the targets of object detection
     raise ValueError(
         f"cannot tell the rows of {field}: a list of {n} alike entries with {n} rows each could be {n} columns or {n} examples; "

@@ -77,6 +77,7 @@ class Candidates:
     def loss(self) -> Tensor:
         """The model's loss of each candidate, shape (n_B,), float32, in nats for a likelihood."""
         if self._loss is None:
+            self._scorer.refuse_causal(self._model)
             self._loss = self.per_example(self.losses_of)
         return self._loss
 

@@ -116,7 +116,7 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
     """The fields of an example, each as its kind and a digest of its content; what has no content to be compared is left out."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().float().numpy() if value.dtype == torch.bfloat16 else value.detach().cpu().numpy()
-    if isinstance(value, (bool, int, float, np.generic)):
+    if isinstance(value, (bool, int, float, np.generic)) or _is_row_of_numbers(value):
         value = np.asarray(value)
     if isinstance(value, Mapping):
         parts = [(f"{name}[{key!r}]", part) for key, part in value.items()]
@@ -131,6 +131,11 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
         return
     for inner, part in parts:
         yield from _fields(part, inner)
+
+
+def _is_row_of_numbers(value: Any) -> bool:
+    """Whether a list is one field, such as the tokens of a text, rather than a field an entry."""
+    return isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)
 
 
 def _content(value: Any) -> tuple[str, bytes | None]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rholoss.batches import RowRange, cut, move
-from rholoss.guest import Mode, device_of, untouched
+from rholoss.guest import Mode, device_of, module_of, untouched
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -149,6 +149,19 @@ class Scorer:
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
         return check_loss(self.loss(outputs, targets), n)
+
+    def refuse_causal(self, model: Any) -> None:
+        """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with other logits."""
+        module = module_of(model)
+        if self.loss is not default_loss or self.forward is not default_forward or module is None:
+            return
+        inner: Any = module._modules.get("module") or module  # what DistributedDataParallel wraps
+        config = vars(inner).get("config")
+        if getattr(config, "is_encoder_decoder", True) is False and getattr(inner, "can_generate", bool)():
+            raise ValueError(
+                f"{type(inner).__name__} predicts the next token, and the default loss compares logits and labels at one "
+                "position; pass loss=rholoss.tokens.causal_loss, which shifts, to the selector and to from_model"
+            )
 
     @contextmanager
     def around(self, model: Any, mode: Mode | None = None, seed: int | None = None) -> Iterator[torch.device | None]:

@@ -177,7 +177,8 @@ def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Ta
         index, order = index.sort(stable=True)
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
-        _refuse_namesakes(index, losses[order], first)
+        if dataset_length is None:  # a data set that is read by index has one example of each, however it is drawn and augmented
+            _refuse_namesakes(index, losses[order], first)
         index, losses = index[first], losses[order][first]
     whole = len(index) == dataset_length and int(index[0]) == 0 and int(index[-1]) == dataset_length - 1
     return {"losses": losses.numpy()} if whole else {"losses": losses.numpy(), "ids": index.numpy()}, tally

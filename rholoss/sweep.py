@@ -93,6 +93,7 @@ class Sweep:
         Returns:
             Indices (m,), int64, and values (m, ...), float32, on the CPU, in the order of the data.
         """
+        self.scorer.refuse_causal(model)
         measured = list(self._measured(model, measure or self.scorer.losses, rows, view, seen))
         if not measured:
             raise ValueError("expected at least one example to score, got none")

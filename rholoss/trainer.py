@@ -94,6 +94,7 @@ class Trainer:
         self.holdout = holdout
         own = isinstance(holdout, (DataLoader, IndexedBatches))
         self.training = Sweep(holdout, forward=forward, loss=loss, batch_size=None if own else batch_size)
+        self.training.scorer.refuse_causal(model)
         self.validation = Sweep(validation, forward=forward, loss=loss)
         self.done: list[FitEpoch] = []
         self.best_weights: dict[str, Any] = {}

@@ -304,10 +304,11 @@ def test_ragged_examples_of_a_detection_batch_are_rows():
     assert same(cut(detection(range(5)), RowRange(2, 5), 5), detection([2, 3, 4]))
 
 
-def test_a_list_of_dicts_is_rows_also_where_each_has_as_many_rows_as_there_are_examples():
-    batch = {"targets": [{"boxes": torch.full((3, 4), float(i))} for i in range(3)], "y": y_of(range(3))}
+@pytest.mark.parametrize("together", [list, tuple])
+def test_dicts_are_rows_also_where_each_has_as_many_rows_as_there_are_examples(together):
+    batch = {"targets": together({"boxes": torch.full((3, 4), float(i))} for i in range(3)), "y": y_of(range(3))}
     taken = cut(batch, Rows(torch.tensor([2])), 3)
-    assert same(taken["targets"], [{"boxes": torch.full((3, 4), 2.0)}])
+    assert same(taken["targets"], together([{"boxes": torch.full((3, 4), 2.0)}]))
 
 
 def test_a_pair_is_two_columns_also_where_there_are_two_examples():

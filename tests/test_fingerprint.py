@@ -145,6 +145,16 @@ def test_data_that_say_their_own_indices_or_cannot_be_read_are_not_looked_at(dat
     assert fingerprint(object()) is None
 
 
+def test_the_tokens_of_a_text_are_one_field_and_a_token_that_changed_is_seen():
+    texts = [{"input_ids": [1, *range(i % 7)], "spans": [{"end": i}]} for i in range(40)]
+    known = fingerprint(texts)
+    assert set(known["sample"]) == {"['input_ids']", "['spans'][0]['end']"}
+    changed = copy.deepcopy(texts)
+    changed[39]["input_ids"][-1] = 6
+    assert "1 of 32 examples" in difference(known, fingerprint(changed))
+    assert difference(known, fingerprint(copy.deepcopy(texts))) is None
+
+
 def test_the_data_are_read_in_a_worker_where_the_loader_has_workers(data):
     class OnlyInWorkers(TensorDataset):
         def __getitem__(self, i):

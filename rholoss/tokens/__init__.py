@@ -1,7 +1,8 @@
 """RHO-LOSS for the tokens of a language model: train on the tokens with the highest loss minus reference loss (Rho-1).
 
 Start with ``RhoTokenLoss``, the loss of a training loop, and ``reference_losses``, what a reference model makes of a batch, or
-``ReferenceLossCache``, which holds on disk what it made of a dataset. ``sequence_loss`` is for selecting whole sequences.
+``ReferenceLossCache``, which holds on disk what it made of a dataset. ``causal_loss`` and ``tagging_loss`` are for
+selecting whole sequences.
 """
 
 from rholoss.tokens.cache import ReferenceLossCache as ReferenceLossCache
@@ -9,5 +10,7 @@ from rholoss.tokens.functional import select_tokens as select_tokens
 from rholoss.tokens.functional import sequence_loss as sequence_loss
 from rholoss.tokens.functional import token_losses as token_losses
 from rholoss.tokens.functional import token_mask as token_mask
+from rholoss.tokens.heads import causal_loss as causal_loss
+from rholoss.tokens.heads import tagging_loss as tagging_loss
 from rholoss.tokens.loss import RhoTokenLoss as RhoTokenLoss
 from rholoss.tokens.loss import reference_losses as reference_losses
