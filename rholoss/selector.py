@@ -197,7 +197,7 @@ class Selector(ABC):
         for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
             if state.get(name) != mine:
                 raise ValueError(
-                    f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build the selector as it was"
+                    f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build it as it was saved"
                 )
         self.load_extra_state(state["extra"])
         self._source.resume(state["source"])
