@@ -77,7 +77,7 @@ class Exchange:
         sent = [_bytes(rows.tensor(column.detach()).to(device)) for column in columns]
         arrived = self._ranks.swapped(torch.cat(sent, 1), [len(to) for to in share.sent], share.received)
         parts = arrived.split([part.shape[1] for part in sent], 1)
-        return [_like(column, part.contiguous()) for column, part in zip(columns, parts, strict=True)]
+        return [_like(column, part) for column, part in zip(columns, parts, strict=True)]
 
     def _others(self, columns: list[Any], share: Share) -> list[Any]:
         if not columns:
@@ -128,7 +128,9 @@ def _bytes(rows: Tensor) -> Tensor:
 
 def _like(column: Tensor, rows: Tensor) -> Tensor:
     """Bytes as rows of a column, where that column is."""
-    return rows.to(column.device).view(column.dtype).reshape(len(rows), *column.shape[1:])
+    like = column.new_empty(len(rows), *column.shape[1:])
+    _bytes(like).copy_(rows)  # new and contiguous, so these bytes are its own
+    return like
 
 
 def _taken(column: Any, rows: Rows) -> Any:
