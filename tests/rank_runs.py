@@ -19,9 +19,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selector, build_selector, registry, selector_names
+from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selector, build_selector, selector_names
 from rholoss.diagnostics import ComparisonLog, SelectionLog
-from rholoss.selectors import BoltzmannRhoLossSelector, GlobalSelector, GradientNormImportanceSampler, SwitchSelector, UniformSelector
+from rholoss.selectors import (
+    BoltzmannRhoLossSelector,
+    GlobalSelector,
+    GradientNormImportanceSampler,
+    SwitchSelector,
+    UniformSelector,
+)
 from rholoss.testing import check_selector
 
 N, FEATURES, CLASSES, N_B = 103, 5, 3, 4
@@ -107,19 +113,16 @@ def step(model, optimizer, losses):
 
 def choices(rank, world):
     """Every kind of batch, ties, and ranks with different numbers of candidates."""
-    seen = []
     batches = stream(rank)
     selector = GlobalSelector(batches, None, Coarse(batches, batch_size=N_B), batch_size=N_B)
-    for batch in selector:
-        seen.append((selector.last, batch))
-    return seen
+    return [(selector.last, batch) for batch in selector]
 
 
 def everything(rank, world):
     """The batches with and without a choice, where nothing is left out."""
     model, batches = net(), loader(rank, world)
     selector = GlobalSelector(batches, model, RhoLossSelector(batches, model, store()), keep=1.0)
-    return [batch for batch in selector], [batch for batch in batches]
+    return list(selector), list(batches)
 
 
 def draws(rank, world):
@@ -200,6 +203,14 @@ def failure(run):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def halves(rank, world):
+    """Two groups of ranks, each of which chooses for itself."""
+    groups = [torch.distributed.new_group(range(first, first + world // 2)) for first in (0, world // 2)]
+    batches = stream(rank)
+    selector = GlobalSelector(batches, None, Coarse(batches, batch_size=N_B), batch_size=N_B, group=groups[rank * 2 // world])
+    return [(selector.last, batch) for batch in selector]
 
 
 class Broken(Coarse):
@@ -345,7 +356,7 @@ def dies(rank, world):
 RUNS = {
     1: [alone],
     2: [choices, everything, draws, trained, trained_apart, resumed, uneven, failures, methods, stores, logs, sharded],
-    4: [choices, trained, uneven],
+    4: [choices, trained, uneven, halves],
 }
 
 
@@ -358,17 +369,16 @@ def work(folder, rank, world, runs, name):
         torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
+def main(folder):
     torch.set_num_threads(1)
-    registry.register("coarse")(Coarse)
     everyone = [(world, runs, str(world)) for world, runs in RUNS.items()] + [(2, [dies], "dies")]
-    only = sys.argv[2:]
     for world, runs, name in everyone:
-        if only:
-            runs = [run for run in runs if run.__name__ in only]
-        began = time.monotonic()
-        pids = [fork(work, sys.argv[1], rank, world, runs, name) for rank in range(world)] if runs else []
-        codes = [status(pid) for pid in pids]
-        print(name, codes, f"{time.monotonic() - began:.1f} s")
-        if any(codes) and (name, codes) != ("dies", [0, 9]):
+        codes = [status(pid) for pid in [fork(work, folder, rank, world, runs, name) for rank in range(world)]]
+        if codes != ([0, 9] if name == "dies" else [0] * world):
             sys.exit(1)
+
+
+if __name__ == "__main__":
+    from rank_runs import main  # so that what is saved is of this module by its name
+
+    main(sys.argv[1])

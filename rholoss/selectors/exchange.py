@@ -45,8 +45,7 @@ class Exchange:
         """
         if bool((digests == digests[0]).all()):
             return
-        names = [str(name_of(column, self._batch)) for column in self._columns]
-        everyones = self._ranks.objects(list(zip(names, self._layouts, strict=True)))
+        everyones = self._ranks.objects(list(zip(self._names(), self._layouts, strict=True)))
         here = everyones[0]
         rank, there = next((rank, other) for rank, other in enumerate(everyones) if other != here)
         if len(here) != len(there):
@@ -69,6 +68,11 @@ class Exchange:
         others = [column for column in self._columns if not isinstance(column, Tensor)]
         arrived = {True: iter(self._tensors(tensors, share)), False: iter(self._others(others, share))}
         return cut(self._batch, _Replaced(next(arrived[isinstance(c, Tensor)]) for c in self._columns), self._n)
+
+    def _names(self) -> list[str | None]:
+        marks = [object() for _ in self._columns]  # a batch may hold the same tensor twice
+        marked = cut(self._batch, _Replaced(marks), self._n)
+        return [name_of(mark, marked) for mark in marks]
 
     def _tensors(self, columns: list[Tensor], share: Share) -> list[Tensor]:
         if not columns:
