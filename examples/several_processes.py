@@ -56,5 +56,5 @@ for together in (False, True):
     selector = RhoLossSelector(loader, model, store, keep=0.1)
     if together:
         selector = GlobalSelector(loader, model, selector, keep=0.1)
-    train(model, selector, epochs=60)
+    train(model, selector, epochs=40)
 destroy_process_group()

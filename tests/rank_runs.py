@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from forks import fork, status
 from torch import nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -51,7 +52,7 @@ class Coarse(Selector):
 
 
 def coarse(index):
-    return (index * 7919 % 11 // 2).float()
+    return (index // 100 * 3 % 5 + index % 3).float()
 
 
 def rich_batch(rank, step):
@@ -213,6 +214,28 @@ def halves(rank, world):
     return [(selector.last, batch) for batch in selector]
 
 
+def joined(rank, world):
+    """Ranks that choose for themselves and have different numbers of batches."""
+    model, seen = net(), []
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    part = DataLoader(data(), batch_size=N_B, sampler=range(60) if rank else range(60, N))
+    selector = RhoLossSelector(part, model, store(), keep=0.25)
+    with Join([parallel]):
+        for x, y in selector:
+            step(parallel, optimizer, nn.functional.cross_entropy(parallel(x), y, reduction="none"))
+            seen.append(selector.last.index)
+    return len(seen), model.state_dict()
+
+
+def learns(rank, world):
+    """A proxy that learns along on the batches of all ranks."""
+    model, proxy, batches = net(), net(2), loader(rank, world)
+    options = {"proxy": DistributedDataParallel(proxy), "proxy_optimizer": torch.optim.SGD(proxy.parameters(), lr=0.5)}
+    method = build_selector("proxy_rho_loss", batches, model, store=store(), **options)
+    return len(list(GlobalSelector(batches, model, method, keep=0.25))), proxy.state_dict()
+
+
 class Broken(Coarse):
     """Fails on the last rank, in a way of its own at each step."""
 
@@ -355,7 +378,22 @@ def dies(rank, world):
 
 RUNS = {
     1: [alone],
-    2: [choices, everything, draws, trained, trained_apart, resumed, uneven, failures, methods, stores, logs, sharded],
+    2: [
+        choices,
+        everything,
+        draws,
+        trained,
+        trained_apart,
+        resumed,
+        uneven,
+        joined,
+        learns,
+        failures,
+        methods,
+        stores,
+        logs,
+        sharded,
+    ],
     4: [choices, trained, uneven, halves],
 }
 

@@ -213,6 +213,16 @@ class TestTraining:
             assert [len(ids) for ids, _ in dropped] == [N_B, N_B]
             assert all(texts == [f"example {i}" for i in ids] for ids, texts in kept)
 
+    def test_where_each_rank_chooses_ends_when_all_have_under_join(self, ran):
+        (steps, weights), (others, other) = ran(2, "joined")
+        assert (steps, others) == (3, 4)
+        assert all(weights[name].equal(other[name]) for name in weights)
+
+    def test_of_a_proxy_along_is_the_same_on_all_ranks(self, ran):
+        (_, weights), (_, other) = ran(2, "learns")
+        assert all(weights[name].equal(other[name]) for name in weights)
+        assert not any(weights[name].equal(value) for name, value in net(2).state_dict().items())
+
 
 class TestFailure:
     @pytest.mark.parametrize(
