@@ -50,6 +50,10 @@ class Coarse(Selector):
     def score(self, candidates):
         return coarse(candidates.index).bfloat16()
 
+    def choose(self, candidates, score, n_b):
+        candidates.notes["highest"] = score.max()
+        return super().choose(candidates, score, n_b)
+
 
 def coarse(index):
     return (index // 100 * 3 % 5 + index % 3).float()
@@ -211,6 +215,7 @@ def halves(rank, world):
     groups = [torch.distributed.new_group(range(first, first + world // 2)) for first in (0, world // 2)]
     batches = stream(rank)
     selector = GlobalSelector(batches, None, Coarse(batches, batch_size=N_B), batch_size=N_B, group=groups[rank * 2 // world])
+    selector = copy.deepcopy(selector)
     return [(selector.last, batch) for batch in selector]
 
 
@@ -249,6 +254,17 @@ class Broken(Coarse):
         return score
 
 
+class Headstrong(Coarse):
+    """Does not choose on the last rank, or chooses something else there."""
+
+    def choose(self, candidates, score, n_b):
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            if candidates.step == 1:
+                raise KeyError("no such choice")
+            return torch.arange(n_b), None
+        return super().choose(candidates, score, n_b)
+
+
 def failures(rank, world):
     """What each rank says, where one of them fails; they go on together after it."""
     last = rank == world - 1
@@ -278,6 +294,10 @@ def failures(rank, world):
     ragged = {"text": [str(i) for i in index], "tokens": {"ids": torch.zeros(len(index), 7 + last, dtype=torch.int64)}}
     said["ragged"] = failure(lambda: selector([]).select((index, ragged)))
     said["fields"] = failure(lambda: selector([]).select((index, {"x": index, **({"y": index} if last else {})})))
+    headstrong = selector([], Headstrong)
+    said["choices"] = failure(lambda: headstrong.select(rich_batch(rank, 0)))
+    headstrong.step = 1
+    said["choosing"] = failure(lambda: headstrong.select(rich_batch(rank, 0)))
     model, batches = net(), loader(rank, world)
     proxy = build_selector("proxy_rho_loss", batches, model, store=store(), proxy=net(2), compare_every=1)
     said["reads"] = failure(lambda: list(GlobalSelector(batches, model, proxy)))

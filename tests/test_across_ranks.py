@@ -71,6 +71,7 @@ class TestTheChoice:
                 own = range(first, first + sizes[place])
                 assert selection.positions.tolist() == [position - first for position in chosen if position in own]
                 assert selection.notes["from_elsewhere"] == len([position for position in share if position not in own])
+                assert selection.notes["highest"] == coarse(union).max()
                 moved += int(selection.notes["from_elsewhere"])
         assert moved > STEPS
         assert max(selection.index.max() for selection, _ in seen[0]) > BIG
@@ -234,6 +235,7 @@ class TestFailure:
                 r"ValueError: GlobalSelector: the score of 1 of 11 candidates is NaN",
                 "ValueError: GlobalSelector: the score of 1",
             ),
+            ("choosing", "KeyError: 'no such choice'", "KeyError: 'no such choice'"),
             ("score", "KeyError: 'no such column'", "KeyError: 'no such column'"),
             ("few", "ValueError: cannot choose n_b = 4 of 2 candidates", "ValueError: cannot choose n_b = 4 of 2 candidates"),
         ],
@@ -259,6 +261,7 @@ class TestFailure:
                 "fields",
                 r"ValueError: batches must have the same fields on every rank, got \[.*'x'.*\] on rank 0, \[.*'y'.*\] on rank 1",
             ),
+            ("choices", "ValueError: Headstrong does not choose the same on every rank"),
             ("reads", "ValueError: choosing from the candidates of all ranks goes by their scores"),
         ],
     )

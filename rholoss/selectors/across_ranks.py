@@ -47,6 +47,9 @@ class GlobalSelector(CompositeSelector):
         group: the process group; None for all processes.
         **options: see ``Selector``; the same on every rank.
 
+    Attributes:
+        ranks: the ranks that choose together.
+
     Raises:
         RuntimeError: ``torch.distributed`` is not initialized, or, in training, another rank failed.
         ValueError: the method compares candidates, or draws its own; in training, the ranks are at different steps, or rows of
@@ -76,9 +79,9 @@ class GlobalSelector(CompositeSelector):
                 f"{type(method).__name__} scores candidates by comparing them with each other, so the scores of several ranks "
                 "cannot be ranked together; let it choose on each rank from its own candidates"
             )
-        self.seed = self._generator.initial_seed()
+        self._seed = self._generator.initial_seed()
         if self.ranks.rank:  # what is drawn in scoring, such as the scores of uniform selection, must not repeat between ranks
-            self._generator.manual_seed(derived_seed("rank", self.seed, self.ranks.rank))
+            self._generator.manual_seed(derived_seed("rank", self._seed, self.ranks.rank))
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         return self.method, candidates
@@ -112,14 +115,20 @@ class GlobalSelector(CompositeSelector):
     def _take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         self._finite.wait()
         exchange = Exchange(self.ranks, candidates.batch, len(candidates))
-        told = self.ranks.meet(len(candidates), self.step, self.n_b, self.seed % 2**63, exchange.digest)
+        told = self.ranks.meet(len(candidates), self.step, self.n_b, self._seed % 2**63, exchange.digest)
         self._check_alike(told)
         exchange.check(told[:, 4])
         sizes = told[:, 0].tolist()
         everyones = self._everyones(candidates, self.ranks.joined(candidates.index, sizes))
         score = self.ranks.joined(score if score.dtype == torch.float64 else score.float(), sizes)
         n = min(self.n_b, sum(sizes) // self.ranks.size) * self.ranks.size
-        chosen, weights = checked_choice(self.choose(everyones, score, n), n, sum(sizes))
+        with self.ranks.telling():
+            chosen, weights = checked_choice(self.choose(everyones, score, n), n, sum(sizes))
+        if len(self.ranks.meet(derived_seed(*chosen.tolist())).unique(dim=0)) > 1:  # rows would be waited for in vain
+            raise ValueError(
+                f"{type(self.method).__name__} does not choose the same on every rank; its choose() may go by the scores, the "
+                "indices, the step and candidates.rand()"
+            )
         share = Share.of(self.ranks.rank, chosen, sizes)
         batch = exchange(share)
         candidates.notes["from_elsewhere"] = torch.tensor(n // self.ranks.size - len(share.sent[self.ranks.rank]))
@@ -136,7 +145,7 @@ class GlobalSelector(CompositeSelector):
 
     def _everyones(self, candidates: Candidates, index: Tensor) -> Candidates:
         """The candidates of all ranks, with a generator that is in the same state on each."""
-        generator = torch.Generator().manual_seed(derived_seed("ranks", self.seed, self.step))
+        generator = torch.Generator().manual_seed(derived_seed("ranks", self._seed, self.step))
         when = candidates.step, candidates.epoch
         everyones = _Everyones(index, None, self.model, self._scorer, torch.device("cpu"), when, generator)
         everyones.notes = candidates.notes

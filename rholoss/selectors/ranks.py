@@ -38,6 +38,9 @@ class Ranks:
             raise ValueError("this process is not one of the group; build the selector on the ranks of the group only")
         self._meetings = 0
 
+    def __deepcopy__(self, memo: Any) -> "Ranks":
+        return self  # a process group cannot be copied, and a copy of a selector talks to the same processes
+
     @property
     def device(self) -> torch.device:
         """Where tensors have to be to be sent."""
