@@ -195,9 +195,9 @@ class Selector(ABC):
             ValueError: the state is of another selector or of other batch sizes.
         """
         for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
-            if state.get(name) != mine:
+            if (its := state.get(name)) != mine:
                 raise ValueError(
-                    f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build it as it was saved"
+                    f"this state cannot be loaded: expected {name} = {mine!r}, got {its!r}; build the selector as it was"
                 )
         self.load_extra_state(state["extra"])
         self._source.resume(state["source"])

@@ -124,10 +124,11 @@ def choices(rank, world):
 
 
 def everything(rank, world):
-    """The batches with and without a choice, where nothing is left out."""
+    """The batches with and without a choice, where nothing is left out; and whether a batch stays the very same."""
     model, batches = net(), loader(rank, world)
     selector = GlobalSelector(batches, model, RhoLossSelector(batches, model, store()), keep=1.0)
-    return list(selector), list(batches)
+    batch = torch.zeros(N_B, FEATURES, dtype=torch.float64), torch.arange(N_B) % CLASSES
+    return list(selector), list(batches), selector.select((torch.arange(N_B), batch)) is batch
 
 
 def draws(rank, world):

@@ -97,7 +97,8 @@ class TestTheChoice:
                 assert batch["task"] == "toy"
 
     def test_of_everything_is_plain_training(self, ran):
-        for chosen, plain in ran(2, "everything"):
+        for chosen, plain, is_same in ran(2, "everything"):
+            assert is_same
             assert len(chosen) == len(plain) > 5
             for (x, y), (plain_x, plain_y) in zip(chosen, plain, strict=True):
                 assert x.equal(plain_x)
@@ -138,9 +139,7 @@ class TestTheChoice:
                 arrived = [p + sum(sizes[:r]) for r, other in enumerate(shares) for p in other.sent[rank].tolist()]
                 assert arrived == [chosen[i] for i in share.mine]
                 assert share.own.tolist() == [p - first for p in chosen if first <= p < first + sizes[rank]]
-                assert share.is_local == (
-                    sum(map(len, share.sent)) == len(share.sent[rank]) == n_b and all(s.is_local for s in shares)
-                )
+                assert share.is_local == all(len(other.sent[r]) == n_b for r, other in enumerate(shares))
 
 
 class TestTraining:
