@@ -9,13 +9,23 @@ import copy
 import dataclasses
 from collections import UserDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _PER_BATCH = (type(None), bool, int, float, complex, str, bytes, np.generic)
+
+
+class Taker(Protocol):
+    """What to take of each column of a batch, by its kind."""
+
+    def tensor(self, column: Any) -> Any: ...
+
+    def array(self, column: Any) -> Any: ...
+
+    def sequence(self, column: Any) -> Any: ...
 
 
 class Rows:
@@ -63,7 +73,7 @@ class RowRange:
         return type(column)(column[self._slice])
 
 
-def cut(batch: Any, rows: Rows | RowRange, n: int) -> Any:
+def cut(batch: Any, rows: Taker, n: int) -> Any:
     """The chosen rows of a batch, as the same type; the batch itself is left as it is.
 
     Args:
@@ -101,7 +111,15 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return batch if parts is None else _rebuilt(batch, [each_tensor(part, change) for _, part in parts])
 
 
-def _cut(batch: Any, rows: Rows | RowRange, n: int, field: str) -> Any:
+def name_of(column: Any, batch: Any, name: str = "batch") -> str | None:
+    """Where in a batch a column is, such as ``batch['x']``; None where it is not."""
+    if batch is column:
+        return name
+    found = (name_of(column, part, name + its) for its, part in _parts(batch) or ())
+    return next((each for each in found if each is not None), None)
+
+
+def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
     if isinstance(batch, (Tensor, np.ndarray)):
         if batch.ndim == 0:
             return batch

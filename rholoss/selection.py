@@ -18,7 +18,8 @@ class Selection:
 
     Attributes:
         index: indices of the selected examples in the dataset, shape (n_b,), int64.
-        positions: their rows in the candidate batch, shape (n_b,), int64, ascending.
+        positions: their rows in the candidate batch, shape (n_b,), int64, ascending; after a choice over several ranks the rows
+            that any rank trains on, shape (m,).
         weights: what each selected example's loss is to be multiplied by, shape (n_b,), or None for a plain mean.
         scores: the score of every candidate, shape (n_B,).
         candidate_index: indices of all candidates, shape (n_B,), int64.

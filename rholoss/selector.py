@@ -83,12 +83,10 @@ class Selector(ABC):
         self._device = device
         self._drop_last = self._source.drop_last if drop_last is None else drop_last
         self._generator = torch.Generator().manual_seed(seed)
-        self._finite = FiniteCheck()
-        self._ledger = Ledger()
+        self._finite, self._ledger = FiniteCheck(), Ledger()
         self.last: Selection | None = None
         self.listeners: list[Callable[[Candidates, Selection], Any]] = []
-        self.step = 0
-        self.epoch = 0
+        self.step = self.epoch = 0
         self._fresh = True  # the next iteration does not count the epoch up
 
     @abstractmethod
@@ -173,8 +171,7 @@ class Selector(ABC):
         self._source.set_epoch(epoch)
         if epoch != self.epoch:
             self._source.abandon()
-        self.epoch = epoch
-        self._fresh = True
+        self.epoch, self._fresh = epoch, True
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on with the very selections that would have followed: tensors, numbers and strings."""
@@ -197,10 +194,9 @@ class Selector(ABC):
             ValueError: the state is of another selector or of other batch sizes.
         """
         for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
-            if state.get(name) != mine:
+            if (its := state.get(name)) != mine:
                 raise ValueError(
-                    f"this state cannot be loaded: expected {name} = {mine!r}, got {state.get(name)!r}; build the selector as it "
-                    "was when saved"
+                    f"this state cannot be loaded: expected {name} = {mine!r}, got {its!r}; build the selector as it was"
                 )
         self.load_extra_state(state["extra"])
         self._source.resume(state["source"])
@@ -223,22 +219,26 @@ class Selector(ABC):
         if self._device is not None:
             batch = move(batch, device if self._device == "model" else torch.device(self._device))
         candidates = self._candidates(index, batch, device)
-        n_B, n_b = len(candidates), min(self.n_b, len(candidates))
-        score = check_score(self.score(candidates), n_B, candidates.device)
+        score = check_score(self.score(candidates), len(candidates), candidates.device)
         score = self._finite(type(self).__name__, score, candidates)
-        choice = self.choose(candidates, score, n_b)
-        positions, weights = choice if type(self).choose is Selector.choose else checked_choice(choice, n_b, n_B)
-        index, everything = candidates.index, n_b == n_B and weights is None
-        chosen = index if everything else index[positions]
-        self.last = Selection(chosen, positions, weights, score, index, self.step, self.epoch, candidates.notes)
-        selected = batch if everything else cut(batch, Rows(positions), n_B)
-        self._ledger.count(candidates.scored, n_B)
+        chosen, positions, weights, selected = self._take(candidates, score)
+        self.last = Selection(chosen, positions, weights, score, candidates.index, self.step, self.epoch, candidates.notes)
+        self._ledger.count(candidates.scored, len(candidates))
         if self.listeners:
             self._tell(candidates, self.last)
         self.after_select(candidates, self.last, selected)
         self.step += 1
         self._ledger.enter("training", candidates.device)
         return selected
+
+    def _take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        """What to train on: indices, the positions chosen, weights, and the selected batch."""
+        n_B, n_b = len(candidates), min(self.n_b, len(candidates))
+        choice = self.choose(candidates, score, n_b)
+        positions, weights = choice if type(self).choose is Selector.choose else checked_choice(choice, n_b, n_B)
+        if n_b == n_B and weights is None:
+            return candidates.index, positions, None, candidates.batch
+        return candidates.index[positions], positions, weights, cut(candidates.batch, Rows(positions), n_B)
 
     def _candidates(self, index: Tensor, batch: Any, device: torch.device) -> Candidates:
         return Candidates(index, batch, self.model, self._scorer, device, (self.step, self.epoch), self._generator)

@@ -1,6 +1,7 @@
 """The README and the pages: every snippet runs, every public name and method is on them."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ def test_every_snippet_runs(page, tmp_path, monkeypatch):
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))  # as torchrun does
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     program = snippets(page)
     exec(compile(program, str(page), "exec"), what_a_reader_has())

@@ -484,7 +484,14 @@ def loaded(module, tree, monkeypatch):
         return changed, dict(registry._METHODS)
 
 
-ELSEWHERE = ("needs_store", "while_it_pays", "keep_schedule")  # what holds these is in tests of their own
+ELSEWHERE = (
+    "needs_store",
+    "while_it_pays",
+    "keep_schedule",
+    "across_ranks",
+    "ranks",
+    "exchange",
+)  # what holds these is in tests of their own
 METHOD_MODULES = sorted(module.name for module in pkgutil.iter_modules(selectors.__path__) if module.name not in ELSEWHERE)
 
 

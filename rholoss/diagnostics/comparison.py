@@ -133,9 +133,9 @@ class ComparisonLog:
 
     def __call__(self, candidates: Candidates, selection: Selection) -> None:
         """What the selector calls."""
-        if candidates.step % self.every:
+        n_b = len(selection.positions)  # of these candidates, whoever trains on them
+        if candidates.step % self.every or not n_b:
             return
-        n_b = len(selection.positions)
         self.last = {OWN: selection, **choices(self.methods, candidates, n_b, self._finite)}
         correlation = rank_correlations(self.last)
         device = correlation.device

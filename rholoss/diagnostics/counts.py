@@ -224,6 +224,7 @@ def _on(device: torch.device, small: Tensor) -> Tensor:
 
 def quantiles(values: Tensor, q: Tensor) -> Tensor:
     """Quantiles along the last dimension, of shape (..., n), without what is NaN: shape (..., Q); NaN of nothing."""
+    values = pad(values, (0, 1), value=torch.nan) if values.shape[-1] == 0 else values
     known = (~values.isnan()).sum(-1, keepdim=True)
     rank = q * (known - 1).clamp(min=0)
     low, high = (values.sort(-1).values.gather(-1, end.long()) for end in (rank.floor(), rank.ceil()))

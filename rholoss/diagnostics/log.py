@@ -179,6 +179,19 @@ class SelectionLog:
         self._check(state)
         self._counts.add(state)
 
+    def reduced(self, group: Any = None) -> "SelectionLog":
+        """A log of what all ranks counted, on every rank; all of them have to call this. Batches count once for each rank.
+
+        Args:
+            group: the process group; None for all processes.
+        """
+        states: list[Any] = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(states, self.state_dict(), group=group)
+        whole = SelectionLog(self._counts.n, self.flags, ids=self._counts.ids)
+        for state in states:
+            whole.merge(state)
+        return whole
+
     def _identity(self) -> dict[str, Any]:
         counts = self._counts
         return {"n": counts.n, "flags": {name: int(flag.sum()) for name, flag in self.flags.items()}}

@@ -1,5 +1,6 @@
 """One method a module; importing this package registers them all."""
 
+from rholoss.selectors.across_ranks import GlobalSelector as GlobalSelector
 from rholoss.selectors.boltzmann import BoltzmannRhoLossSelector as BoltzmannRhoLossSelector
 from rholoss.selectors.composite import CompositeSelector as CompositeSelector
 from rholoss.selectors.composite import StaleSelector as StaleSelector

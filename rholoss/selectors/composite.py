@@ -34,6 +34,7 @@ class CompositeSelector(Selector):
         """Refuse a part whose own loader, model, way of scoring or way of drawing would go unused."""
         for part in self.parts():
             check_part(part, self)
+        self.by_comparison = any(getattr(part, "by_comparison", False) for part in self.parts())
 
     def score(self, candidates: Candidates) -> Tensor:
         part, seen = self.part_for(candidates)

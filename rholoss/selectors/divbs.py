@@ -40,6 +40,8 @@ class DivBSSelector(Selector):
         Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024.
     """
 
+    by_comparison = True
+
     def __init__(self, loader: Any, model: Any, *, features: Features | None = None, **options: Unpack[Options]) -> None:
         super().__init__(loader, model, **options)
         self.features = features

@@ -37,6 +37,8 @@ class JestSelector(Selector):
         Evans et al., "Data curation via joint example selection further accelerates multimodal learning", 2024.
     """
 
+    by_comparison = True
+
     def __init__(
         self,
         loader: Any,

@@ -36,6 +36,8 @@ class SelectiveBackpropSelector(Selector):
         Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019.
     """
 
+    by_comparison = True
+
     def __init__(
         self,
         loader: Any,
