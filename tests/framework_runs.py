@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from forks import fork, status
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -310,6 +311,7 @@ def resume(name, folder):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    torch._inductor.config.fallback_random = True  # a compiled dropout draws from the global generator, however it was compiled
     what, folder, *names = sys.argv[1:]
     if what == "examples":
         failed = [name for name in names for run in (example, plain_loop) if status(fork(run, name, folder))]
