@@ -1,4 +1,4 @@
-"""In each framework: a few lines more, the very examples of the plain loop, and a run that was killed goes on as if it was not."""
+"""In each framework: a few lines more, the very examples of the plain loop, and a run that was killed goes on as if not."""
 
 import copy
 import difflib
@@ -13,11 +13,10 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from rholoss import IndexedBatches, build_selector
+from rholoss.integrations.transformers import SelectedBatches, SelectionMixin
 
 for package in ("accelerate", "lightning", "transformers", "torchdata", "sklearn"):
     pytest.importorskip(package)
-
-from rholoss.integrations.transformers import SelectedBatches, SelectionMixin
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples" / "frameworks"
@@ -100,7 +99,7 @@ def test_the_ranks_of_accelerate_draw_candidates_apart_as_many_as_keep_says(n, e
     order = [batch for pair in zip(*drawn, strict=False) for batch in pair]
     whole = list(BatchSampler(RandomSampler(range(n), generator=torch.Generator()), 8, drop_last=False))
     assert order[: n // 8] == whole[: n // 8]
-    assert set(sum(sum(drawn, []), [])) == set(range(n))
+    assert {index for rank in drawn for batch in rank for index in batch} == set(range(n))
     if even:
         assert len(drawn[0]) == len(drawn[1])
 
@@ -116,10 +115,8 @@ def test_a_prepared_loader_tells_that_it_ends_when_its_last_batch_is_in_use():
     from accelerate import Accelerator
 
     loader = Accelerator(cpu=True).prepare(DataLoader(data(43), batch_size=5))
-    selector, ends = build_selector("uniform", loader, keep=0.5), []
-    for _ in selector:
-        ends.append(loader.gradient_state.end_of_dataloader)
-    assert ends == [False] * 4 + [True]
+    selector = build_selector("uniform", loader, keep=0.5)
+    assert [loader.gradient_state.end_of_dataloader for _ in selector] == [False] * 4 + [True]
     assert loader.base_dataloader.batch_sampler.batch_size == 5, "the user's loader was changed"
 
 
