@@ -69,6 +69,15 @@ def test_a_run_killed_at_any_of_20_steps_goes_on_with_the_same_picks_and_weights
     assert done.returncode == 0, done.stderr[-5000:]
 
 
+def test_the_trainer_divides_the_loss_of_an_update_by_the_tokens_that_were_chosen(tmp_path):
+    done = run("items", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (picks, weights), (picks_by_hand, weights_by_hand) = torch.load(tmp_path / "items.pt").values()
+    assert len(picks) == 18  # two epochs of 8 batches and a short one
+    assert picks == picks_by_hand
+    torch.testing.assert_close(weights, weights_by_hand, rtol=1e-4, atol=1e-6)
+
+
 # Loaders that Accelerate prepares.
 
 
