@@ -260,6 +260,15 @@ def test_batches_that_were_trained_on_are_passed_over_without_being_chosen_again
     assert resumed.selector.step == whole.selector.step == 6
 
 
+def test_an_epoch_in_progress_that_is_said_again_is_gone_on_with(tmp_path):
+    checkpoint(tmp_path, 2)
+    resumed = Selects()
+    resumed._checkpoint = str(tmp_path)
+    loader = resumed.get_train_dataloader()
+    loader.set_epoch(0)  # older Trainers say it before they pass over batches
+    assert [batch is None for batch in loader] == [True] * 2 + [False] * 4
+
+
 def test_a_trainer_that_skips_nothing_begins_the_epoch_anew(tmp_path):
     checkpoint(tmp_path, 2)
     resumed = Selects(ignore_data_skip=True)
