@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rholoss.batches import RowRange, cut, move
-from rholoss.guest import Mode, device_of, module_of, untouched
+from rholoss.guest import Mode, device_of, module_of, undistributed, untouched
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -172,6 +172,7 @@ class Scorer:
 
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
         """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
+        model = undistributed(model)  # ranks need not score as often as each other
         with self.around(model, mode, seed) as device:
             parts = []
             done = 0
