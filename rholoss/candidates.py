@@ -49,6 +49,7 @@ class Candidates:
         self.generator = generator
         self.notes: dict[str, Tensor] = {}
         self.scored = [0, 0]
+        self._n = len(index)  # the length of a tensor takes long to be told
         self._model = self._own_model = model
         self._scorer = scorer
         self._mode = scorer.mode
@@ -57,7 +58,7 @@ class Candidates:
         self._others: dict[tuple[int, Mode | None], Candidates] = {}
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self._n
 
     @property
     def outputs(self) -> Any:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rholoss.fingerprint import example_digests
 from rholoss.guest import seeded
+from rholoss.indexing import IndexedBatches
 from rholoss.parts import dataset_of, in_common, origin
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss
@@ -108,7 +109,7 @@ def fit_irreducible_model(
             the authors' choice.
         scheduler: of the optimizer makes the scheduler of its learning rate, which takes a step after every batch, such as
             ``lambda optimizer: OneCycleLR(optimizer, 3e-3, total_steps=...)``; None keeps the rate.
-        batch_size: examples in a training batch; None for the loader's own, or 32 for a dataset. A last one of a single example
+        batch_size: examples in a training batch of a dataset, 32 if None; a loader says it itself. A last one of a single example
             is left out.
         forward: ``(model, batch) -> (outputs, targets)``; the one that the selector is given.
         loss: ``(outputs, targets) -> (n,)``; the one that the selector is given.
@@ -138,6 +139,10 @@ def fit_irreducible_model(
     """
     if epochs < 1 or (patience is not None and patience < 1):
         raise ValueError(f"epochs and patience must be at least 1, got epochs={epochs} and patience={patience}")
+    if batch_size is not None and isinstance(holdout, (DataLoader, IndexedBatches)):
+        raise ValueError(
+            f"a loader says the batch size itself, got batch_size={batch_size} beside one; leave it out, or pass the dataset"
+        )
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
     _refuse_overlap(holdout, validation)

@@ -68,9 +68,9 @@ def build_selector(
             back.
         loader: see ``Selector``.
         model: see ``Selector``.
-        store: handed to the methods that take a store, as are
-        proxy: and
-        irreducible_model: to those that take them; the others do without.
+        store: irreducible losses, handed to the methods that take a store; the others do without.
+        proxy: a smaller model that scores, likewise.
+        irreducible_model: a model that never trained on the loader's examples, likewise.
         **options: handed to the method.
 
     Raises:

@@ -233,7 +233,8 @@ class Selector(ABC):
 
     def _take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         """What to train on: indices, the positions chosen, weights, and the selected batch."""
-        n_B, n_b = len(candidates), min(self.n_b, len(candidates))
+        n_B = len(candidates)
+        n_b = min(self.n_b, n_B)
         choice = self.choose(candidates, score, n_b)
         positions, weights = choice if type(self).choose is Selector.choose else checked_choice(choice, n_b, n_B)
         if n_b == n_B and weights is None:

@@ -127,10 +127,10 @@ class IrreducibleLossStore(LossTable):
         the one that a single process writes.
 
         Args:
-            model: see ``from_model``, as are
-            data: and
-            path: and
-            mapped: and
+            model: see ``from_model``.
+            data: see ``from_model``.
+            path: see ``from_model``.
+            mapped: see ``from_model``.
             process: which process this is, from 0 to ``processes`` - 1.
             processes: how many there are.
             **options: of ``from_model``.

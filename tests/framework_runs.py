@@ -16,11 +16,13 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from forks import fork, status
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector
+from rholoss.tokens import causal_loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "frameworks"
 sys.path.insert(0, str(EXAMPLES))
@@ -90,6 +92,92 @@ def plainly(name):
                 optimizer.step()
                 optimizer.zero_grad()
     return model
+
+
+# A language model, whose loss the Trainer divides by the number of tokens of an update, which it counts before.
+
+
+def padded(examples):
+    length = max(len(example["input_ids"]) for example in examples)
+    rows = [(example["input_ids"], length - len(example["input_ids"])) for example in examples]
+    return {
+        "input_ids": torch.tensor([tokens + [0] * missing for tokens, missing in rows]),
+        "attention_mask": torch.tensor([[1] * len(tokens) + [0] * missing for tokens, missing in rows]),
+        "labels": torch.tensor([tokens + [-100] * missing for tokens, missing in rows]),
+    }
+
+
+def language_model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=30, max_position_embeddings=40, **sizes))
+
+
+def texts():
+    draw = random.Random(3)
+    return [{"input_ids": [draw.randrange(1, 30) for _ in range(draw.randrange(2, 30))], "source": "unused"} for _ in range(70)]
+
+
+def choosing(loader, model):
+    losses = 3 * torch.rand(70, generator=torch.Generator().manual_seed(5))
+    return RhoLossSelector(loader, model, IrreducibleLossStore(losses), keep=0.5, loss=causal_loss)
+
+
+def counted_by_the_trainer(folder):
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    from rholoss.integrations.transformers import SelectionMixin
+
+    class RhoTrainer(SelectionMixin, Trainer):
+        def make_selector(self, loader):
+            return choosing(loader, self.model)
+
+    model = language_model()
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=2,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    data = Dataset.from_list(texts())
+    RhoTrainer(model, arguments, train_dataset=data, data_collator=padded, optimizers=(optimizer, None)).train()
+    return model
+
+
+def counted_by_hand():
+    from accelerate.data_loader import SeedableRandomSampler
+
+    model, data = language_model(), texts()
+    loader = DataLoader(data, batch_size=4, sampler=SeedableRandomSampler(data, data_seed=2), collate_fn=padded)
+    selector, optimizer = choosing(loader, model), torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(2):
+        batches = iter(selector)
+        while update := list(itertools.islice(batches, 2)):
+            count = sum((batch["labels"][:, 1:] != -100).sum() for batch in update)
+            optimizer.zero_grad()
+            for batch in update:
+                logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+                losses = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+                )
+                (losses / count).backward()
+            optimizer.step()
+    return model
+
+
+def items(folder):
+    runs = {"trainer": recorded(counted_by_the_trainer, folder), "hand": recorded(counted_by_hand)}
+    torch.save({name: [picks, weights_of(model)] for name, (picks, model) in runs.items()}, f"{folder}/items.pt")
 
 
 # Runs that are killed. Each is a function of a folder for checkpoints, of the workers of the loader and of the micro-batches in
@@ -310,9 +398,12 @@ def resume(name, folder):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    torch._inductor.config.fallback_random = True  # a compiled dropout draws from the global generator, however it was compiled
     what, folder, *names = sys.argv[1:]
     if what == "examples":
         failed = [name for name in names for run in (example, plain_loop) if status(fork(run, name, folder))]
+    elif what == "items":
+        failed = items(folder) or []
     else:
         failed = [f"{name} {difference}" for name in names for difference in resume(name, folder)]
     sys.exit("\n".join(failed) if failed else 0)

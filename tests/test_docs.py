@@ -1,4 +1,4 @@
-"""The README and the pages: every snippet runs, every public name and method is on them."""
+"""The README and the pages: every snippet runs, every public name and method is on them, and the site is whole and its own."""
 
 import re
 import socket
@@ -14,8 +14,14 @@ import rholoss
 from rholoss import IrreducibleLossStore, RhoLossSelector, registry
 
 ROOT = Path(__file__).parent.parent
+SITE = ROOT / "docs" / "mkdocs.yml"
 PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
-NEEDED = {"streams.md": ["webdataset", "datasets", "torchdata"]}
+NEEDED = {"streams.md": ["webdataset", "datasets", "torchdata"], "frameworks.md": ["accelerate", "lightning", "transformers"]}
+
+
+def with_its_packages(page):
+    """A page; where it needs packages, whatever these warn of is their affair."""
+    return pytest.param(page, marks=pytest.mark.filterwarnings("ignore")) if page.name in NEEDED else page
 
 
 def snippets(page):
@@ -52,8 +58,7 @@ def what_a_reader_has():
     }
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore:'set_vital' is deprecated")  # of NEEDED packages
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [with_its_packages(page) for page in (ROOT / "README.md", *PAGES)], ids=lambda page: page.name)
 def test_every_snippet_runs(page, tmp_path, monkeypatch):
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
@@ -96,3 +101,56 @@ def test_a_page_has_no_gap_and_no_dead_link(page):
     assert not re.search(r"TODO|TBD|[A-Z]+_TABLE|URL-OF", text)
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def in_the_navigation(settings):
+    """The pages that the navigation of the site's settings lists, in its order."""
+    nav = settings[settings.index("\nnav:") : settings.index("\nmarkdown_extensions:")]
+    return re.findall(r"^ *- .*: (\S+\.md)$", nav, re.MULTILINE)
+
+
+def test_every_page_is_in_the_navigation_once_and_nothing_else():
+    assert sorted(in_the_navigation(SITE.read_text())) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_links_to_pages_in_the_navigation_only(page):
+    linked = re.findall(r"\]\(([^)#:]+\.md)", page.read_text())
+    assert set(linked) <= set(in_the_navigation(SITE.read_text()))
+
+
+def test_the_entrance_leads_to_every_other_page():
+    linked = set(re.findall(r"\]\(([\w.]+\.md)", (ROOT / "docs" / "pages" / "index.md").read_text()))
+    assert linked == {page.name for page in PAGES} - {"index.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_says_what_it_is_for_before_anything_else(page):
+    title, first = page.read_text().split("\n\n")[:2]
+    assert title.startswith("# ")
+    assert first[0].isalpha(), "begin with a sentence, not with a table, a snippet or a heading"
+
+
+def foreign_hosts(text):
+    """What a page or a stylesheet would have a browser fetch from elsewhere; links are for readers to follow."""
+    fetched = r"""(?:src=["']?|url\(["']?|@import ["']|<link[^>]*href=["']|!\[[^]]*\]\()((?:https?:)?//[^"')\s]+)"""
+    return re.findall(fetched, text)
+
+
+def test_the_site_asks_no_other_host():
+    settings = SITE.read_text()
+    assert not re.search(r"https?:", settings), "scripts and styles of the settings come from elsewhere"
+    assert re.search(r"^  font: false$", settings, re.MULTILINE), "the theme's fonts come from elsewhere unless font is false"
+    for path in [*PAGES, *(ROOT / "docs" / "pages" / "stylesheets").glob("*.css")]:
+        assert foreign_hosts(path.read_text()) == [], path.name
+
+
+def test_what_a_browser_would_fetch_is_told_from_a_link():
+    assert foreign_hosts("[a paper](https://arxiv.org/abs/2206.07137)") == []
+    for text in [
+        "![a](https://x.org/a.png)",
+        '<script src="//x.org/a.js">',
+        "src: url(https://x.org/a.woff)",
+        '@import "https://x.org/a.css"',
+    ]:
+        assert len(foreign_hosts(text)) == 1, text

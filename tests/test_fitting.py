@@ -294,6 +294,11 @@ class TestRefused:
         x, y = torch.cat([x, x[:1]]), torch.cat([y, y[:1]])
         fit_irreducible_model(make_net(0), TensorDataset(x[:120], y[:120]), TensorDataset(x[121:], y[121:]), epochs=1)
 
+    def test_a_batch_size_beside_a_loader_that_has_one(self, parts):
+        loader = DataLoader(parts.holdout, batch_size=8)
+        with pytest.raises(ValueError, match="a loader says the batch size itself, got batch_size=16 beside one; leave it out"):
+            fit_irreducible_model(make_net(0), loader, parts.validation, batch_size=16)
+
     @pytest.mark.parametrize("options", [{"epochs": 0}, {"patience": 0}])
     def test_no_epochs(self, parts, options):
         with pytest.raises(ValueError, match="epochs and patience must be at least 1"):

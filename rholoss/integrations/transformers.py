@@ -120,8 +120,9 @@ class SelectedBatches(DataLoader[Any]):
         super().__init__(_Selected(selector, passed), batch_size=None, collate_fn=_as_it_is, generator=torch.Generator())
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch is to begin; a ``Trainer`` that passes over batches says none."""
-        self.dataset.passed = 0
+        """Which epoch is to begin, or to be gone on with where it is the one in progress."""
+        if self.first + epoch != self.selector.epoch:
+            self.dataset.passed = 0
         self.selector.set_epoch(self.first + epoch)
 
 

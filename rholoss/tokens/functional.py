@@ -21,9 +21,9 @@ def token_mask(labels: Tensor, *, shift: bool = True, ignore_index: int = -100, 
 
     Args:
         labels: shape (n, T), integer.
-        shift: see ``token_losses``, as are
-        ignore_index: and
-        document_ids: these.
+        shift: see ``token_losses``.
+        ignore_index: see ``token_losses``.
+        document_ids: see ``token_losses``.
 
     Examples:
         >>> labels = torch.tensor([[5, 6, 7, 8, -100]])

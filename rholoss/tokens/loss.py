@@ -104,9 +104,9 @@ class RhoTokenLoss:
         """The losses of the selected tokens, summed and divided by ``num_tokens``; 0, with a gradient of 0, where none is valid.
 
         Args:
-            logits: see ``token_losses``, as are
-            labels: and
-            document_ids: these.
+            logits: see ``token_losses``.
+            labels: see ``token_losses``.
+            document_ids: see ``token_losses``.
             reference_loss: in nats, shape (n, T), each at its token's own position; 0 or anything else where not valid.
             num_tokens: what to divide by: None for the number selected here; for accumulation and for several processes what
                 ``num_tokens`` says of the whole step; 1 for the sum.
