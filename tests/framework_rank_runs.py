@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import torch
 from forks import fork, status
 from torch import nn
+from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
@@ -133,17 +134,15 @@ def accelerator(**options):
 
 
 def accelerate_loader(drop_last=False):
-    return DataLoader(
-        Examples(), batch_size=n_b, shuffle=True, drop_last=drop_last, generator=torch.Generator().manual_seed(3)
-    )
+    return DataLoader(Examples(), batch_size=n_b, shuffle=True, drop_last=drop_last, generator=torch.Generator().manual_seed(3))
 
 
 def accelerate_deals(rank, folder):
     """The candidates of two epochs, under each way to prepare a loader."""
     ways = {
         "default": {},
-        "seedable": {"use_seedable_sampler": True},
-        "stateful": {"use_stateful_dataloader": True},
+        "seedable": {"use_seedable_sampler": True, "data_seed": 3},
+        "stateful": {"use_stateful_dataloader": True, "use_seedable_sampler": True, "data_seed": 3},
         "dispatched": {"dispatch_batches": True},
         "uneven": {"even_batches": False},
     }
@@ -173,8 +172,7 @@ def accelerate_streams(rank, folder):
 
 def accelerate_trains(rank, folder, is_global=False, is_each_saved=True, is_resumed=False):
     """A loop; saved at a step, and gone on with in another process."""
-    place, where = accelerator(use_seedable_sampler=True), f"{folder}/accelerate-{is_global}-{is_each_saved}"
-    torch.manual_seed(1)
+    place, where = accelerator(use_seedable_sampler=True, data_seed=3), f"{folder}/accelerate-{is_global}-{is_each_saved}"
     model = net()
     parallel, optimizer, loader = place.prepare(model, sgd(model), accelerate_loader())
     selector = selector_of(loader, parallel, is_global)
@@ -220,7 +218,7 @@ def accelerate_joins(rank, folder):
     model = net(has_norm=True)
     parallel, optimizer, loader = place.prepare(model, sgd(model), accelerate_loader())
     selector = selector_of(loader, parallel)
-    with place.join_uneven_inputs([parallel]):
+    with Join([parallel]):  # join_uneven_inputs is this, on GPUs
         for batch in selector:
             optimizer.zero_grad()
             place.backward(parallel(**batch)["loss"])
@@ -337,9 +335,7 @@ def lightning_trainer(folder):
 
     checkpoints = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=SAVED_AT, save_top_k=-1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", devices=WORLD, strategy="ddp", callbacks=[checkpoints], **quiet
-    )
+    return Trainer(max_epochs=EPOCHS, accelerator="cpu", devices=WORLD, strategy="ddp", callbacks=[checkpoints], **quiet)
 
 
 def lightning_trains(rank, folder, is_global=False, checkpoint=None):
@@ -456,7 +452,8 @@ def main(framework, folder):
     for part in ("whole", "resumed"):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        if any([status(pid) for pid in [fork(work, framework, folder, rank, port, part) for rank in range(WORLD)]]):
+        ranks = [fork(work, framework, folder, rank, port, part) for rank in range(WORLD)]
+        if [status(rank) for rank in ranks] != [0] * WORLD:
             sys.exit(1)
 
 
