@@ -4,6 +4,7 @@ Each rank leaves what it saw in a file. Beside each framework's runs there is a 
 candidates by hand.
 """
 
+import importlib
 import os
 import socket
 import sys
@@ -63,8 +64,9 @@ def selector_of(loader, model, is_global=False, **how_many):
     how_many = how_many or {"keep": n_b / N_B}
     selector = RhoLossSelector(loader, model, IrreducibleLossStore(LOSSES), **how_many)
     selector = GlobalSelector(loader, model, selector, **how_many) if is_global else selector
-    selector.seen = []
+    selector.seen, selector.epochs = [], []
     selector.listeners.append(lambda _, last: selector.seen.append((last.index.tolist(), last.candidate_index.tolist())))
+    selector.listeners.append(lambda _, last: selector.epochs.append(last.epoch))
     return selector
 
 
@@ -75,7 +77,8 @@ def of_ids(loader, model):
 
 
 def outcome(selector, model):
-    return SimpleNamespace(seen=selector.seen, weights=[parameter.detach().clone() for parameter in model.parameters()])
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    return SimpleNamespace(seen=selector.seen, epochs=selector.epochs, weights=weights)
 
 
 def failure(function, *args):
@@ -267,18 +270,18 @@ def ran(made, checkpoint=None):
     return outcome(made.selector, made.model)
 
 
-SAVED = {"save_strategy": "steps", "save_steps": 1}
+SAVED = {"save_strategy": "steps", "save_steps": SAVED_AT}
 
 
 def transformers_trains(rank, folder):
     made = trainer(folder, **SAVED, output_dir=f"{folder}/saved")
-    return ran(made), made.num_examples(made.get_train_dataloader()), sorted(os.listdir(f"{folder}/saved/checkpoint-1"))
+    return ran(made), made.num_examples(made.get_train_dataloader()), sorted(os.listdir(f"{folder}/saved/checkpoint-{SAVED_AT}"))
 
 
 def transformers_evaluates(rank, folder):
     """With an evaluation after each step, and the best weights at the end."""
-    best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    return ran(trainer(folder, **SAVED, output_dir=f"{folder}/best", **best)).seen
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    return ran(trainer(folder, **{**SAVED, **best}, output_dir=f"{folder}/best")).seen
 
 
 def transformers_trains_globally(rank, folder):
@@ -291,9 +294,9 @@ def transformers_streams(rank, folder):
 
 
 def transformers_saves_only_the_model(rank, folder):
-    options = {**SAVED, "save_only_model": True, "max_steps": 1, "output_dir": f"{folder}/only"}
+    options = {**SAVED, "save_only_model": True, "max_steps": SAVED_AT, "output_dir": f"{folder}/only"}
     ran(trainer(folder, **options))
-    return failure(ran, trainer(folder, **options), f"{folder}/only/checkpoint-1")
+    return failure(ran, trainer(folder, **options), f"{folder}/only/checkpoint-{SAVED_AT}")
 
 
 def transformers_shrinks(rank, folder):
@@ -406,49 +409,58 @@ def lightning_by_ddp(rank, folder):
     return [by_ddp(rank, epochs, is_global) for is_global in (False, True)]
 
 
+RUNS = {
+    "accelerate": {
+        "whole": [
+            accelerate_deals,
+            accelerate_split,
+            accelerate_streams,
+            accelerate_trains,
+            accelerate_trains_globally,
+            accelerate_keeps_rank_0,
+            accelerate_by_ddp,
+            accelerate_joins,
+        ],
+        "resumed": [accelerate_resumes],
+    },
+    "transformers": {
+        "whole": [
+            transformers_trains,
+            transformers_evaluates,
+            transformers_trains_globally,
+            transformers_streams,
+            transformers_saves_only_the_model,
+            transformers_shrinks,
+            transformers_by_ddp,
+        ],
+        "resumed": [transformers_resumes],
+    },
+    "lightning": {
+        "whole": [
+            lightning_trains,
+            lightning_trains_globally,
+            fabric_trains,
+            fabric_selects_in_the_step,
+            lightning_by_ddp,
+        ],
+        "resumed": [lightning_resumes],
+    },
+}
+
+
 def work(framework, folder, rank, port, part):
     """Some of a framework's runs, in a process as torchrun would start it."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
     os.environ.update(zip(names, map(str, (rank, rank, WORLD, WORLD, "127.0.0.1", port, "run")), strict=True))
-    prefixes = ("lightning", "fabric") if framework == "lightning" else (framework,)
-    runs = {name: run for name, run in globals().items() if name.startswith(tuple(f"{prefix}_" for prefix in prefixes))}
-    chosen = {name: run for name, run in runs.items() if name.endswith("_resumes") == (part == "resumed") and name in RUNS}
-    torch.save({name: run(rank, folder) for name, run in chosen.items()}, f"{folder}/{part}-{rank}.pt")
+    torch.save({run.__name__: run(rank, folder) for run in RUNS[framework][part]}, f"{folder}/{part}-{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-RUNS = [
-    "accelerate_deals",
-    "accelerate_split",
-    "accelerate_streams",
-    "accelerate_trains",
-    "accelerate_trains_globally",
-    "accelerate_keeps_rank_0",
-    "accelerate_by_ddp",
-    "accelerate_joins",
-    "accelerate_resumes",
-    "transformers_trains",
-    "transformers_evaluates",
-    "transformers_trains_globally",
-    "transformers_streams",
-    "transformers_saves_only_the_model",
-    "transformers_shrinks",
-    "transformers_by_ddp",
-    "transformers_resumes",
-    "lightning_trains",
-    "lightning_trains_globally",
-    "fabric_trains",
-    "fabric_selects_in_the_step",
-    "lightning_by_ddp",
-    "lightning_resumes",
-]
 
 
 def main(framework, folder):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    __import__(framework)
+    importlib.import_module({"transformers": "transformers.trainer"}.get(framework, framework))  # once for all processes
     for part in ("whole", "resumed"):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

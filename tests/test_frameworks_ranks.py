@@ -45,6 +45,7 @@ def same(one, other):
 
 def goes_on(rest, whole):
     assert rest.seen == whole.seen[-len(rest.seen) :]
+    assert rest.epochs == whole.epochs[-len(rest.seen) :]
     assert len(rest.seen) == len(whole.seen) - SAVED_AT
     assert all(map(torch.equal, rest.weights, whole.weights))
 
