@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.guest import device_of, seeded
 from rholoss.indexing import IndexedBatches, altered, is_map_style
@@ -113,7 +113,8 @@ class Sweep:
         loader = self.loader
         if self.entries is not None:
             entries = self.entries if rows is None else self.entries[rows.start : rows.stop]
-            loader = altered(loader, sampler=entries.tolist(), batch_size=self.batch_size, generator=None)
+            batches = BatchSampler(entries.tolist(), self.batch_size or 1, drop_last=False)
+            loader = altered(loader, batch_sampler=batches, batch_size=self.batch_size, generator=None)
         elif rows is not None:
             raise TypeError(
                 f"only the examples of a map-style dataset can be scored in shares, got {type(loader).__name__}; let every "
