@@ -339,6 +339,25 @@ class TestKakurenbo:
                 selector.mean_loss(batch["which"].float())
         assert [len(chunk) for chunk in selector.model.passes] == [5, 5, 2]
 
+    def test_the_hidden_are_scored_in_the_dtype_for_scoring_and_with_another_augmentation_in_each_epoch(self):
+        class Augmented(list):
+            def __getitem__(self, index):
+                return index, torch.rand(())
+
+        noise, dtypes = [], set()
+
+        def forward(model, batch):
+            noise.extend(batch[1].tolist())
+            dtypes.add((batch[1][:, None] @ torch.ones(1, 1)).dtype)
+            return model(batch[0]), None
+
+        selector = self.build(loader={"dataset": Augmented(range(self.N))}, forward=forward, dtype=torch.bfloat16)
+        for _ in range(4):
+            for index, _ in selector:
+                selector.mean_loss(index.float())
+        assert len(set(noise)) == len(noise) == 24
+        assert dtypes == {torch.bfloat16}
+
     def test_looking_at_the_hidden_leaves_random_state_and_the_order_alone(self):
         class Drawing(list):
             def __getitem__(self, index):
