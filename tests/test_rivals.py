@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import CLASSES, make_data, make_net
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from rholoss import IndexedBatches, build_selector, rivals, split
 from rholoss.selectors import JestSelector
@@ -315,6 +315,13 @@ class TestKakurenbo:
         selector = self.build(loader={"dataset": [0, 1, 2], "drop_last": drop_last})
         assert [len(self.epoch(selector)) for _ in range(3)] == [0 if drop_last else 3] * 3
 
+    def test_an_example_that_is_drawn_twice_counts_once_and_of_no_example_nothing_is_hidden(self):
+        selector = self.build(loader={"sampler": [0, 0, 0, 0, 0, *range(1, 10)], "shuffle": False})
+        self.epoch(selector)
+        assert self.epoch(selector) == list(range(3, 10))
+        selector = self.build(loader={"sampler": SubsetRandomSampler([]), "shuffle": False})
+        assert [self.epoch(selector) for _ in range(2)] == [[], []]
+
     @pytest.mark.parametrize("options", [{"keep": 1.0}, {"batch_size": 4}])
     def test_keeping_everything_is_plain_training(self, options):
         selector = self.build(**options)
@@ -396,9 +403,11 @@ class TestKakurenbo:
         states, resumed = {}, self.build(loader=loader)
         chosen = follow(self.build(loader=loader), states)
         done, (state, weights) = states[at]
+        before = state["extra"]["losses"].tolist()
         resumed.load_state_dict(state)
         resumed.model.load_state_dict(weights)
         assert follow(resumed, {}) == chosen[done:]
+        assert str(state["extra"]["losses"].tolist()) == str(before)  # the state is still what was saved
         assert len({scale for _, scale in chosen}) > 1
 
     def test_of_a_part_of_a_dataset_what_counts_is_the_index_in_the_whole(self):
