@@ -6,7 +6,7 @@ First each rank chooses from its own candidates, then all ranks together from th
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.distributed import destroy_process_group, get_rank, get_world_size, init_process_group
+from torch.distributed import barrier, destroy_process_group, get_rank, get_world_size, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -57,4 +57,5 @@ for together in (False, True):
     if together:
         selector = GlobalSelector(loader, model, selector, keep=0.1)
     train(model, selector, epochs=40)
+barrier()  # no rank ends while another still talks to it
 destroy_process_group()

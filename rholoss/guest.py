@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 Mode = Literal["eval", "train", "dropout"]
 
@@ -115,6 +116,11 @@ def module_of(model: Any) -> nn.Module | None:
     """A model if it is a module, the module of a bound method such as ``module.forward``, or None for another callable."""
     model = getattr(model, "__self__", model)
     return model if isinstance(model, nn.Module) else None
+
+
+def undistributed(model: Any) -> Any:
+    """A model without the ``DistributedDataParallel`` around it, whose every forward pass talks to the other ranks."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def device_of(model: Any) -> torch.device | None:

@@ -152,6 +152,11 @@ def refuse_unindexed(loader: object) -> None:
     name = type(loader).__name__
     if hasattr(loader, "candidate_batches"):
         raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
+    if isinstance(getattr(loader, "_dataloader", None), DataLoader):
+        raise TypeError(
+            f"expected a DataLoader, got {name}, which hides the one that it was made of; give that one to the selector, in the "
+            "place of fabric.setup_dataloaders, on several processes with a DistributedSampler"
+        )
     if isinstance(loader, DataLoader):
         raise TypeError(
             f"a {name} over the IterableDataset {type(loader.dataset).__name__} does not say which examples it yields; {DOOR}"

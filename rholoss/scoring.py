@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rholoss.batches import RowRange, cut, move
-from rholoss.guest import Mode, device_of, module_of, untouched
+from rholoss.guest import Mode, device_of, module_of, undistributed, untouched
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -152,14 +152,13 @@ class Scorer:
 
     def refuse_causal(self, model: Any) -> None:
         """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with other logits."""
-        module = module_of(model)
+        module: Any = module_of(undistributed(model))
         if self.loss is not default_loss or self.forward is not default_forward or module is None:
             return
-        inner: Any = module._modules.get("module") or module  # what DistributedDataParallel wraps
-        config = vars(inner).get("config")
-        if getattr(config, "is_encoder_decoder", True) is False and getattr(inner, "can_generate", bool)():
+        config = vars(module).get("config")
+        if getattr(config, "is_encoder_decoder", True) is False and getattr(module, "can_generate", bool)():
             raise ValueError(
-                f"{type(inner).__name__} predicts the next token, and the default loss compares logits and labels at one "
+                f"{type(module).__name__} predicts the next token, and the default loss compares logits and labels at one "
                 "position; pass loss=rholoss.tokens.causal_loss, which shifts, to the selector and to from_model"
             )
 
@@ -172,6 +171,7 @@ class Scorer:
 
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
         """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
+        model = undistributed(model)  # ranks need not score as often as each other
         with self.around(model, mode, seed) as device:
             parts = []
             done = 0

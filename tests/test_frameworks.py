@@ -182,7 +182,9 @@ class Base:
     """What the mixin uses of a Trainer."""
 
     def __init__(self, **changes):
-        self.args = SimpleNamespace(**{"process_index": 0, "ignore_data_skip": False, "save_only_model": False, **changes})
+        self.args = SimpleNamespace(
+            **{"process_index": 0, "world_size": 1, "ignore_data_skip": False, "save_only_model": False, **changes}
+        )
         self.saved, self.batches = [], []
 
     def get_train_dataloader(self):
@@ -216,6 +218,12 @@ def test_a_trainer_that_does_not_say_how_to_select_says_what_is_expected():
 
     with pytest.raises(TypeError, match="make_selector must return a Selector, got NoneType"):
         Forgets().train()
+
+
+def test_a_trainer_that_would_load_before_the_mixin_is_refused():
+    with pytest.raises(TypeError, match=r"Late would train .* as in class Late\(SelectionMixin, Base\)"):
+        type("Late", (Base, SelectionMixin), {})
+    type("Loads", (SelectionMixin, type("Loader", (Base,), {"get_train_dataloader": Base.get_train_dataloader})), {})
 
 
 def test_a_trainer_counts_the_examples_that_are_trained_on():

@@ -219,6 +219,44 @@ def test_every_chunk_has_one_shape_so_that_a_compiled_model_compiles_once():
     assert shapes == [(12, 6)] * 3
 
 
+def test_a_compiled_model_compiles_once_to_be_scored_and_once_to_be_trained():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(torch.is_grad_enabled())
+        return graph.forward
+
+    model = torch.compile(make_net(0), backend=backend)
+    selector = HardestSelector(DataLoader(make_data(88), batch_size=8, shuffle=True), model, keep=0.25, chunk_size=12)
+    for _ in range(2):
+        assert [len(selector.last.candidate_index) for x, _ in selector if model(x).sum().backward() is None] == [32, 32, 24]
+    assert compiled == [False, True]
+
+
+def test_a_gradient_scaler_and_autocast_leave_the_choice_as_it_is_and_are_left_as_they_are():
+    chosen, weights = [], []
+    for enabled in (False, True):
+        model = make_net(0)
+        scaler, optimizer = (
+            torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled),
+            torch.optim.SGD(model.parameters(), 0.1),
+        )
+        selector = HardestSelector(DataLoader(make_data(64), batch_size=8), model, keep=0.25, dtype=torch.bfloat16)
+        torch.manual_seed(2)
+        for x, y in selector:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            chosen.append(selector.last.index.tolist())
+        weights.append([parameter.detach() for parameter in model.parameters()])
+        assert scaler.get_scale() == (1024 if enabled else 1)
+    assert chosen[:2] == chosen[2:]
+    assert all(map(torch.equal, *weights))
+
+
 def test_nothing_yielded_or_kept_carries_a_gradient():
     selector = HardestSelector(DataLoader(make_data(64), batch_size=8), make_net(0))
     x, _ = next(iter(selector))

@@ -186,16 +186,14 @@ def test_the_mean_over_tokens_is_the_default_loss():
     assert tagging_loss(logits, labels)[2] == causal_loss(logits, labels)[2] == 0
 
 
-def test_a_causal_model_with_the_default_loss_is_refused_however_it_is_wrapped():
+def test_a_causal_model_with_the_default_loss_is_refused():
     data = prompted(12)
     loader = DataLoader(data, batch_size=6, collate_fn=collate)
-    wrapped = nn.Module()
-    wrapped.module = llama()
-    for model in (llama(), gpt2(), wrapped):
+    for model in (llama(), gpt2(), llama().forward):
         with pytest.raises(ValueError, match=r"predicts the next token.*pass loss=rholoss\.tokens\.causal_loss"):
             IrreducibleLossStore.from_model(model, loader)
-        with pytest.raises(ValueError, match="predicts the next token"):
-            fit_irreducible_model(model, loader, DataLoader(prompted(13)[12:], collate_fn=collate))
+    with pytest.raises(ValueError, match="predicts the next token"):
+        fit_irreducible_model(llama(), loader, DataLoader(prompted(13)[12:], collate_fn=collate))
     assert len(list(build_selector("uniform", loader, llama(), batch_size=2))) == 2  # scores nothing
     store = IrreducibleLossStore.from_model(llama(), loader, loss=causal_loss)
     with pytest.raises(ValueError, match="LlamaForCausalLM predicts the next token"):

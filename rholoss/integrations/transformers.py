@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ class SelectionMixin:
     selector: Selector | None = None
     _checkpoint: str | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        first = next(base for base in cls.__mro__ if "get_train_dataloader" in vars(base))
+        if not issubclass(first, SelectionMixin):
+            raise TypeError(
+                f"{cls.__name__} would train on what {first.__name__} loads, without selection: expected SelectionMixin before "
+                f"it, as in class {cls.__name__}(SelectionMixin, {first.__name__})"
+            )
+
     def make_selector(self, loader: DataLoader[Any]) -> Selector:
         """The selector around the Trainer's own training loader, which is prepared by Accelerate; called by each ``train``."""
         raise NotImplementedError(
@@ -48,15 +58,15 @@ class SelectionMixin:
         made = self.make_selector(super().get_train_dataloader())  # type: ignore[misc]
         if not isinstance(made, Selector):
             raise TypeError(f"make_selector must return a Selector, got {type(made).__name__}")
-        self.selector, passed = made, 0
+        self.selector, at = made, (0, 0)
         if self._checkpoint is not None:
-            passed = self._go_on(made, _file(self._checkpoint, self))
-        return SelectedBatches(made, passed)
+            at = self._go_on(made, _file(self._checkpoint, self))
+        return SelectedBatches(made, *at)
 
     def num_examples(self, dataloader: Any) -> int:
-        """Examples in an epoch: of a selector those that are trained on."""
+        """Examples in an epoch: of a selector those that all processes train on."""
         if isinstance(dataloader, SelectedBatches):
-            return len(dataloader) * dataloader.selector.n_b
+            return len(dataloader) * dataloader.selector.n_b * int(self.args.world_size)  # type: ignore[attr-defined]
         return super().num_examples(dataloader)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -79,19 +89,27 @@ class SelectionMixin:
         finally:
             self._checkpoint = None
 
-    def _go_on(self, selector: Selector, path: Path) -> int:
-        """Put a selector where it was; returns how many batches of the epoch the Trainer is to pass over."""
+    def _go_on(self, selector: Selector, path: Path) -> tuple[int, int]:
+        """Put a selector where it was; returns what ``SelectedBatches`` has to know of that."""
         if not path.exists():
             raise FileNotFoundError(
                 f"this checkpoint holds no state of a selector: expected {path}; resume from one that {type(self).__name__} "
                 "saved, with as many processes, or begin anew from its weights"
             )
+        from transformers.trainer_utils import has_length
+
+        args: Any = self.args  # type: ignore[attr-defined]
         state = torch.load(path, map_location="cpu", weights_only=True)
         selector.load_state_dict(state)
-        if self.args.ignore_data_skip:  # type: ignore[attr-defined]
+        if args.ignore_data_skip:
             selector.set_epoch(selector.epoch + 1)  # leaves the epoch that was in progress
-            return 0
-        return state["source"]["position"] or 0
+        elif has_length(selector):
+            return state["source"]["position"] or 0, 0
+        else:  # all epochs are one to a Trainer that does not know how long they are, and it begins with its first
+            steps = json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
+            is_over = state["source"]["position"] is None and not state["fresh"]
+            return steps * args.gradient_accumulation_steps, selector.epoch + is_over
+        return 0, 0
 
 
 class SelectedBatches(DataLoader[Any]):
@@ -99,21 +117,22 @@ class SelectedBatches(DataLoader[Any]):
 
     Args:
         selector: what chooses the batches.
-        passed: batches of the epoch in progress that were trained on before. They are neither read nor chosen again: None is in
-            their place in the first iteration.
+        passed: batches that a Trainer passes over because they were trained on before. They are neither read nor chosen again:
+            None is in their place in the first iteration.
+        first: the epoch that a Trainer takes for its first.
     """
 
-    def __init__(self, selector: Selector, passed: int = 0) -> None:
-        self.selector = selector
+    def __init__(self, selector: Selector, passed: int = 0, first: int = 0) -> None:
+        self.selector, self.first = selector, first
         # A loader draws a seed for workers as it is iterated; there are none, and the global generator is the run's.
         self.dataset: _Selected
         super().__init__(_Selected(selector, passed), batch_size=None, collate_fn=_as_it_is, generator=torch.Generator())
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch is to begin, or to be gone on with where it is the one in progress."""
-        if epoch != self.selector.epoch:
+        if self.first + epoch != self.selector.epoch:
             self.dataset.passed = 0
-        self.selector.set_epoch(epoch)
+        self.selector.set_epoch(self.first + epoch)
 
 
 class _Selected(IterableDataset[Any]):
