@@ -130,6 +130,11 @@ class Ledger:
         self.steps += 1
         self.counts = [so_far + more for so_far, more in zip(self.counts, (*scored, loaded), strict=True)]
 
+    def count_between(self, scored: int) -> None:
+        """Add examples that the model in training scored between two steps, loaded for that alone."""
+        self.counts[0] += scored
+        self.counts[2] += scored
+
     def cost(self, n_b: int, n_B: int | None) -> Cost:
         self._settle()
         per_step = [count / max(self.steps, 1) for count in self.counts]

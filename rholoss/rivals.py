@@ -130,6 +130,28 @@ def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor
     return ~low | (uniform < kept), torch.where(low, 1 / kept, 1.0)
 
 
+def kakurenbo_part(losses: Tensor, hide: float, bound: float) -> Tensor:
+    """Which examples KAKURENBO trains on in an epoch, shape (N,), bool; the others are hidden.
+
+    The ``hide`` N examples of the lowest losses may be hidden. Those of them whose loss is above ``bound`` are moved back.
+
+    The paper moves back what is not predicted rightly with a confidence of at least tau. With tau above 0.5 and the cross-entropy
+    in nats, which is -ln of the label's probability, that is what has a loss above -ln(tau): no prediction is needed.
+
+    Args:
+        losses: of each example, shape (N,); NaN where it is not known: such an example is trained on.
+        hide: F_t, the highest share to hide, in [0, 1].
+        bound: the highest loss of what is hidden, in the unit of the losses.
+
+    References:
+        Nguyen et al., "KAKURENBO: Adaptively Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
+    """
+    lowest = losses.argsort(stable=True)[: round(hide * len(losses))]  # NaN comes last
+    part = torch.ones_like(losses, dtype=torch.bool)
+    part[lowest] = ~(losses[lowest] <= bound)  # true of NaN
+    return part
+
+
 def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float = 1.0, bias: Tensor | float = 0.0) -> Tensor:
     """The sigmoid loss of each pair, -log sigmoid(z_ij (scale <x_i, y_j> + bias)), shape (n_B, n_B), in nats; z_ij is 1 for i = j
     and -1 for others.

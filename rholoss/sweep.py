@@ -30,6 +30,7 @@ class Sweep:
         batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
         dtype: autocast dtype.
         seed: what random augmentation or masking draws from, in the loading process and in the workers.
+        positions: which examples of a map-style dataset, ascending, shape (m,), int64; None for all that the sampler may draw.
 
     Attributes:
         loader: what is iterated.
@@ -49,6 +50,7 @@ class Sweep:
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
+        positions: Tensor | None = None,
     ) -> None:
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise ValueError(f"batch_size must be a number of examples, at least 1, or None, got {batch_size!r}")
@@ -64,7 +66,7 @@ class Sweep:
             dataset = self.loader.dataset
             self.dataset_length, self.total = whole_length(dataset), len(dataset)
             if self.loader.batch_sampler is not None:
-                drawn = drawable(self.loader, len(dataset))
+                drawn = drawable(self.loader, len(dataset)) if positions is None else positions
                 self.entries = torch.arange(len(dataset)) if drawn is None else drawn.unique()
                 self.total = len(self.entries)
                 self.batch_size = batch_size or natural_batch_size(self.loader) or 256

@@ -89,6 +89,23 @@ def divbs(gradients, n_b):
     return picked
 
 
+def kakurenbo(seen, share, confidence):
+    """Which examples are hidden: of those of the lowest losses, what is predicted rightly and with confidence.
+
+    Args:
+        seen: of each example its logits when it was seen last, and its class.
+        share: how many may be hidden.
+        confidence: tau.
+    """
+    losses = {i: cross_entropy(logits, y) for i, (logits, y) in seen.items()}
+    hidden = set()
+    for i in sorted(losses, key=losses.get)[: round(share * len(losses))]:
+        p, (_, y) = softmax(seen[i][0]), seen[i]
+        if p.index(max(p)) == y and max(p) >= confidence:
+            hidden.add(i)
+    return hidden
+
+
 def sigmoid_losses(firsts, seconds, scale, bias):
     """The loss of each pair of Zhai et al. (ICCV 2023), [first][second]."""
     losses = []

@@ -285,7 +285,7 @@ class TestFailure:
 
 
 COMPARE = {"divbs", "selective_backprop"}
-OWN_DRAWS = {"selection_via_proxy", "infobatch", "repeated_random_subset", "short_list_rho_loss"}
+OWN_DRAWS = {"selection_via_proxy", "infobatch", "kakurenbo", "repeated_random_subset", "short_list_rho_loss"}
 
 
 class TestMethods:

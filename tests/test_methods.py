@@ -181,6 +181,7 @@ ORACLES = {
     "rank_based": rank_based,
     "divbs": divbs,
     "infobatch": lambda step: everything(),  # in the first epoch
+    "kakurenbo": lambda step: everything(),  # likewise
     "repeated_random_subset": lambda step: everything(),
 }
 VARIANTS = {  # methods with other options
@@ -354,6 +355,45 @@ def test_selection_via_proxy_keeps_one_fixed_part():
     check_selection_via_proxy(registry._METHODS["selection_via_proxy"], proxy_scores, ForgettingCounts)
 
 
+def check_kakurenbo(build):
+    """What is hidden is what the paper's rule hides, by the predictions at the time when each example was seen last."""
+    torch.manual_seed(0)
+    x = DATA.tensors[0]
+    data = TensorDataset(x, x[:, :4].argmax(1))  # what can be learnt
+    model, moved_back = make_net(0).train(), []
+    model[1].eval()  # the last batch of an epoch may have one example
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    loader = DataLoader(data, batch_size=N_B, shuffle=True, generator=torch.Generator().manual_seed(5))
+    selector = build(loader, model, keep=0.4, stages=(7, 8, 9))
+    seen, hidden = {}, set()
+    for epoch in range(11):
+        for i in hidden:
+            seen[i] = logits_one_by_one(model, [data[i][0]])[0], int(data[i][1])
+        share = 0.6 * {7: 0.8, 8: 0.6, 9: 0.4, 10: 0.4}.get(epoch, 1.0)
+        hidden = oracles.kakurenbo(seen, share, 0.7)
+        moved_back.append(round(share * len(seen)) - len(hidden))
+        drawn = []
+        for x, y in selector:
+            assert selector.learning_rate_scale == pytest.approx(1 / (1 - len(hidden) / len(data)))
+            index, logits = selector.last.index.tolist(), model(x)
+            seen |= {i: (row, int(c)) for i, row, c in zip(index, logits.tolist(), y, strict=True)}
+            optimizer.zero_grad()
+            selector.mean_loss(nn.functional.cross_entropy(logits, y, reduction="none")).backward()
+            optimizer.step()
+            drawn += index
+        assert sorted(drawn) == sorted(set(range(len(data))) - hidden)
+    assert moved_back[1] == 38 > moved_back[2] > 0  # all, then some,
+    assert (moved_back[-1], len(hidden)) == (0, 15)  # and in the end none
+    selector = build(DataLoader(data, batch_size=N_B, drop_last=True), model, keep=0.01, bound=math.inf)
+    for _ in selector:
+        selector.mean_loss(-selector.last.index.float())
+    assert [selector.last.index.tolist() for _ in selector] == [list(range(N_B))]
+
+
+def test_kakurenbo_hides_what_the_papers_rule_hides():
+    check_kakurenbo(registry._METHODS["kakurenbo"])
+
+
 def check_formulas(module):
     """The pure functions that no method exercises to the end."""
     confident = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]])
@@ -520,6 +560,8 @@ def test_turning_any_sign_in_a_method_is_noticed(name, monkeypatch):
                 check_jest(changed.JestSelector)
             if name == "irreducible_loss":
                 check_gated_uniform(changed.GatedUniformSelector)
+            if name == "kakurenbo":
+                check_kakurenbo(changed.KakurenboSelector)
             if name == "via_proxy":
                 check_selection_via_proxy(changed.SelectionViaProxy, changed.proxy_scores, changed.ForgettingCounts)
 

@@ -161,6 +161,7 @@ def rivals(setup: Setup) -> dict[str, Setup]:
     epochs = replace(alone, steps=LONG, keep=0.5)  # what chooses a part for each epoch
     return {
         "InfoBatch": by(epochs, "infobatch"),
+        "KAKURENBO": by(replace(epochs, keep=0.7), "kakurenbo", stages=[1, 2, 3]),  # 4,000 steps are about three epochs
         "repeated random subset": by(epochs, "repeated_random_subset"),
         "Selective-Backprop": by(alone, "selective_backprop"),
         "Selective-Backprop, ranks": by(alone, "selective_backprop", window=None),

@@ -61,6 +61,8 @@ def train(
     began = clock()
     for batch in endless(selector):
         outputs, targets = default_forward(model, batch)
+        if schedule is None:  # KAKURENBO's epochs are shorter, and their learning rate higher
+            optimizer.param_groups[0]["lr"] = setup.lr * getattr(selector, "learning_rate_scale", 1.0)
         optimizer.zero_grad()
         selector.mean_loss(default_loss(outputs, targets)).backward()
         optimizer.step()

@@ -15,6 +15,7 @@ from rholoss.selectors.infobatch import InfoBatchSelector as InfoBatchSelector
 from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
 from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector
 from rholoss.selectors.jest import JestSelector as JestSelector
+from rholoss.selectors.kakurenbo import KakurenboSelector as KakurenboSelector
 from rholoss.selectors.keep_schedule import KeepScheduleSelector as KeepScheduleSelector
 from rholoss.selectors.mc_dropout import BaldSelector as BaldSelector
 from rholoss.selectors.mc_dropout import ConditionalEntropySelector as ConditionalEntropySelector
@@ -24,6 +25,7 @@ from rholoss.selectors.mc_dropout import LossMinusConditionalEntropySelector as 
 from rholoss.selectors.mc_dropout import LossPlusConditionalEntropySelector as LossPlusConditionalEntropySelector
 from rholoss.selectors.needs_store import StoreSelector as StoreSelector
 from rholoss.selectors.online import OnlineRhoLossSelector as OnlineRhoLossSelector
+from rholoss.selectors.part_per_epoch import PartByLoss as PartByLoss
 from rholoss.selectors.part_per_epoch import PartPerEpoch as PartPerEpoch
 from rholoss.selectors.proxy import ProxyRhoLossSelector as ProxyRhoLossSelector
 from rholoss.selectors.rank_based import RankBasedSelector as RankBasedSelector

@@ -10,11 +10,11 @@ from rholoss import functional, rivals
 from rholoss.candidates import Candidates
 from rholoss.options import Options
 from rholoss.registry import register
-from rholoss.selectors.part_per_epoch import PartPerEpoch
+from rholoss.selectors.part_per_epoch import PartByLoss
 
 
 @register("infobatch")
-class InfoBatchSelector(PartPerEpoch):
+class InfoBatchSelector(PartByLoss):
     """Leaves out, for an epoch, each example of a loss below the mean with probability r = 1 - keep, and multiplies the losses of
     the others below the mean by 1 / (1 - r), so that the gradient stays unbiased.
 
@@ -39,7 +39,6 @@ class InfoBatchSelector(PartPerEpoch):
     def __init__(self, loader: Any, model: Any = None, *, full_from: int | None = None, **options: Unpack[Options]) -> None:
         super().__init__(loader, model, **options)
         self.full_from = full_from
-        self._losses = torch.full((len(self._part),), torch.nan)
         self._weights: Tensor | None = None  # of all examples, in this epoch; None: 1 for each
 
     def part(self, generator: torch.Generator) -> Tensor:
@@ -60,16 +59,9 @@ class InfoBatchSelector(PartPerEpoch):
         positions = functional.top(score, n_b)
         return positions, None if self._weights is None else score[positions]
 
-    def mean_loss(self, losses: Tensor) -> Tensor:
-        mean = super().mean_loss(losses)
-        assert self.last is not None
-        self._losses = self._losses.to(losses.device)
-        self._losses[self.last.index.to(losses.device)] = losses.detach().float()
-        return mean
-
     def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "losses": self._losses, "weights": self._weights}
+        return {**super().extra_state(), "weights": self._weights}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self._losses, self._weights = state["losses"].clone(), state["weights"]
+        self._weights = state["weights"]

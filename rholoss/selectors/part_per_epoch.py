@@ -1,7 +1,7 @@
 """The ground of methods that train on another part of the dataset in each epoch."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,9 +33,11 @@ class PartPerEpoch(Selector):
         share: the share.
     """
 
+    usual_share: ClassVar[float] = 0.5
+
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[Options]) -> None:
         if options.get("keep") is None and options.get("batch_size") is None:
-            options["keep"] = 0.5
+            options["keep"] = self.usual_share
         self.share = options.get("keep") or 1.0
         super().__init__(loader, model, **options)
         self.n_B = self.n_b
@@ -56,6 +58,11 @@ class PartPerEpoch(Selector):
             self.share = self.n_b / (natural_batch_size(loader) or self.n_b)
         return CandidateSource(loader, self.n_b, self._members)
 
+    def drawable(self) -> Tensor:
+        """Indices of the examples that the loader may draw, each once, ascending, int64."""
+        drawable = self._source.drawable()
+        return torch.arange(len(self._part)) if drawable is None else drawable.long().unique()
+
     def _members(self) -> Tensor:
         if self._part_of != self.epoch:
             seed = derived_seed("part of an epoch", self._generator.initial_seed(), self.epoch)
@@ -74,3 +81,30 @@ class PartPerEpoch(Selector):
                 f"this state cannot be loaded: it is of {len(state['part'])} examples, got a dataset of {len(self._part)}"
             )
         self._part, self._part_of = state["part"].cpu().clone(), state["part_of"]
+
+
+class PartByLoss(PartPerEpoch):
+    """Chooses the part by the losses that the loop trains on, as they were when each example was trained on last.
+
+    The loop has to hand them over: train on ``selector.mean_loss(losses)``. What was never trained on has the loss NaN.
+
+    One process alone: others would leave out other examples and have epochs of another length.
+    """
+
+    def __init__(self, loader: Any, model: Any = None, **options: Unpack[Options]) -> None:
+        super().__init__(loader, model, **options)
+        self._losses = torch.full((len(self._part),), torch.nan)  # by index
+
+    def mean_loss(self, losses: Tensor) -> Tensor:
+        mean = super().mean_loss(losses)
+        assert self.last is not None
+        self._losses = self._losses.to(losses.device)
+        self._losses[self.last.index.to(losses.device)] = losses.detach().float()
+        return mean
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), "losses": self._losses}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self._losses = state["losses"].clone()

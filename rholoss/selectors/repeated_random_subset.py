@@ -19,9 +19,8 @@ class RepeatedRandomSubsetSelector(PartPerEpoch):
     """
 
     def part(self, generator: torch.Generator) -> Tensor:
-        n, drawable = len(self._part), self._source.drawable()
-        drawable = torch.arange(n) if drawable is None else drawable
+        drawable = self.drawable()
         chosen = torch.randperm(len(drawable), generator=generator)[: max(1, round(self.share * len(drawable)))]
-        part = torch.zeros(n, dtype=torch.bool)
+        part = torch.zeros_like(self._part)
         part[drawable[chosen]] = True
         return part
