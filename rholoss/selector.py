@@ -101,7 +101,7 @@ class Selector(ABC):
         """Called with each selected batch before it is handed back; for methods that learn along."""
 
     def __iter__(self) -> Iterator[Any]:
-        self.epoch += not (self._fresh or self._source.resuming)
+        self.epoch = self.next_epoch
         self._fresh = False
         for candidates in self._ledger.around(self._source.epoch(self.n_b, self._drop_last), self.scoring_device):
             yield self._select(candidates)
@@ -147,13 +147,9 @@ class Selector(ABC):
     def candidate_batches(self) -> Any:
         return self._source.batches
 
-    @property
-    def batch_size(self) -> int:
-        return self.n_b
-
-    @property
-    def dataset(self) -> Any:
-        return self._source.loader.dataset
+    batch_size = property(lambda self: self.n_b, doc="n_b, as of a loader.")
+    dataset = property(lambda self: self._source.loader.dataset, doc="The loader's dataset.")
+    sampler = property(lambda self: self, doc="The selector: frameworks say the epoch to ``loader.sampler.set_epoch``.")
 
     @property
     def scoring_device(self) -> torch.device:
@@ -161,7 +157,10 @@ class Selector(ABC):
         own = device_of(self.model)
         return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
 
-    sampler = property(lambda self: self, doc="The selector: frameworks say the epoch to ``loader.sampler.set_epoch``.")
+    @property
+    def next_epoch(self) -> int:
+        """Which pass over the data the next iteration is, or is the rest of: ``range(selector.next_epoch, epochs)`` are left."""
+        return self.epoch + (not (self._fresh or self._source.resuming))
 
     def set_epoch(self, epoch: int) -> None:
         """Say which pass over the data comes next; told to the loader's sampler and dataset where they have ``set_epoch``.

@@ -240,7 +240,7 @@ def accelerate(folder, workers, accumulated):
     accelerator.register_for_checkpointing(selector)
     if (checkpoint := latest(folder, "step-*")) is not None:
         accelerator.load_state(str(checkpoint))
-    for _ in range(selector.epoch, RESUMED_EPOCHS):
+    for _ in range(selector.next_epoch, RESUMED_EPOCHS):
         for batch in selector:
             with accelerator.accumulate(model):
                 accelerator.backward(model(**batch)["loss"])
@@ -274,9 +274,11 @@ def fabric(folder, workers, accumulated):
     return model.module
 
 
-def lightning(folder, workers, accumulated):
+def lightning(folder, workers, accumulated, often=None):
     from lightning import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from rholoss.integrations.lightning import SelectorCheckpoint
 
     class Module(LightningModule):
         def __init__(self):
@@ -301,13 +303,19 @@ def lightning(folder, workers, accumulated):
 
     _, _, loader = small_task(workers)
     module = Module()
-    checkpoints = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    often = often or {"every_n_train_steps": 1}
+    callbacks = [ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, **often), SelectorCheckpoint()]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
-        max_epochs=RESUMED_EPOCHS, accelerator="cpu", callbacks=[checkpoints], accumulate_grad_batches=accumulated, **quiet
+        max_epochs=RESUMED_EPOCHS, accelerator="cpu", callbacks=callbacks, accumulate_grad_batches=accumulated, **quiet
     )
     trainer.fit(module, selector_of(loader, module.model), ckpt_path=latest(folder, "*.ckpt"))
     return module.model
+
+
+def lightning_epochs(folder, workers, accumulated):
+    """Saves when an epoch is over, as Lightning does where it is not told otherwise."""
+    return lightning(folder, workers, accumulated, {"every_n_epochs": 1, "save_on_train_epoch_end": True})
 
 
 def transformers(folder, workers, accumulated):
@@ -338,7 +346,7 @@ def transformers(folder, workers, accumulated):
     return trainer.model
 
 
-RUNS = {run.__name__: run for run in (plain, stateful, accelerate, fabric, lightning, transformers)}
+RUNS = {run.__name__: run for run in (plain, stateful, accelerate, fabric, lightning, lightning_epochs, transformers)}
 RESUMED_EPOCHS, POINTS = 3, 20
 
 
@@ -384,8 +392,8 @@ def resume(name, folder):
             differing.append(f"{options}, step {step}: did not go on")
             continue
         picks_after, weights_after = torch.load(there / "end")
-        gone = len(picks) - len(picks_after)
-        if not step - 1 - options[1] <= gone < step:
+        gone, between = len(picks) - len(picks_after), 5 if name == "lightning_epochs" else options[1]
+        if not step - 1 - between <= gone < step:
             differing.append(f"{options}, step {step}: went on after step {gone}")
         if picks_after != picks[gone:]:
             differing.append(f"{options}, step {step}: other picks")

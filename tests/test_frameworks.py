@@ -63,7 +63,9 @@ def test_an_example_picks_the_very_examples_that_the_plain_loop_picks(runs, name
     assert all(map(torch.equal, weights, plain_weights))
 
 
-@pytest.mark.parametrize("framework", ["plain", "stateful", "accelerate", "fabric", "lightning", "transformers"])
+@pytest.mark.parametrize(
+    "framework", ["plain", "stateful", "accelerate", "fabric", "lightning", "lightning_epochs", "transformers"]
+)
 def test_a_run_killed_at_any_of_20_steps_goes_on_with_the_same_picks_and_weights(framework, tmp_path):
     done = run("resume", tmp_path, framework)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -173,6 +175,19 @@ def test_the_epoch_reaches_the_sampler_behind_a_batch_sampler_whoever_is_told():
     assert sampler.epoch == 7
     selector.sampler.set_epoch(9)  # what Lightning does
     assert (sampler.epoch, selector.epoch) == (9, 9)
+
+
+# Lightning's Trainer.
+
+
+def test_a_lightning_checkpoint_without_a_selector_is_refused():
+    from rholoss.integrations.lightning import SelectorCheckpoint
+
+    with pytest.raises(ValueError, match="holds no state of a selector: resume from one that was saved with SelectorCheckpoint"):
+        SelectorCheckpoint().on_load_checkpoint(None, None, {"state_dict": {}})
+    trainer = SimpleNamespace(train_dataloader=DataLoader(data()))
+    with pytest.raises(TypeError, match=r"needs a selector to train on, got DataLoader; pass it to trainer\.fit"):
+        SelectorCheckpoint().on_save_checkpoint(trainer, None, {})
 
 
 # The Trainer of transformers.

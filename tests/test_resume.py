@@ -418,6 +418,27 @@ def test_saying_another_epoch_after_loading_begins_that_epoch():
     assert resumed.epoch == 2
 
 
+@pytest.mark.parametrize("said", [True, False], ids=["said", "counted"])
+def test_the_epochs_that_are_left_are_those_from_the_next_one_on_wherever_the_state_was_saved(said):
+    def run(state=None):
+        selector, chosen, states = new(distributed(), "train_loss", batch_size=2), [], []
+        if state is not None:
+            selector.load_state_dict(state)
+        for epoch in range(selector.next_epoch, EPOCHS):
+            if said:
+                selector.set_epoch(epoch)
+            for _ in selector:
+                chosen.append((selector.epoch, selector.last.index.tolist()))
+                states.append((len(chosen), selector.state_dict()))
+            states.append((len(chosen), selector.state_dict()))
+        return chosen, states
+
+    whole, states = run()
+    assert {epoch for epoch, _ in whole} == set(range(EPOCHS))
+    for done, state in states:
+        assert run(state)[0] == whole[done:]
+
+
 # What a resume leaves alone.
 
 

@@ -343,7 +343,7 @@ def run(selector, state=None, stop=None, epochs=3):
     chosen, saved = [], None
     if state:
         selector.load_state_dict(state)
-    for epoch in range(selector.epoch, epochs):
+    for epoch in range(selector.next_epoch, epochs):
         selector.set_epoch(epoch)
         for _ in selector:
             chosen.append(selector.last.index.tolist())
