@@ -51,6 +51,24 @@ def test_reordered_data_are_refused(store, data):
         meet(store, TensorDataset(x[order], y[order]))
 
 
+def test_reordered_data_are_refused_under_other_names_too_and_the_same_data_are_not(store, data):
+    x, y = data.tensors
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    meet(store, [{"pixels": one, "labels": label} for one, label in zip(x, y, strict=True)])
+    meet(store, [{"pixels": one, "labels": label} for one, label in zip(2 * x, y, strict=True)])  # as normalised otherwise
+    with pytest.raises(ValueError, match=r"its fields have other names, and none holds what one of that held .*anew"):
+        meet(store, [{"pixels": one, "labels": label} for one, label in zip(x[order], y[order], strict=True)])
+
+
+def test_a_selector_that_scores_by_another_loss_than_the_store_was_made_with_warns(store, data):
+    loss = torch.nn.MultiMarginLoss(reduction="none")
+    with pytest.warns(UserWarning, match=r"made with the loss 'default_loss', .* scores with 'MultiMarginLoss\(\)': .*one loss="):
+        RhoLossSelector(DataLoader(data, batch_size=4), make_net(1), store, loss=loss)
+    RhoLossSelector(
+        DataLoader(data, batch_size=4), make_net(1), IrreducibleLossStore.from_model(make_net(0), data, loss=loss), loss=loss
+    )
+
+
 def test_a_swap_of_two_examples_is_refused(store, data):
     x, y = (tensor.clone() for tensor in data.tensors)
     one, other = 3, next(i for i in range(4, 100) if y[i] != y[3])

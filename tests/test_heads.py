@@ -196,8 +196,10 @@ def test_a_causal_model_with_the_default_loss_is_refused():
         fit_irreducible_model(llama(), loader, DataLoader(prompted(13)[12:], collate_fn=collate))
     assert len(list(build_selector("uniform", loader, llama(), batch_size=2))) == 2  # scores nothing
     store = IrreducibleLossStore.from_model(llama(), loader, loss=causal_loss)
+    with pytest.warns(UserWarning, match="made with the loss 'causal_loss', and the selector scores with 'default_loss'"):
+        selector = RhoLossSelector(loader, llama(), store, batch_size=2)
     with pytest.raises(ValueError, match="LlamaForCausalLM predicts the next token"):
-        next(iter(RhoLossSelector(loader, llama(), store, batch_size=2)))
+        next(iter(selector))
 
 
 def test_a_forward_of_ones_own_may_shift_for_the_default_loss():

@@ -1,5 +1,6 @@
 """The ground of every method that looks irreducible losses up."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from rholoss.candidates import Candidates
 from rholoss.fingerprint import difference, fingerprint
 from rholoss.ids import some
 from rholoss.indexing import IndexedBatches
+from rholoss.models import named
 from rholoss.options import Options
+from rholoss.scoring import Loss, default_loss
 from rholoss.selector import Selector
 from rholoss.store import IrreducibleLossStore
 
@@ -42,6 +45,8 @@ class StoreSelector(Selector):
         super().__init__(loader, model, **options)
         refuse_gaps(store, self._source.drawable() if self.needs_all else None, self._source.dataset_length)
         refuse_other_data(store, loader)
+        if model is not None:
+            warn_of_other_loss(store, self._scorer.loss)
         self.store = store
 
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
@@ -100,6 +105,17 @@ def refuse_other_data(store: IrreducibleLossStore, data: Any) -> None:
         raise ValueError(
             f"this store was made from other data than the loader reads: {how}. Make the store anew from this dataset; if its "
             "examples are the same, in the same order, and only their transform is another, pass store.belongs_to(dataset)"
+        )
+
+
+def warn_of_other_loss(store: IrreducibleLossStore, loss: Loss) -> None:
+    """Warn where a store says that it was made with a loss of another name than the one that is to be compared with it."""
+    made, mine = store.meta.get("loss"), "default_loss" if loss is default_loss else named(loss)
+    if made not in (None, mine):
+        warnings.warn(
+            f"this store was made with the loss {made!r}, and the selector scores with {mine!r}: their difference means nothing "
+            "unless the two are the same; pass one loss= to both",
+            stacklevel=4,
         )
 
 
