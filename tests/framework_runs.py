@@ -19,7 +19,6 @@ import torch
 import torch._inductor.config
 from forks import fork, status
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector
 from rholoss.tokens import causal_loss
@@ -44,6 +43,12 @@ def recorded(function, *args):
         return picks, function(*args)
     finally:
         Selector.after_select = plain
+
+
+def stateful_loader():
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader
 
 
 def weights_of(model):
@@ -76,7 +81,7 @@ def plainly(name):
         torch.manual_seed(2)
         order = {"sampler": SeedableRandomSampler(task.train_set, data_seed=2)}
     if name == "stateful_loader":
-        kind = StatefulDataLoader
+        kind = stateful_loader()
     if name == "mixed_precision":
         model, precision = torch.compile(model), torch.autocast("cpu", dtype=torch.bfloat16)
     loader = kind(task.train_set, batch_size=32 // accumulated, **order)
@@ -223,7 +228,7 @@ def plain(folder, workers, accumulated, kind=DataLoader):
 
 
 def stateful(folder, workers, accumulated):
-    return plain(folder, workers, accumulated, StatefulDataLoader)
+    return plain(folder, workers, accumulated, stateful_loader())
 
 
 def accelerate(folder, workers, accumulated):
