@@ -19,7 +19,8 @@ def ran(tmp_path_factory):
 
     def by_rank(run):
         framework = {"fabric": "lightning"}.get(name := run.split("_")[0], name)
-        pytest.importorskip(framework)
+        for package in (framework, "accelerate") if framework == "transformers" else (framework,):
+            pytest.importorskip(package)
         if framework not in DONE:
             folder = tmp_path_factory.mktemp(framework)
             command = [sys.executable, str(Path(__file__).with_name("framework_rank_runs.py")), framework, str(folder)]
