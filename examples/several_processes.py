@@ -3,6 +3,8 @@
 First each rank chooses from its own candidates, then all ranks together from the candidates of all.
 """
 
+import gc
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -57,5 +59,6 @@ for together in (False, True):
     if together:
         selector = GlobalSelector(loader, model, selector, keep=0.1)
     train(model, selector, epochs=40)
+gc.collect()  # the models in DDP, which hold the process group for as long as they are there
 barrier()  # no rank ends while another still talks to it
 destroy_process_group()

@@ -338,15 +338,18 @@ class TestAround:
 
 def test_the_example_runs_under_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(EXAMPLES / "several_processes.py")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, str(EXAMPLES / "several_processes.py")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=200,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        accuracies = [float(accuracy) for accuracy in re.findall(r"([\d.]+)% of the test digits are right", done.stdout)]
+        assert len(accuracies) == 2, done.stderr[-4000:]  # of one process only, for each way of choosing
+        assert min(accuracies) > 90
+        if "terminate called without an active exception" not in done.stderr:
+            break  # else a thread of torch was late as the process ended, once in 30 runs or so: run it again
     assert done.returncode == 0, done.stderr[-4000:]
-    accuracies = [float(accuracy) for accuracy in re.findall(r"([\d.]+)% of the test digits are right", done.stdout)]
-    assert len(accuracies) == 2  # of one process only, for each way of choosing
-    assert min(accuracies) > 90
