@@ -58,9 +58,10 @@ def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
             return (
                 f"{differing} of {len(pairs)} examples that were looked at are others in {field} (reordered, or transformed anew)"
             )
-    shown = bool(saved["labels"] and now["labels"]) or any(field in now["sample"] for field in saved["sample"])
-    pairs = [(one, other) for one in saved["sample"].values() for other in now["sample"].values() if one[0] == other[0]]
-    if pairs and all(one != other for one, other in pairs) and not shown:
+    if (saved["labels"] and now["labels"]) or saved["sample"].keys() & now["sample"].keys():
+        return None
+    fields = [(one, other) for one in saved["sample"].values() for other in now["sample"].values() if one[0] == other[0]]
+    if fields and all(one != other for one, other in fields):
         return (
             "its fields have other names, and none holds what one of that held in the examples that were looked at (reordered, "
             "or transformed anew)"

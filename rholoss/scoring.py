@@ -152,10 +152,10 @@ class Scorer:
 
     def refuse_causal(self, model: Any) -> None:
         """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with other logits."""
-        module: Any = module_of(undistributed(model))
-        if self.loss is not default_loss or self.forward is not default_forward or module is None:
+        if self.loss is not default_loss or self.forward is not default_forward:
             return
-        config = vars(module).get("config")
+        module: Any = module_of(undistributed(model))
+        config = getattr(module, "__dict__", {}).get("config")
         if getattr(config, "is_encoder_decoder", True) is False and getattr(module, "can_generate", bool)():
             raise ValueError(
                 f"{type(module).__name__} predicts the next token, and the default loss compares logits and labels at one "

@@ -72,7 +72,7 @@ class SelectionMixin:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         args: Any = self.args  # type: ignore[attr-defined]
-        if _internal_call and self.selector is not None and not args.save_only_model:  # the first file of a checkpoint
+        if _internal_call and self.selector is not None and not args.save_only_model:  # called for a checkpoint
             path = _file(output_dir or args.output_dir, self)
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.selector.state_dict(), path)
@@ -103,13 +103,12 @@ class SelectionMixin:
         selector.load_state_dict(state)
         if args.ignore_data_skip:
             selector.set_epoch(selector.epoch + 1)  # leaves the epoch that was in progress
-        elif has_length(selector):
+            return 0, 0
+        if has_length(selector):
             return state["source"]["position"] or 0, 0
-        else:  # all epochs are one to a Trainer that does not know how long they are, and it begins with its first
-            steps = json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
-            is_over = state["source"]["position"] is None and not state["fresh"]
-            return steps * args.gradient_accumulation_steps, selector.epoch + is_over
-        return 0, 0
+        # All epochs are one to a Trainer that does not know how long they are, and it begins with its first.
+        steps = json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
+        return steps * args.gradient_accumulation_steps, selector.next_epoch
 
 
 class SelectedBatches(DataLoader[Any]):

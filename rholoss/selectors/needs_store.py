@@ -52,7 +52,8 @@ class StoreSelector(Selector):
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
         losses = self.look_up(candidates)
-        if losses.device.type == "cpu":  # elsewhere looking would stall the queue, and the check of the score follows
+        # Elsewhere than on the CPU looking would stall the queue, and the check of the score follows.
+        if losses.device.type == "cpu" and not bool(torch.isfinite(losses).all()):
             names = self.loader.names(candidates.batch) if isinstance(self.loader, IndexedBatches) else None
             refuse_not_finite(losses, candidates.loader_index.cpu(), names)
         return losses.to(candidates.device, non_blocking=True)
