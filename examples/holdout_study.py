@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import rholoss
-from rholoss import IrreducibleLossStore, Part, build_selector, cross_fit, fit_irreducible_model, split
+from rholoss import IndexedSubset, IrreducibleLossStore, build_selector, cross_fit, fit_irreducible_model, split
 
 N_B = 32  # examples in a training batch
 KEEP = 0.1  # so that a candidate batch has 320
@@ -176,7 +176,7 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float = 1e-3) -> torch.optim.O
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
 
 
-def fit(part: Part, making: Making, seed: int, kept: str) -> tuple[list[nn.Module], list[dict[str, float]]]:
+def fit(part: IndexedSubset, making: Making, seed: int, kept: str) -> tuple[list[nn.Module], list[dict[str, float]]]:
     """Fit the models of an ensemble on a part of the data, a tenth of which is for validation: as dirty as the rest.
 
     A model that an earlier ensemble had as well is read from where it was kept.
@@ -210,7 +210,7 @@ def fit(part: Part, making: Making, seed: int, kept: str) -> tuple[list[nn.Modul
     return models, notes
 
 
-def train_to_the_end(model: nn.Module, data: Part, epochs: int) -> None:
+def train_to_the_end(model: nn.Module, data: IndexedSubset, epochs: int) -> None:
     """What not to do: train for many epochs and keep the last weights."""
     optimizer = adamw(model.parameters())
     for _ in range(epochs):
@@ -227,7 +227,7 @@ def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
     def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return model(batch[0]) / making.temperature, batch[1]
 
-    def models_for(part: Part) -> list[nn.Module]:
+    def models_for(part: IndexedSubset) -> list[nn.Module]:
         models, about = fit(part, making, next(numbers), kept)
         notes.extend(about)
         accuracy.append(
@@ -241,11 +241,11 @@ def make_store(task: Task, making: Making, kept: str) -> IrreducibleLossStore:
     else:
         rest, held, _ = split(task.training, holdout=making.holdout, validation=0, seed=task.seed)
         labels = task.data.true if making.labels == "true" else task.data.given
-        models = models_for(Part(TensorDataset(task.data.x, labels), held.indices))
+        models = models_for(IndexedSubset(TensorDataset(task.data.x, labels), held.indices))
         store = IrreducibleLossStore.from_model(models, rest, **options)
-    store.meta["seconds"] = sum(note["seconds"] for note in notes)
-    store.meta["test_accuracy"] = statistics.fmean(accuracy)
-    store.meta["validation_loss"] = statistics.fmean(note["validation_loss"] for note in notes)
+    own = {"seconds": sum(note["seconds"] for note in notes), "test_accuracy": statistics.fmean(accuracy)}
+    validation_loss = statistics.fmean(note["validation_loss"] for note in notes)
+    store.meta = replace(store.meta, validation_loss=validation_loss, extra=own)
     return store
 
 
@@ -263,14 +263,14 @@ def indicators(store: IrreducibleLossStore) -> dict[str, float]:
     losses = store.losses.double()
     found = {
         "mean": losses.mean().item(),
-        "validation_loss": store.meta["validation_loss"],
+        "validation_loss": store.meta.validation_loss,
         "worse_than_a_guess": (losses > GUESS).double().mean().item(),
     }
-    tally = store.meta.get("tally")
+    tally = store.meta.calibration
     if tally:
-        n, right, confidence = np.array(tally["bins"]).sum(0)
+        n, right, confidence = tally.bins.sum(0)
         found |= {"accuracy": right / n, "confidence_minus_accuracy": (confidence / 1e6 - right) / n}
-        n, a, b, aa, bb, ab = tally["halves"]
+        n, a, b, aa, bb, ab = tally.halves
         found["agreement"] = (n * ab - a * b) / math.sqrt((n * aa - a * a) * (n * bb - b * b)) if n else math.nan
     return found
 
@@ -299,7 +299,7 @@ def train(task: Task, variant: Variant, store: IrreducibleLossStore | None, opti
     data: Any = task.training
     if store is not None:
         index = torch.arange(len(store)) if store.ids is None else store.ids
-        data = Part(data, index if variant.select else index[store.losses <= variant.gate])
+        data = IndexedSubset(data, index if variant.select else index[store.losses <= variant.gate])
     loader = DataLoader(data, batch_size=N_B, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(task.seed))
     uniform = store is None or not variant.select
     if uniform:
@@ -371,8 +371,8 @@ def run_cell(task: Task, data: str, noise: str, variants: dict[str, Variant], op
             by_label = [store.losses[which].mean().item() if which.any() else 0.0 for which in (~of, of)]
             line |= {
                 "making": variant.making,
-                "irreducible_seconds": round(store.meta["seconds"], 2),
-                "irreducible_accuracy": round(store.meta["test_accuracy"], 4),
+                "irreducible_seconds": round(store.meta.extra["seconds"], 2),
+                "irreducible_accuracy": round(store.meta.extra["test_accuracy"], 4),
                 "irreducible_loss": [round(value, 3) for value in by_label],
                 "indicators": {key: round(float(value), 4) for key, value in indicators(store).items()},
             }

@@ -83,7 +83,7 @@ def cifar10n_labels(file: Path, which: str) -> Tensor:
 
 
 def patch_features(train: Tensor, test: Tensor, filters: int = 160, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Frozen features of images, learnt without labels: a hundred times cheaper to train on than a network on pixels.
+    """Frozen features of images, learnt without labels: a hundred times forwards to train on than a network on pixels.
 
     Patches of 6 x 6 pixels are brought to zero mean and unit variance and whitened; random ones of them are the filters; what
     exceeds 0.25 of a filter's response is averaged over each quarter of the image. After Coates and Ng, "The Importance of

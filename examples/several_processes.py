@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, fit_irreducible_model
-from rholoss.selectors import GlobalSelector
+from rholoss.wrappers import GlobalSelector
 
 init_process_group("gloo")
 torch.manual_seed(0)

@@ -1,8 +1,8 @@
-"""``python -m rholoss``: see ``rholoss.command``."""
+"""``python -m rholoss``: see ``rholoss.cli``."""
 
 import sys
 
-from rholoss.command import main
+from rholoss.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -97,7 +97,7 @@ def move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, _PER_BATCH):
         return batch
     to: Callable[[torch.device], Any] | None = getattr(batch, "to", None)
-    parts = _parts(batch)
+    parts = parts_of(batch)
     if parts is not None and not (isinstance(batch, tuple) and callable(to)):  # a PackedSequence keeps a part on the CPU
         return _rebuilt(batch, [move(part, device) for _, part in parts])
     return to(device) if callable(to) else batch
@@ -107,7 +107,7 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The batch with every tensor in its containers changed; all else as it is."""
     if isinstance(batch, Tensor):
         return change(batch)
-    parts = None if isinstance(batch, _PER_BATCH) else _parts(batch)
+    parts = None if isinstance(batch, _PER_BATCH) else parts_of(batch)
     return batch if parts is None else _rebuilt(batch, [each_tensor(part, change) for _, part in parts])
 
 
@@ -115,7 +115,7 @@ def name_of(column: Any, batch: Any, name: str = "batch") -> str | None:
     """Where in a batch a column is, such as ``batch['x']``; None where it is not."""
     if batch is column:
         return name
-    found = (name_of(column, part, name + its) for its, part in _parts(batch) or ())
+    found = (name_of(column, part, name + its) for its, part in parts_of(batch) or ())
     return next((each for each in found if each is not None), None)
 
 
@@ -134,7 +134,7 @@ def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
         return batch
     if _is_plain_sequence(batch) and _is_one_row_per_example(batch, n, field):
         return rows.sequence(batch)
-    parts = _parts(batch)
+    parts = parts_of(batch)
     if parts is None:
         raise TypeError(
             f"cannot tell the rows of {field}: expected a tensor, an array, or a tuple, list, mapping or dataclass of them, "
@@ -180,11 +180,11 @@ def _is_column(value: Any, n: int) -> bool | None:
         return None
     if _is_plain_sequence(value) and len(value) == n:
         return True
-    parts = _parts(value)
+    parts = parts_of(value)
     return parts is not None and _holds_columns([part for _, part in parts], n)
 
 
-def _parts(value: Any) -> list[tuple[str, Any]] | None:
+def parts_of(value: Any) -> list[tuple[str, Any]] | None:
     """The named parts of a container, or None for anything else."""
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", part) for key, part in value.items()]
@@ -199,7 +199,7 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
 
 def _rebuilt(container: Any, parts: list[Any]) -> Any:
     """A container of the same type around new parts; the container itself where every part is what it was."""
-    old = _parts(container) or []
+    old = parts_of(container) or []
     if all(new is part for new, (_, part) in zip(parts, old, strict=True)):
         return container
     if isinstance(container, tuple):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rholoss.batches import Rows, cut
-from rholoss.guest import Mode, device_of
+from rholoss.cost import ScoredCounts
+from rholoss.isolation import Mode, device_of
 from rholoss.scoring import Forward, Scorer
 
 
@@ -28,7 +30,8 @@ class Candidates:
         epoch: which pass over the data this is, from 0.
         generator: the selector's own random generator, on the CPU.
         notes: scalar tensors that a method wants to leave in ``selector.last.notes``.
-        scored: examples that were scored, by the model in training and by others.
+        memory: for what a method computes in ``score`` and needs again in ``choose``; gone with the candidates.
+        scored: how many examples were scored.
     """
 
     def __init__(
@@ -48,7 +51,8 @@ class Candidates:
         self.step, self.epoch = when
         self.generator = generator
         self.notes: dict[str, Tensor] = {}
-        self.scored = [0, 0]
+        self.memory: dict[Any, Any] = {}
+        self.scored = ScoredCounts()
         self._n = len(index)  # the length of a tensor takes long to be told
         self._model = self._own_model = model
         self._scorer = scorer
@@ -121,14 +125,13 @@ class Candidates:
     def read_with(self, forward: Forward) -> Candidates:
         """The same candidates under another forward, for a method that needs more of the model than the loss does."""
         other = self._anew()
-        other._scorer = copy.copy(self._scorer)
-        other._scorer.forward = forward
+        other._scorer = replace(self._scorer, task=replace(self._scorer.task, forward=forward))
         return other
 
     def _anew(self) -> Candidates:
         """A copy in which nothing is computed."""
         other = copy.copy(self)
-        other._pair, other._loss, other._others = None, None, {}
+        other._pair, other._loss, other._others, other.memory = None, None, {}, {}
         return other
 
     def apart(self, seed: int) -> Candidates:
@@ -140,7 +143,7 @@ class Candidates:
 
     def _apart(self, generator: torch.Generator, notes: dict[str, Tensor]) -> Candidates:
         other = copy.copy(self)
-        other.generator, other.notes = generator, notes
+        other.generator, other.notes, other.memory = generator, notes, {}
         other._others = {key: under._apart(generator, notes) for key, under in self._others.items()}
         return other
 
@@ -181,7 +184,10 @@ class Candidates:
         if self._model is None:
             raise ValueError("a loss or outputs need a model; pass it as the second argument, after the loader")
         mode = mode or self._mode
-        self.scored[self._model is not self._own_model] += len(self)
+        if self._model is self._own_model:
+            self.scored.by_model += len(self)
+        else:
+            self.scored.by_others += len(self)
         return self._scorer.run(self._model, self.batch, len(self), fn, mode, self._seed(mode))
 
     def _seed(self, mode: Mode) -> int | None:

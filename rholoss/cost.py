@@ -88,7 +88,15 @@ class Cost:
         )
 
 
-class Ledger:
+@dataclass
+class ScoredCounts:
+    """How many examples were scored: by the model in training, and by other models such as a proxy."""
+
+    by_model: int = 0
+    by_others: int = 0
+
+
+class StepTimer:
     """Keeps count of the phases of each step.
 
     On an accelerator a moment is an event in the device's own queue: nothing is waited for, and what has passed is read later.
@@ -96,7 +104,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.steps = 0
-        self.counts = [0, 0, 0]  # examples scored by the model in training, scored by others, loaded
+        self.scored = ScoredCounts()
+        self.loaded = 0  # examples
         self._seconds: dict[Phase, deque[float]] = {phase: deque(maxlen=_RECENT) for phase in get_args(Phase)}
         self._pending: deque[tuple[Phase, Any, Any]] = deque()
         self._phase: Phase | None = None  # the one in progress,
@@ -125,19 +134,21 @@ class Ledger:
                 self._settle()
         self._phase, self._since = phase, now
 
-    def count(self, scored: Iterable[int], loaded: int) -> None:
-        """Add a step's examples: scored by the model in training and by others, and loaded."""
+    def count(self, scored: ScoredCounts, loaded: int) -> None:
+        """Add a step's examples: those that were scored, and those that were loaded."""
         self.steps += 1
-        self.counts = [so_far + more for so_far, more in zip(self.counts, (*scored, loaded), strict=True)]
+        self.scored.by_model += scored.by_model
+        self.scored.by_others += scored.by_others
+        self.loaded += loaded
 
     def count_between(self, scored: int) -> None:
         """Add examples that the model in training scored between two steps, loaded for that alone."""
-        self.counts[0] += scored
-        self.counts[2] += scored
+        self.scored.by_model += scored
+        self.loaded += scored
 
     def cost(self, n_b: int, n_B: int | None) -> Cost:
         self._settle()
-        per_step = [count / max(self.steps, 1) for count in self.counts]
+        per_step = [count / max(self.steps, 1) for count in (self.scored.by_model, self.scored.by_others, self.loaded)]
         medians = [statistics.median(seconds or [math.nan]) for seconds in self._seconds.values()]
         return Cost(self.steps, n_b, n_B, *per_step, *medians)
 

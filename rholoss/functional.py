@@ -1,7 +1,9 @@
-"""The maths of the methods: pure functions of tensors.
+"""The formulas of all methods: pure functions of tensors.
 
-Shapes: n_B candidates, C classes, K stochastic forward passes. Higher scores are kept.
+Shapes: n_B candidates, of which n_b are kept; C classes; K stochastic forward passes. Higher scores are kept.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -164,3 +166,229 @@ def check_logits(logits: Tensor, ndim: int) -> None:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         expected = "(n_B, C)" if ndim == 2 else "(K, n_B, C)"
         raise ValueError(f"logits must have shape {expected}, got {got}; this method needs the logits of a classifier as outputs")
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation of two score vectors, in [-1, 1], a scalar, float64; equal values share their mean rank.
+
+    NaN where it is not defined: one of the two is constant, or has fewer than 2 values.
+
+    Args:
+        a: shape (n,), without NaN; infinities are ranks like others.
+        b: likewise.
+
+    Examples:
+        >>> spearman(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.1, 5.0, 5.0])).item()
+        1.0
+
+    References:
+        Spearman, "The Proof and Measurement of Association between Two Things", 1904.
+    """
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"scores must be one per candidate, twice shape (n,), got {tuple(a.shape)} and {tuple(b.shape)}")
+    return correlations([ranks(a), ranks(b)])[0, 1]
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 in ascending order, of equal values the mean of theirs, shape (n,), float64.
+
+    NaN is an error on the CPU; on an accelerator, where looking would wait for it, all ranks are NaN then.
+    """
+    values = (values.long() if values.dtype == torch.bool else values).contiguous()
+    bad = values.isnan().any()
+    if values.device.type == "cpu" and bool(bad):
+        raise ValueError(f"NaN has no rank: {int(values.isnan().sum())} of {len(values)} scores are NaN")
+    ordered = values.sort().values
+    below, upto = (torch.searchsorted(ordered, values, right=right).double() for right in (False, True))
+    return torch.where(bad, torch.nan, (below + upto + 1) / 2)
+
+
+def correlations(ranked: list[Tensor]) -> Tensor:
+    """Correlation of each two of M vectors of shape (n,): shape (M, M), float64; NaN where one of the two is constant."""
+    centred = torch.stack([one - one.mean() for one in ranked])
+    norms = centred.norm(dim=1)
+    return (centred @ centred.T / (norms[:, None] * norms)).clamp(-1, 1)
+
+
+_SPANNED = 1e-10  # what is less of a squared length than this is rounding
+_AS_GOOD = 0.999999  # as the best: with one direction left all candidates gain the same, but for rounding
+
+
+def percentile(loss: Tensor, history: Tensor) -> Tensor:
+    """Share of a history of losses that is no higher than each loss, shape (n_B,), in [0, 1]; NaN for a loss that is not finite.
+
+    Args:
+        loss: shape (n_B,).
+        history: shape (R,), R at least 1.
+
+    References:
+        Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019.
+    """
+    upto = torch.searchsorted(history.sort().values, loss, right=True)
+    return torch.where(loss.isfinite(), upto.to(loss.dtype) / len(history), torch.nan)
+
+
+def percentile_rank(loss: Tensor) -> Tensor:
+    """(Rank - 1/2) / n_B of each loss, from the lowest up, shape (n_B,), in (0, 1); NaN for a loss that is not finite.
+
+    References:
+        The MosaicML team, "Composer", 2021: its Selective-Backprop.
+    """
+    middle = (ranks(loss.nan_to_num()) - 0.5) / len(loss)
+    return torch.where(loss.isfinite(), middle.to(loss.dtype), torch.nan)
+
+
+def log_rank_probability(score: Tensor, pressure: float) -> Tensor:
+    """Logarithm of what the probability of each rank is in proportion to, P(rank j) ~ 1 / exp(log(pressure) / n_B)^j.
+
+    The highest score is of rank 1.
+
+    Args:
+        score: shape (n_B,).
+        pressure: s_e, at least 1: about how many times as probable the highest is as the lowest.
+
+    Returns:
+        Shape (n_B,); equal scores share their mean rank.
+
+    References:
+        Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.
+    """
+    return (-ranks(-score) * math.log(pressure) / len(score)).to(score.dtype)
+
+
+def gram(logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
+    """Inner products of the cross-entropy's gradients with respect to the last layer's weights, shape (n_B, n_B), float64.
+
+    K_ij = <p_i - y_i, p_j - y_j> <h_i, h_j>, with p = softmax(z); without features the second factor is 1, and the gradients are
+    those with respect to the logits.
+
+    Args:
+        logits: z, shape (n_B, C).
+        targets: y, classes, shape (n_B,), int64.
+        features: h, the last layer's inputs, shape (n_B, d).
+    """
+    check_logits(logits, 2)
+    error = logits.double().softmax(-1) - F.one_hot(targets.long(), logits.shape[-1])
+    if features is None:
+        return error @ error.T
+    if features.ndim != 2 or len(features) != len(logits):
+        raise ValueError(f"features must be one vector per example, shape ({len(logits)}, d), got {tuple(features.shape)}")
+    return (error @ error.T) * (features.double() @ features.double().T)
+
+
+def divbs_order(gram: Tensor, n_b: int) -> Tensor:
+    """The order in which DivBS picks, shape (n_B,): n_b for the first one, n_b - 1 for the second and so on, 0 for the others.
+
+    What is picked is the candidate whose gradient g adds the most to what the picked ones represent of the mean gradient: the
+    highest |<e, r>|, where e is the part of g that is orthogonal to those picked before, at length 1, and r the mean gradient
+    less its part along these; of equal ones the earliest. Where it is 0 for all, nothing more is picked. The gradients themselves
+    are not needed.
+
+    Args:
+        gram: inner products of the gradients, shape (n_B, n_B), float64.
+        n_b: how many to pick at most.
+
+    References:
+        Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024.
+    """
+    length = gram.diagonal()  # <g, g>
+    left = length.clone()  # of it, what is orthogonal to the picked
+    along = gram.mean(1)  # <g, r>, less what is in the span of the picked
+    least = (_SPANNED * gram.mean()).clamp(min=0)  # <mean, mean>
+    basis = gram.new_zeros(len(gram), n_b)  # <g, e> for each e so far
+    order = gram.new_zeros(len(gram))
+    for t in range(n_b):
+        gain = along.square() / left.clamp(min=torch.finfo(gram.dtype).tiny)
+        gain = gain.where((left > _SPANNED * length) & (gain > least) & (order == 0), 0)
+        best = (gain >= _AS_GOOD * gain.max()).byte().argmax(keepdim=True)
+        picked = gain[best] > 0  # as a tensor: an accelerator is not waited for
+        scale = torch.where(picked, left[best], torch.inf).rsqrt()
+        onto = (gram[best] - basis[best] @ basis.T)[0] * scale
+        along, left = along - along[best] * scale * onto, left - onto.square()
+        basis[:, t] = onto
+        order = order.index_put((best,), torch.where(picked, float(n_b - t), order[best]))
+    return order
+
+
+def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Which examples InfoBatch keeps for an epoch, shape (N,), bool, and the weights of their losses, shape (N,).
+
+    Of those whose loss is below the mean each is kept with probability ``kept`` and then has the weight 1 / kept; all others are
+    kept, with weight 1. The sum of the weighted losses has that of all losses as its expectation.
+
+    Args:
+        losses: of each example, when it was trained on last, shape (N,); NaN where it never was.
+        kept: 1 - r, in (0, 1].
+        uniform: numbers in [0, 1), shape (N,).
+
+    References:
+        Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
+    """
+    low = losses < losses.nanmean()
+    return ~low | (uniform < kept), torch.where(low, 1 / kept, 1.0)
+
+
+def kakurenbo_part(losses: Tensor, hide: float, bound: float) -> Tensor:
+    """Which examples KAKURENBO trains on in an epoch, shape (N,), bool; the others are hidden.
+
+    The ``hide`` N examples of the lowest losses may be hidden. Those of them whose loss is above ``bound`` are moved back.
+
+    The paper moves back what is not predicted rightly with a confidence of at least tau. With tau above 0.5 and the cross-entropy
+    in nats, which is -ln of the label's probability, that is what has a loss above -ln(tau): no prediction is needed.
+
+    Args:
+        losses: of each example, shape (N,); NaN where it is not known: such an example is trained on.
+        hide: F_t, the highest share to hide, in [0, 1].
+        bound: the highest loss of what is hidden, in the unit of the losses.
+
+    References:
+        Nguyen et al., "KAKURENBO: Adaptively Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
+    """
+    lowest = losses.argsort(stable=True)[: round(hide * len(losses))]  # NaN comes last
+    part = torch.ones_like(losses, dtype=torch.bool)
+    part[lowest] = ~(losses[lowest] <= bound)  # true of NaN
+    return part
+
+
+def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float = 1.0, bias: Tensor | float = 0.0) -> Tensor:
+    """The sigmoid loss of each pair, -log sigmoid(z_ij (scale <x_i, y_j> + bias)), shape (n_B, n_B), in nats; z_ij is 1 for i = j
+    and -1 for others.
+
+    Args:
+        firsts: embeddings x, such as of images, shape (n_B, d).
+        seconds: embeddings y of what belongs to them, such as texts, shape (n_B, d).
+        scale: above 0.
+        bias: a number.
+
+    References:
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
+    """
+    sign = 2 * torch.eye(len(firsts), device=firsts.device) - 1
+    return -F.logsigmoid(sign * (scale * (firsts.float() @ seconds.float().T) + bias))
+
+
+def jest_choice(pair_scores: Tensor, n_b: int, chunks: int, uniform: Tensor) -> Tensor:
+    """Positions of a batch that is drawn jointly, chunk by chunk, without replacement: shape (n_b,), int64, ascending.
+
+    With s the scores of pairs, the first chunk is drawn in proportion to exp(s_ii), and each later one in proportion to
+    exp(s_ii + the sum of s_ij + s_ji over the j drawn before).
+
+    Args:
+        pair_scores: s, the learner's loss of each pair less the reference model's, shape (n_B, n_B).
+        n_b: how many to draw.
+        chunks: in how many parts, at least 1; no more than n_b are made.
+        uniform: numbers in [0, 1), shape (chunks, n_B).
+
+    References:
+        Evans et al., "Data curation via joint example selection further accelerates multimodal learning", 2024.
+    """
+    chunks = min(chunks, n_b)
+    own, both = pair_scores.diagonal(), pair_scores + pair_scores.T
+    before = torch.zeros_like(own)  # 1 for those that are drawn already
+    chosen: list[Tensor] = []
+    for chunk in range(chunks):
+        size = n_b // chunks + (chunk < n_b % chunks)
+        together = (own + both @ before).where(before == 0, -torch.inf)
+        chosen.append(drawn(together, uniform[chunk], size))
+        before = before.index_fill(0, chosen[-1], 1)
+    return torch.cat(chosen).sort().values

@@ -12,15 +12,16 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
 from rholoss.batches import move
-from rholoss.crossfit import cross_fit
-from rholoss.fitting import fit_irreducible_model
-from rholoss.guest import derived_seed, device_of, forked_rng, seeded, untouched
-from rholoss.options import Options
-from rholoss.parts import dataset_of, split
-from rholoss.scoring import default_forward
+from rholoss.data.subset import dataset_of, split
+from rholoss.irreducible.cross_fit import cross_fit
+from rholoss.irreducible.fit import fit_irreducible_model
+from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
+from rholoss.options import SelectorOptions
+from rholoss.scoring import Task
 from rholoss.selector import Selector
-from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, RhoLossSelector, WhileItPaysSelector
+from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, RhoLossSelector
 from rholoss.store import IrreducibleLossStore
+from rholoss.wrappers import PayoffGatedSelector
 
 _EPOCHS, _BATCH, _LR = 8, 128, 3e-3  # of the small network's fit
 
@@ -34,14 +35,14 @@ def fast_rho_loss(
     proxy: Callable[[], nn.Module] | Literal["model"] | None = None,
     store: IrreducibleLossStore | None = None,
     cost: float | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[SelectorOptions],
 ) -> Selector:
     """RHO-LOSS at about the price of plain training, for a classifier: a small network scores for the large one.
 
     Irreducible losses come from a small network that was fitted on the holdout; another one, fresh, scores in place of the model
     and learns along on what is selected. What the irreducible-loss model finds less probable than a guess is left out, where
     enough else is there. With validation examples, it is measured from step 100 on whether selection pays, see
-    ``WhileItPaysSelector``; while it does not, examples are drawn at random, below the same limit or not, whatever is measured to
+    ``PayoffGatedSelector``; while it does not, examples are drawn at random, below the same limit or not, whatever is measured to
     be better.
 
     Args:
@@ -55,7 +56,7 @@ def fast_rho_loss(
             vectors. ``"model"`` lets the model in training score, and leaves irreducible losses to such a network: for models
             whose forward pass is a small part of a step, such as most with n_b = 32 and no convolutions, and with ``keep=0.25``.
         store: irreducible losses made before; None to make them.
-        cost: see ``WhileItPaysSelector``; by default scoring by a small network counts for nothing, which is right for a large
+        cost: see ``PayoffGatedSelector``; by default scoring by a small network counts for nothing, which is right for a large
             model, and not where loading the candidates takes longer than training.
         **options: see ``Selector``.
 
@@ -89,7 +90,7 @@ def fast_rho_loss(
     device = device_of(model) or torch.device("cpu")
 
     def fresh(*parts: int | str) -> nn.Module:
-        with forked_rng(device, derived_seed("fast", seed, *parts)):
+        with fork_rng(device, derived_seed("fast", seed, *parts)):
             return make().to(device)
 
     if store is None:
@@ -107,7 +108,7 @@ def fast_rho_loss(
     if validation is None:
         return method
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **options)
-    return WhileItPaysSelector(loader, model, method, validation, otherwise=otherwise, cost=cost, **options)
+    return PayoffGatedSelector(loader, model, method, validation, otherwise=otherwise, cost=cost, **options)
 
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -134,13 +135,12 @@ def up_and_down(steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / top, max(steps - step, 0) / max(steps - top, 1), 1.0)
 
 
-def _shapes(loader: DataLoader[Any], model: nn.Module, options: Options) -> tuple[tuple[int, ...], int]:
+def _shapes(loader: DataLoader[Any], model: nn.Module, options: SelectorOptions) -> tuple[tuple[int, ...], int]:
     """The shape of one input, and the number of classes, from one example."""
     device = device_of(model)
-    forward = options.get("forward") or default_forward
-    with seeded(0, device=device), untouched(model, device):
+    with seeded(0, device=device), preserve_state(model, device):
         batch = loader.collate_fn([loader.dataset[0]])
-        outputs, targets = forward(model, move(batch, device) if device is not None else batch)
+        outputs, targets = _task(options).forward(model, move(batch, device) if device is not None else batch)
     is_one = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
     if not (is_one and isinstance(targets, Tensor) and not targets.is_floating_point()):
         got = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in (outputs, targets)]
@@ -152,9 +152,9 @@ def _shapes(loader: DataLoader[Any], model: nn.Module, options: Options) -> tupl
 
 
 def _make_store(
-    loader: DataLoader[Any], holdout: Any, validation: Any, fresh: Callable[..., nn.Module], seed: int, options: Options
+    loader: DataLoader[Any], holdout: Any, validation: Any, fresh: Callable[..., nn.Module], seed: int, options: SelectorOptions
 ) -> IrreducibleLossStore:
-    how: dict[str, Any] = {"forward": options.get("forward"), "loss": options.get("loss")}
+    task = _task(options)
 
     def fit(network: nn.Module, training: Any, chosen_by: Any) -> Any:
         def optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -163,16 +163,21 @@ def _make_store(
         scheduler = partial(LambdaLR, lr_lambda=up_and_down(_EPOCHS * math.ceil(len(training) / _BATCH)))
         own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
         data = (DataLoader(part, batch_size=_BATCH, **own) for part in (training, chosen_by))
-        rest = {name: how[name] for name in ("forward", "loss")} | {"optimizer": optimizer, "scheduler": scheduler}
-        return fit_irreducible_model(network, *data, epochs=_EPOCHS, seed=seed, progress=False, **rest)
+        how: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "task": task, "progress": False}
+        return fit_irreducible_model(network, *data, epochs=_EPOCHS, seed=seed, **how)
 
     def halves(part: Any) -> Any:
         _, training, chosen_by = split(part, holdout=0.9, validation=0.1, seed=seed)
         return fit(fresh("fold", int(part.indices[0])), training, chosen_by)
 
-    how |= {"batch_size": 256, "progress": False}
+    # in the model's own precision: the networks are small
+    how: dict[str, Any] = {"forward": task.forward, "loss": task.loss, "batch_size": 256, "progress": False}
     if holdout is None:
         return cross_fit(loader, halves, folds=2, seed=seed, **how)
     if validation is None:
         _, holdout, validation = split(holdout, holdout=0.9, validation=0.1, seed=seed)
     return IrreducibleLossStore.from_model(fit(fresh("holdout"), holdout, validation), loader, **how)
+
+
+def _task(options: SelectorOptions) -> Task:
+    return Task.of(options.get("task"), options.get("forward"), options.get("loss"))

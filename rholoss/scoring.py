@@ -1,16 +1,19 @@
-"""One way to compute a loss, for the candidates and for irreducible losses, that leaves no trace in the user's run."""
+"""One way to compute a loss, for the candidates and for irreducible losses, without side effects on the run."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rholoss.batches import RowRange, cut, move
-from rholoss.guest import Mode, device_of, module_of, undistributed, untouched
+from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -107,6 +110,13 @@ def _logits(outputs: Any) -> Any:
     return getattr(outputs, "logits", outputs)
 
 
+def callable_name(function: Any) -> str:
+    """What a function, a module or another callable is called, such as the loss that made a store."""
+    if function is default_loss or function is default_forward:
+        return str(function.__name__)
+    return repr(function) if isinstance(function, nn.Module) else getattr(function, "__qualname__", type(function).__name__)
+
+
 def check_loss(loss: Any, n: int) -> Tensor:
     """The loss as float32, or the error that says how to make it one value per example."""
     if not isinstance(loss, Tensor):
@@ -117,42 +127,89 @@ def check_loss(loss: Any, n: int) -> Tensor:
     return loss.float()
 
 
-class Scorer:
-    """Runs a model on candidates without leaving a trace: modes, buffers, gradients, grad mode and random state stay as they are.
+@dataclass(frozen=True)
+class Task:
+    """How a model is called on a batch and what its loss is: said once, for the store, the fit and the selector.
 
     Args:
-        forward: see ``Forward``; None for ``default_forward``.
-        loss: see ``Loss``; None for ``default_loss``.
+        forward: ``(model, batch) -> (outputs, targets)``.
+        loss: ``(outputs, targets) -> (n,)``.
+        dtype: autocast dtype for scoring, ``torch.bfloat16`` or ``torch.float16``; None for the model's own precision (and the
+            autocast in force around the call, if any). A fit trains in the model's own precision.
+
+    Examples:
+        >>> import torch
+        >>> from rholoss import IrreducibleLossStore, Task
+        >>> task = Task(forward=lambda model, batch: (model(batch["x"]), batch["y"]))
+        >>> data = [{"x": torch.zeros(5), "y": 1}, {"x": torch.ones(5), "y": 0}]
+        >>> IrreducibleLossStore.from_model(torch.nn.Linear(5, 3), data, task=task)
+        IrreducibleLossStore(2 examples, coverage=100.0%, device=cpu)
+    """
+
+    forward: Forward = default_forward
+    loss: Loss = default_loss
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"dtype must be torch.bfloat16, torch.float16, or None for the model's own precision, got {self.dtype!r}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        task: Task | None = None,
+        forward: Forward | None = None,
+        loss: Loss | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Task:
+        """The task that was given, or that of the hooks that were given one by one.
+
+        Raises:
+            ValueError: both were given.
+        """
+        given = {"forward": forward, "loss": loss, "dtype": dtype}
+        if task is None:
+            return cls(forward or default_forward, loss or default_loss, dtype)
+        twice = [name for name, value in given.items() if value is not None]
+        if twice:
+            raise ValueError(f"pass task= or {', '.join(f'{name}=' for name in twice)}, not both; the task says them already")
+        if not isinstance(task, cls):
+            raise TypeError(f"task must be a rholoss.Task(forward=, loss=, dtype=), got {type(task).__name__}")
+        return task
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Runs a model on candidates without side effects: modes, buffers, gradients, grad mode and random state stay as they are.
+
+    Args:
+        task: how the model is called, its loss and the autocast dtype.
         mode: ``"eval"``, or ``"train"``: every module in the mode that the loop left it in.
-        dtype: autocast dtype for scoring; None for the model's own precision (and the autocast in force around the call, if any).
         chunk_size: most examples in one forward pass; None for all candidates at once. Every pass has exactly this many where
             there are enough, so that a compiled model compiles once.
     """
 
-    def __init__(
-        self, forward: Forward | None, loss: Loss | None, mode: Mode, dtype: torch.dtype | None, chunk_size: int | None
-    ) -> None:
-        if mode not in ("eval", "train"):
-            raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
-        if chunk_size is not None and (not isinstance(chunk_size, Integral) or chunk_size < 1):
+    task: Task = field(default_factory=Task)
+    mode: Mode = "eval"
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("eval", "train"):
+            raise ValueError(f"mode must be 'eval' or 'train', got {self.mode!r}")
+        if self.chunk_size is not None and (not isinstance(self.chunk_size, Integral) or self.chunk_size < 1):
             raise ValueError(
-                f"chunk_size must be a whole number of examples, at least 1, or None for all at once, got {chunk_size!r}"
+                f"chunk_size must be a whole number of examples, at least 1, or None for all at once, got {self.chunk_size!r}"
             )
-        if dtype not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"dtype must be torch.bfloat16, torch.float16, or None for the model's own precision, got {dtype!r}")
-        self.forward: Forward = forward or default_forward
-        self.loss: Loss = loss or default_loss
-        self.mode: Mode = mode
-        self.dtype = dtype
-        self.chunk_size = None if chunk_size is None else int(chunk_size)
 
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
-        return check_loss(self.loss(outputs, targets), n)
+        return check_loss(self.task.loss(outputs, targets), n)
 
     def refuse_causal(self, model: Any) -> None:
         """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with other logits."""
-        if self.loss is not default_loss or self.forward is not default_forward:
+        if self.task.loss is not default_loss or self.task.forward is not default_forward:
             return
         module: Any = module_of(undistributed(model))
         config = getattr(module, "__dict__", {}).get("config")
@@ -166,7 +223,7 @@ class Scorer:
     def around(self, model: Any, mode: Mode | None = None, seed: int | None = None) -> Iterator[torch.device | None]:
         """The context in which a model is scored; gives the model's device."""
         device = device_of(model)
-        with untouched(model, device, mode or self.mode, seed), self.autocast(device):
+        with preserve_state(model, device, mode or self.mode, seed), self.autocast(device):
             yield device
 
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
@@ -176,7 +233,7 @@ class Scorer:
             parts = []
             done = 0
             for chunk, start, stop in self._chunks(batch, n):
-                pair = self.forward(model, move(chunk, device) if device is not None else chunk)
+                pair = self.task.forward(model, move(chunk, device) if device is not None else chunk)
                 if not (isinstance(pair, tuple) and len(pair) == 2):
                     raise TypeError(f"forward(model, batch) must return a pair (outputs, targets), got {type(pair).__name__}")
                 parts.append(_from_row(reduce(*pair, stop - start), done - start, self.in_one_pass(n)))
@@ -191,7 +248,7 @@ class Scorer:
         if self.in_one_pass(n):
             yield batch, 0, n
             return
-        size = self.chunk_size or n
+        size = int(self.chunk_size or n)
         for start in range(0, n, size):
             start = min(start, n - size)
             yield cut(batch, RowRange(start, start + size), n), start, start + size
@@ -201,11 +258,11 @@ class Scorer:
         """Autocast in the scoring dtype, or as it is around the call."""
         kind = device.type if device is not None else "cpu"
         ambient = torch.is_autocast_enabled(kind)
-        if self.dtype is None and not ambient:
+        if self.task.dtype is None and not ambient:
             yield
             return
         # Without a cache of its own: weights cast here carry no gradient, and the user's autocast would train on them.
-        with torch.autocast(kind, dtype=self.dtype or torch.get_autocast_dtype(kind), cache_enabled=False):
+        with torch.autocast(kind, dtype=self.task.dtype or torch.get_autocast_dtype(kind), cache_enabled=False):
             yield
 
 

@@ -39,12 +39,16 @@ class Selection:
 
     def mean_loss(self, losses: Tensor) -> Tensor:
         """The mean of the selected examples' losses, shape (n_b,), each times its weight where there are weights: a scalar."""
+        self.check_losses(losses)
+        return losses.mean() if self.weights is None else (losses * self.weights.to(losses.device)).mean()
+
+    def check_losses(self, losses: Tensor) -> None:
+        """Raise a ValueError unless the losses are one per selected example."""
         if losses.shape != self.index.shape:
             raise ValueError(
                 f"losses must be one per selected example, shape {tuple(self.index.shape)}, got {tuple(losses.shape)}; "
                 "pass reduction='none'"
             )
-        return losses.mean() if self.weights is None else (losses * self.weights.to(losses.device)).mean()
 
 
 def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
@@ -84,6 +88,17 @@ def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | No
                 f"choose must return {n_b} distinct positions, got {positions.tolist()}; only weighted draws may repeat"
             )
     return positions, None if weights is None else weights[order]
+
+
+def checked_prefilter(positions: Any, n_b: int, n: int) -> list[int]:
+    """Which of n drawn candidates to load, ascending; refused unless they are distinct positions, n_b at least."""
+    n_b = min(n_b, n)
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.ndim != 1 or len(positions) < n_b:
+        raise ValueError(f"prefilter must return at least n_b = {n_b} positions, int64 of shape (m,), got {_describe(positions)}")
+    found: list[int] = positions.sort().values.tolist()
+    if found and (found[0] < 0 or found[-1] >= n or len(set(found)) < len(found)):
+        raise ValueError(f"prefilter must return distinct positions from 0 to {n - 1}, got {found}")
+    return found
 
 
 def _describe(value: Any) -> str:

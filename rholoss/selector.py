@@ -1,9 +1,12 @@
-"""The shell around every method: wraps a loader and a model, yields selected batches."""
+"""The loop around every method: wraps a loader and a model, yields selected batches."""
+
+from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,13 +14,15 @@ from torch import Tensor
 from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
-from rholoss.cost import Cost, Ledger
-from rholoss.guest import derived_seed, device_of
-from rholoss.indexing import IndexedBatch, as_index
-from rholoss.scoring import Forward, Loss, Scorer
-from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
-from rholoss.sizes import how_many, natural_batch_size
-from rholoss.source import CandidateSource
+from rholoss.cost import Cost, StepTimer
+from rholoss.data.candidate_loader import CandidateLoader, DrawRule
+from rholoss.data.epoch_state import EpochState
+from rholoss.data.index import IndexedBatch, as_index
+from rholoss.data.loader_view import LoaderView
+from rholoss.isolation import derived_seed, device_of
+from rholoss.options import SelectorOptions, refuse_unknown
+from rholoss.scoring import Forward, Loss, Scorer, Task
+from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice, checked_prefilter
 
 
 class Selector(ABC):
@@ -38,10 +43,11 @@ class Selector(ABC):
         model: the model in training; None for methods that need none.
         keep: n_b / n_B, the fraction of each candidate batch to keep, in (0, 1]; 0.1 where ``batch_size`` is not given either.
         batch_size: n_b, at least 1, where the loader's batches are the candidates.
+        task: ``forward``, ``loss`` and ``dtype`` in one, see ``rholoss.Task``; or each by itself:
         forward: ``(model, batch) -> (outputs, targets)``; None for ``rholoss.scoring.default_forward``.
         loss: ``(outputs, targets) -> (n,)``; None for ``rholoss.scoring.default_loss``.
-        mode: score with the model in ``"eval"`` mode, or in ``"train"`` mode: each module as the loop left it.
         dtype: autocast dtype for scoring; None for the model's own precision.
+        mode: score with the model in ``"eval"`` mode, or in ``"train"`` mode: each module as the loop left it.
         chunk_size: most examples in one scoring pass, at least 1; None for a whole candidate batch.
         device: where to hand the batches back: a device, ``"model"`` for the model's, None for where the loader left them.
         drop_last: whether to drop a last candidate batch of fewer than n_b; None for the loader's own rule.
@@ -51,12 +57,21 @@ class Selector(ABC):
         last: the ``Selection`` of the latest batch, or None.
         n_b: examples in a selected batch.
         n_B: examples in a candidate batch, or None where the loader does not tell.
+        redraws: whether candidate batches are drawn with the loader's sampler; else its own batches are these.
         step: batches selected so far.
-        epoch: passes over the data before this one.
         listeners: called with ``(candidates, selection)`` for each selection, such as the logs of ``rholoss.diagnostics``;
             nothing that they compute or draw changes the run.
-        candidate_batches: the ``IndexedBatch`` items to select from, for who fetches them on their own and calls ``select``.
+        view: the loader, taken apart: its dataset, its batch size, which examples it may draw.
+        scorer: runs the model: forward, loss, mode, dtype and chunk size.
+        generator: what the method draws from.
+        timer: what the phases of a step take.
+        finite_check: refuses scores that cannot be ranked.
     """
+
+    scores_by_index: ClassVar[bool] = False
+    """Whether ``score`` reads ``candidates.index`` and what the method knows by index alone, neither the batch nor the model."""
+    compares_candidates: bool = False
+    """Whether the score of a candidate depends on the others, so that scores of two batches cannot be ranked together."""
 
     def __init__(
         self,
@@ -65,29 +80,35 @@ class Selector(ABC):
         *,
         keep: float | None = None,
         batch_size: int | None = None,
+        task: Task | None = None,
         forward: Forward | None = None,
         loss: Loss | None = None,
-        mode: Literal["eval", "train"] = "eval",
         dtype: torch.dtype | None = None,
+        mode: Literal["eval", "train"] = "eval",
         chunk_size: int | None = None,
         device: torch.device | str | None = None,
         drop_last: bool | None = None,
         seed: int = 0,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(unknown, SelectorOptions.__annotations__, type(self).__name__)
         self.loader = loader
         self.model = model
-        self.n_b, n_B = how_many(loader, keep, batch_size)
-        self._source = self._make_source(loader, n_B)
-        self.n_B = n_B or natural_batch_size(loader)
-        self._scorer = Scorer(forward, loss, mode, dtype, chunk_size)
+        self.view = LoaderView(loader)
+        self.view.require_index()
+        self.n_b, drawn = self.view.batch_sizes(keep, batch_size)
+        self.n_B, self.redraws = drawn or self.view.batch_size, drawn is not None
+        self.scorer = Scorer(Task.of(task, forward, loss, dtype), mode, chunk_size)
         self._device = device
-        self._drop_last = self._source.drop_last if drop_last is None else drop_last
-        self._generator = torch.Generator().manual_seed(seed)
-        self._finite, self._ledger = FiniteCheck(), Ledger()
+        self._drop_last = self.view.drop_last if drop_last is None else drop_last
+        self.generator = torch.Generator().manual_seed(seed)
+        self.finite_check, self.timer = FiniteCheck(), StepTimer()
         self.last: Selection | None = None
         self.listeners: list[Callable[[Candidates, Selection], Any]] = []
-        self.step = self.epoch = 0
-        self._fresh = True  # the next iteration does not count the epoch up
+        self.step = 0
+        self._passes = EpochState()
+
+    # --- what a method implements ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
@@ -97,19 +118,41 @@ class Selector(ABC):
         """Positions (n_b,) of the candidates to keep, and their weights (n_b,) or None: here the highest scores, unweighted."""
         return functional.top(score, n_b), None
 
+    def draw_rule(self) -> DrawRule:
+        """What is decided before anything is loaded: which examples may be drawn, and which of those drawn are loaded.
+
+        Asked for once, when the first batch, the length or the state is: whatever the constructor sets is there by then.
+        """
+        return DrawRule()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before an epoch is drawn, and when ``set_epoch`` announces it; perhaps again for the same epoch."""
+
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
-        """Called with each selected batch before it is handed back; for methods that learn along."""
+        """Called with each selected batch before it is handed back; for methods that learn from it."""
+
+    def after_loss(self, selection: Selection, losses: Tensor) -> None:
+        """Called with the losses (n_b,) that the loop records of a selected batch; for methods that go by them."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a method has to add to the state; nothing here."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what ``extra_state`` gave."""
+
+    # --- what a loop uses -----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        self.epoch = self.next_epoch
-        self._fresh = False
-        for candidates in self._ledger.around(self._source.epoch(self.n_b, self._drop_last), self.scoring_device):
-            yield self._select(candidates)
-        self._finite.wait()
+        self._passes.count()
+        self.begin_epoch(self.epoch)
+        for candidates in self.timer.around(self.draw(), self.scoring_device):
+            yield self.select_from(candidates)
+        self.finite_check.wait()
 
     def __len__(self) -> int:
         """Selected batches in an epoch."""
-        return self._source.count(self.n_b, self._drop_last)
+        return self.candidate_loader.count(self.n_b, self._drop_last)
 
     def select(self, candidates: IndexedBatch | tuple[Any, Any]) -> Any:
         """Choose n_b examples of a candidate batch, with the model as it is now.
@@ -128,7 +171,7 @@ class Selector(ABC):
             raise ValueError(
                 f"cannot choose n_b = {self.n_b} of {len(index)} candidates; pass more of them, or a smaller batch_size"
             )
-        return self._select(IndexedBatch(as_index(index), batch))
+        return self.select_from(IndexedBatch(as_index(index), batch))
 
     def mean_loss(self, losses: Tensor) -> Tensor:
         """The loss to train on, a scalar: the mean of the losses of the batch selected last, shape (n_b,).
@@ -139,38 +182,40 @@ class Selector(ABC):
             raise ValueError("mean_loss needs the losses of the batch that was selected last, and none was selected yet")
         return self.last.mean_loss(losses)
 
+    def record_losses(self, losses: Tensor) -> None:
+        """Report the losses of the batch that was selected last, shape (n_b,), without weights; most methods need none."""
+        if self.last is None:
+            raise ValueError("record_losses needs the losses of the batch that was selected last, and none was selected yet")
+        self.last.check_losses(losses)
+        self.after_loss(self.last, losses.detach())
+
     def cost(self) -> Cost:
         """What a step costs, of the latest steps, without waiting for an accelerator: print it, or read its ``ratio``."""
-        return self._ledger.cost(self.n_b, self.n_B)
+        return self.timer.cost(self.n_b, self.n_B)
 
     @property
     def candidate_batches(self) -> Any:
-        return self._source.batches
+        """The ``IndexedBatch`` items to select from, for loops that draw them and call ``select``."""
+        return self.candidate_loader.batches
 
     batch_size = property(lambda self: self.n_b, doc="n_b, as of a loader.")
-    dataset = property(lambda self: self._source.loader.dataset, doc="The loader's dataset.")
-    sampler = property(lambda self: self, doc="The selector: frameworks say the epoch to ``loader.sampler.set_epoch``.")
-
-    @property
-    def scoring_device(self) -> torch.device:
-        """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
-        own = device_of(self.model)
-        return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
+    dataset = property(lambda self: self.view.dataset, doc="The loader's dataset.")
+    sampler = property(lambda self: self, doc="The selector: frameworks call ``loader.sampler.set_epoch``.")
+    epoch = property(lambda self: self._passes.epoch, doc="Passes over the data before this one.")
 
     @property
     def next_epoch(self) -> int:
         """Which pass over the data the next iteration is, or is the rest of: ``range(selector.next_epoch, epochs)`` are left."""
-        return self.epoch + (not (self._fresh or self._source.resuming))
+        return self._passes.next_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which pass over the data comes next; told to the loader's sampler and dataset where they have ``set_epoch``.
+        """Announce which pass over the data comes next, also to the loader's sampler and dataset if they have ``set_epoch``.
 
-        After ``load_state_dict`` in mid-epoch, saying that epoch again goes on with it, and saying another one begins that.
+        After ``load_state_dict`` in mid-epoch, announcing that epoch again resumes it, and announcing another one begins that.
         """
-        self._source.set_epoch(epoch)
-        if epoch != self.epoch:
-            self._source.abandon()
-        self.epoch, self._fresh = epoch, True
+        self.candidate_loader.set_epoch(epoch)
+        self._passes.announce(epoch)
+        self.begin_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on with the very selections that would have followed: tensors, numbers and strings."""
@@ -179,15 +224,13 @@ class Selector(ABC):
             "n_b": self.n_b,
             "n_B": self.n_B,
             "step": self.step,
-            "epoch": self.epoch,
-            "fresh": self._fresh,
-            "source": self._source.state(),
-            "generator": self._generator.get_state(),
+            "loader": self.candidate_loader.state(),
+            "generator": self.generator.get_state(),
             "extra": copy.deepcopy(self.extra_state()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the next iteration resumes the epoch in progress, without reading what a sampler can skip.
+        """Resume from a state; the next iteration resumes the epoch in progress, without reading what a sampler can skip.
 
         Raises:
             ValueError: the state is of another selector or of other batch sizes.
@@ -198,39 +241,76 @@ class Selector(ABC):
                     f"this state cannot be loaded: expected {name} = {mine!r}, got {its!r}; build the selector as it was"
                 )
         self.load_extra_state(state["extra"])
-        self._source.resume(state["source"])
-        self.step, self.epoch, self._fresh = state["step"], state["epoch"], state["fresh"]
-        self._generator.set_state(state["generator"].cpu())
+        self.candidate_loader.resume(state["loader"])
+        self.step = state["step"]
+        self.generator.set_state(state["generator"].cpu())
+        self.begin_epoch(self.epoch)
 
-    def extra_state(self) -> dict[str, Any]:
-        """What a method has to add to the state; nothing here."""
-        return {}
+    def describe(self) -> dict[str, Any]:
+        """What ``print(selector)`` shows, by name."""
+        dataset = "" if self.dataset is None else f" over {type(self.dataset).__name__}"
+        loader = f"{type(self.loader).__name__}{dataset}"
+        return {"n_b": self.n_b, "n_B": self.n_B, "loader": loader, "epoch": self.epoch, "step": self.step}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``extra_state`` gave."""
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
 
-    def _make_source(self, loader: Any, n_B: int | None) -> CandidateSource:
-        return CandidateSource(loader, n_B)
+    # --- one candidate batch, from the loader to the loop ---------------------------------------------------------------------
 
-    def _select(self, indexed: IndexedBatch) -> Any:
+    @property
+    def scoring_device(self) -> torch.device:
+        """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
+        own = device_of(self.model)
+        return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
+
+    @cached_property
+    def candidate_loader(self) -> CandidateLoader:
+        """Where candidate batches come from; made when the first is asked for."""
+        self._rule = rule = self.draw_rule()
+        n_B = rule.n_B or (self.n_B if self.redraws else None)
+        if (rule.members is not None or rule.prefilter) and not (
+            n_B and self.view.draws_by_index and self.view.batching is not None
+        ):
+            raise ValueError(
+                f"{type(self).__name__} decides before examples are loaded: pass a DataLoader over a map-style dataset, and "
+                "keep=, not batch_size="
+            )
+        return CandidateLoader(self.view, n_B, rule.members, self._prefiltered if rule.prefilter else None, self._passes)
+
+    def draw(self) -> Iterator[IndexedBatch]:
+        """The candidate batches of an epoch, or the rest of one."""
+        return self.candidate_loader.epoch(self.n_b, self._drop_last)
+
+    def _prefiltered(self, drawn: list[int]) -> list[int]:
+        """Of the positions in the dataset that the sampler drew, those to load."""
+        assert self._rule.prefilter is not None
+        found = self._rule.prefilter(self.view.index_of(torch.tensor(drawn)), self.step)
+        return drawn if found is None else [drawn[i] for i in checked_prefilter(found, self.n_b, len(drawn))]
+
+    def select_from(self, indexed: IndexedBatch) -> Any:
+        """The selected batch of a candidate batch: score, choose, cut, look back."""
         (index, batch), device = indexed, self.scoring_device
-        self._ledger.enter("selecting", device)
+        self.timer.enter("selecting", device)
         if self._device is not None:
             batch = move(batch, device if self._device == "model" else torch.device(self._device))
-        candidates = self._candidates(index, batch, device)
+        candidates = self.candidates_of(index, batch, device)
         score = check_score(self.score(candidates), len(candidates), candidates.device)
-        score = self._finite(type(self).__name__, score, candidates)
-        chosen, positions, weights, selected = self._take(candidates, score)
+        score = self.finite_check(type(self).__name__, score, candidates)
+        chosen, positions, weights, selected = self.take(candidates, score)
         self.last = Selection(chosen, positions, weights, score, candidates.index, self.step, self.epoch, candidates.notes)
-        self._ledger.count(candidates.scored, len(candidates))
+        self.timer.count(candidates.scored, len(candidates))
         if self.listeners:
             self._tell(candidates, self.last)
         self.after_select(candidates, self.last, selected)
         self.step += 1
-        self._ledger.enter("training", candidates.device)
+        self.timer.enter("training", candidates.device)
         return selected
 
-    def _take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+    def candidates_of(self, index: Tensor, batch: Any, device: torch.device) -> Candidates:
+        """A candidate batch as the method sees it."""
+        return Candidates(index, batch, self.model, self.scorer, device, (self.step, self.epoch), self.generator)
+
+    def take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         """What to train on: indices, the positions chosen, weights, and the selected batch."""
         n_B = len(candidates)
         n_b = min(self.n_b, n_B)
@@ -240,10 +320,7 @@ class Selector(ABC):
             return candidates.index, positions, None, candidates.batch
         return candidates.index[positions], positions, weights, cut(candidates.batch, Rows(positions), n_B)
 
-    def _candidates(self, index: Tensor, batch: Any, device: torch.device) -> Candidates:
-        return Candidates(index, batch, self.model, self._scorer, device, (self.step, self.epoch), self._generator)
-
     def _tell(self, candidates: Candidates, selection: Selection) -> None:
-        apart = candidates.apart(derived_seed("listeners", self._generator.initial_seed(), self.step))
+        apart = candidates.apart(derived_seed("listeners", self.generator.initial_seed(), self.step))
         for listener in self.listeners:
             listener(apart, selection)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector
-from rholoss.selectors import GlobalSelector
+from rholoss.wrappers import GlobalSelector
 
 WORLD, N, N_B, n_b = 2, 90, 20, 8
 EPOCHS, SAVED_AT = 3, 4  # three steps an epoch: the checkpoint is in the second

@@ -22,14 +22,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selector, build_selector, selector_names
 from rholoss.diagnostics import ComparisonLog, SelectionLog
-from rholoss.selectors import (
-    BoltzmannRhoLossSelector,
-    GlobalSelector,
-    GradientNormImportanceSampler,
-    SwitchSelector,
-    UniformSelector,
-)
+from rholoss.selectors import BoltzmannRhoLossSelector, GradientNormImportanceSampler, UniformSelector
 from rholoss.testing import check_selector
+from rholoss.wrappers import GlobalSelector, SwitchSelector
 
 N, FEATURES, CLASSES, N_B = 103, 5, 3, 4
 BIG = 16_777_217  # the first whole number that float32 does not have
@@ -185,7 +180,7 @@ def resumed(rank, world):
         again = copy.deepcopy(each)
         again.load_state_dict(state)
         chosen.append([again.last.index for _ in again])
-    states = selector.ranks.objects(state)
+    states = selector.ranks.all_gather_objects(state)
     return chosen, failure(lambda: again.load_state_dict(states[(rank + 1) % world]))
 
 

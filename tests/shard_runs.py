@@ -21,7 +21,8 @@ from conftest import CLASSES, FEATURES, make_net
 from forks import fork, status
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
-from rholoss import IrreducibleLossStore, making
+from rholoss import IrreducibleLossStore
+from rholoss.irreducible import scoring_job
 
 MUTATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "fsync"}
 
@@ -215,7 +216,7 @@ def ranks(folder, case, world, n=96):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    making.STRETCH, making.PIECES = 8, 1
+    scoring_job.CHUNK, scoring_job.PIECES = 8, 1
     os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
     os.fsync = partial(HOOK, "fsync")  # a process that is killed, unlike a machine, loses nothing that it wrote
     sys.addaudithook(HOOK)

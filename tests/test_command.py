@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import rholoss
-from rholoss import IrreducibleLossStore, command, making
+from rholoss import IrreducibleLossStore, cli
+from rholoss.irreducible import scoring_job
 
 CODE = """
 import functools
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from rholoss import Checkpoints, IndexedBatches, Part
+from rholoss import Checkpoints, IndexedBatches, IndexedSubset
 
 generator = torch.Generator().manual_seed(0)
 x, y = torch.randn(100, 6, generator=generator), torch.randint(4, (100,), generator=generator)
@@ -26,9 +27,9 @@ reordered = TensorDataset(x.flip(0), y.flip(0))
 dropped = TensorDataset(x[:99], y[:99])
 relabelled = TensorDataset(x, (y + 1) % 4)
 transformed = TensorDataset(x + 1, y)
-part = Part(train_set, range(60))
-rest = Part(train_set, range(60, 100))
-three = Part(train_set, [3, 5, 7])
+part = IndexedSubset(train_set, range(60))
+rest = IndexedSubset(train_set, range(60, 100))
+three = IndexedSubset(train_set, [3, 5, 7])
 loader = DataLoader(train_set, batch_size=7, shuffle=True, drop_last=True)
 floats = TensorDataset(x, x[:, 0])
 
@@ -119,7 +120,7 @@ def run(things, capsys):
     """Runs a command line; returns its exit code, what it printed, and its errors."""
 
     def run(line):
-        code = command.main(shlex.split(line))
+        code = cli.main(shlex.split(line))
         return code, *capsys.readouterr()
 
     return run
@@ -177,7 +178,7 @@ class TestScore:
         )
         assert torch.equal(stored.losses, expected.losses)
         assert stored.is_mapped
-        assert (stored.meta["views"], stored.meta["scoring"]["batch_size"]) == (2, 9)
+        assert (stored.meta.views, stored.meta.scoring["batch_size"]) == (2, 9)
 
     def test_draws_a_bar_if_asked(self, run):
         code, out, err = run(SCORE.replace("--no-progress", "--progress"))
@@ -186,8 +187,8 @@ class TestScore:
         assert "irreducible losses:" not in out
 
     def test_stopped_by_ctrl_c_says_how_to_go_on_and_goes_on(self, run, things, monkeypatch):
-        monkeypatch.setattr(making, "STRETCH", 20)
-        monkeypatch.setattr(making, "PIECES", 1)
+        monkeypatch.setattr(scoring_job, "CHUNK", 20)
+        monkeypatch.setattr(scoring_job, "PIECES", 1)
         line = "score --no-progress --out il.npz --data things:counting --model things:il_model --batch-size 10"
         things.Counting.stop = 64 + 55  # two readings of the 32 of the fingerprint, then three stretches and a half
         code, out, err = run(line)
@@ -209,8 +210,8 @@ class TestScore:
         assert err.endswith("stopped; nothing was written\n")
 
     def test_two_processes_share_the_work(self, run, monkeypatch):
-        monkeypatch.setattr(making, "STRETCH", 20)
-        monkeypatch.setattr(making, "PIECES", 1)
+        monkeypatch.setattr(scoring_job, "CHUNK", 20)
+        monkeypatch.setattr(scoring_job, "PIECES", 1)
         assert run(SCORE.replace("il.npz", "whole.npz") + " --batch-size 10")[0] == 0
         code, out, _ = run(f"{SCORE} --batch-size 10 --process 1 --processes 2")
         assert (code, out) == (0, "this share is done; il.npz will be written when the other processes are\n")
@@ -292,7 +293,7 @@ class TestScore:
 
     def test_traceback_shows_where(self, things):
         with pytest.raises(RuntimeError, match="no such"):
-            command.main(shlex.split(f"--traceback {SCORE} --data things:broken"))
+            cli.main(shlex.split(f"--traceback {SCORE} --data things:broken"))
 
 
 class TestMerge:
@@ -343,7 +344,9 @@ class TestMerge:
     )
     def test_what_does_not_belong_together_is_refused_and_nothing_is_written(self, run, things, halves, line, message):
         IrreducibleLossStore.from_model(things.another(), things.rest).save("stranger.npz")
-        IrreducibleLossStore.from_model(things.il_model, rholoss.Part(things.reordered, range(60, 100))).save("elsewhere.npz")
+        IrreducibleLossStore.from_model(things.il_model, rholoss.IndexedSubset(things.reordered, range(60, 100))).save(
+            "elsewhere.npz"
+        )
         IrreducibleLossStore([0.5, float("nan"), 0.25]).save("gap.npz")
         before = files()
         code, out, err = run(f"{line} --out il.npz")
@@ -465,7 +468,7 @@ class TestCheck:
         assert (code, "100 examples, but the loader's dataset has 99" in err) == (1, True)
 
     def test_labels_that_are_not_shown_are_not_compared(self, run, things):
-        meta = {"data": rholoss.fingerprint.fingerprint(things.floats)}
+        meta = {"data": rholoss.data.fingerprint.fingerprint(things.floats)}
         IrreducibleLossStore(np.full(100, 0.5), meta=meta).save("il.npz")
         out = run("check il.npz --data things:floats")[1]
         assert "labels: not compared, as the data do not show them" in out
@@ -473,11 +476,11 @@ class TestCheck:
 
 @pytest.mark.parametrize("name", ["", "score", "merge", "report", "check"])
 def test_help_shows_an_example_on_one_line(name, capsys):
-    assert command.main([*name.split(), "--help"]) == 0
+    assert cli.main([*name.split(), "--help"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("example: python -m rholoss ")
     arguments = shlex.split(last.removeprefix("example: python -m rholoss "))
-    assert command.parser().parse_args(arguments).command == (name or "score")
+    assert cli.parser().parse_args(arguments).command == (name or "score")
 
 
 def test_as_a_program():
@@ -489,7 +492,7 @@ def test_as_a_program():
 
 
 def test_without_a_command_is_one_line(capsys):
-    assert command.main([]) == 2
+    assert cli.main([]) == 2
     err = capsys.readouterr().err
     assert "the following arguments are required: command; see python -m rholoss --help" in err
     assert one_line(err)

@@ -10,14 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, build_selector
-from rholoss.selectors import (
-    OnlineRhoLossSelector,
-    SelectionViaProxy,
-    StaleSelector,
-    SwitchSelector,
-    TrainLossSelector,
-    UniformSelector,
-)
+from rholoss.selectors import OnlineRhoLossSelector, SelectionViaProxy, TrainLossSelector, UniformSelector
+from rholoss.wrappers import StaleSelector, SwitchSelector
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def test_a_part_on_another_model_or_with_another_way_of_scoring_is_refused(loade
         (TrainLossSelector(loader, make_net(1)), "built on the same loader and model"),
         (TrainLossSelector(loader, model, mode="train"), "must score as SwitchSelector does"),
         (TrainLossSelector(loader, model, loss=lambda o, t: F.cross_entropy(o, t, reduction="none")), "must score as"),
-        (SelectionViaProxy(loader, model, make_net(1)), "draws its own candidates"),
+        (SelectionViaProxy(loader, model, make_net(1)), "can be switched by epoch only"),
     ):
         with pytest.raises(ValueError, match=message):
             SwitchSelector(loader, model, {0: part}, unit="step")

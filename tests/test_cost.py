@@ -10,10 +10,10 @@ from conftest import make_data, make_net
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, build_selector, cheaper, split
-from rholoss.cost import Ledger, break_even
+from rholoss import IrreducibleLossStore, RhoLossSelector, build_selector, forwards, split
+from rholoss.cost import StepTimer, break_even
 from rholoss.scoring import default_forward
-from rholoss.selectors import ProxyRhoLossSelector, ShortListRhoLossSelector, UniformSelector
+from rholoss.selectors import PrefilteredRhoLossSelector, ProxyRhoLossSelector, UniformSelector
 
 CPU = torch.device("cpu")
 
@@ -132,7 +132,7 @@ class TestLedger:
             for _ in selector:
                 clock[0] += 1
             clock[0] += 1000
-        assert max(selector._ledger._seconds["training"]) == 1
+        assert max(selector.timer._seconds["training"]) == 1
 
     def test_events_are_read_once_they_have_come(self, monkeypatch):
         class Event:
@@ -150,7 +150,7 @@ class TestLedger:
 
         at = iter([1.0, 3.0, 4.0])
         monkeypatch.setattr("rholoss.cost._event", lambda device: Event(next(at)))
-        ledger = Ledger()
+        ledger = StepTimer()
         for phase in ("selecting", "training", "selecting"):
             ledger.enter(phase, torch.device("cuda"))
         assert math.isnan(ledger.cost(8, 80).selecting)
@@ -210,7 +210,7 @@ class TestSmallerInputs:
         net.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
         data = TensorDataset(torch.randn(40, 3, 8, 8), torch.randint(4, (40,)))
         selector = build_selector(
-            "train_loss", DataLoader(data, batch_size=4), net, forward=cheaper.lower_resolution(0.5), keep=0.25
+            "train_loss", DataLoader(data, batch_size=4), net, forward=forwards.lower_resolution(0.5), keep=0.25
         )
         x, _ = next(iter(selector))
         assert seen == [(16, 3, 4, 4)]
@@ -218,7 +218,7 @@ class TestSmallerInputs:
 
     def test_the_mean_of_each_square_is_what_is_left(self):
         x = torch.arange(16.0).reshape(1, 1, 4, 4)
-        outputs, _ = cheaper.lower_resolution(0.5)(lambda x: x, (x, torch.zeros(1)))
+        outputs, _ = forwards.lower_resolution(0.5)(lambda x: x, (x, torch.zeros(1)))
         assert outputs.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
     def test_sequences_are_cut_and_labels_of_sentences_are_not(self):
@@ -229,14 +229,14 @@ class TestSmallerInputs:
             seen.update(inputs)
             return inputs["input_ids"]
 
-        outputs, labels = cheaper.shorter(4)(model, batch)
+        outputs, labels = forwards.shorter(4)(model, batch)
         assert outputs.tolist() == [[0, 1, 2, 3], [6, 7, 8, 9]]
         assert seen["attention_mask"].shape == (2, 4)
         assert labels.shape == (2,)
 
     def test_the_order_in_memory_changes_no_value(self):
         x = torch.randn(2, 3, 4, 5)
-        outputs, _ = cheaper.channels_last()(lambda x: x, (x, torch.zeros(2)))
+        outputs, _ = forwards.channels_last()(lambda x: x, (x, torch.zeros(2)))
         assert outputs.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(outputs, x)
 
@@ -245,18 +245,18 @@ class TestSmallerInputs:
             return model(batch["image"]), batch["class"]
 
         batch = {"image": torch.ones(2, 1, 8, 8), "class": torch.zeros(2)}
-        chained = cheaper.lower_resolution(0.5, cheaper.channels_last(forward))
+        chained = forwards.lower_resolution(0.5, forwards.channels_last(forward))
         assert chained(lambda x: x, batch)[0].shape == (2, 1, 4, 4)
         assert batch["image"].shape == (2, 1, 8, 8)
 
     def test_a_compiled_forward_pass_is_the_same_to_the_last_bits(self, loader):
-        forward = cheaper.compiled(backend="eager")
+        forward = forwards.compiled(backend="eager")
         one, other = (build_selector("train_loss", loader, make_net(0), forward=f, chunk_size=16) for f in (None, forward))
         for _ in zip(one, other, strict=True):
             torch.testing.assert_close(one.last.scores, other.last.scores)
 
     @pytest.mark.parametrize(
-        ("make", "value"), [(cheaper.lower_resolution, 0), (cheaper.lower_resolution, 2), (cheaper.shorter, 0)]
+        ("make", "value"), [(forwards.lower_resolution, 0), (forwards.lower_resolution, 2), (forwards.shorter, 0)]
     )
     def test_refuses_what_is_out_of_range(self, make, value):
         with pytest.raises(ValueError, match=f"must be .*, got {value}"):
@@ -266,7 +266,7 @@ class TestSmallerInputs:
 class TestShallowExit:
     def test_scores_through_the_first_layers_and_trains_the_head_alone(self, loader, store):
         model = make_net(0)
-        proxy = cheaper.ShallowExit(model[:3], nn.Linear(16, 4))
+        proxy = forwards.ShallowExit(model[:3], nn.Linear(16, 4))
         optimizer = torch.optim.SGD(proxy.head.parameters(), lr=0.1)
         before, head = copy.deepcopy(model.state_dict()), copy.deepcopy(proxy.head.state_dict())
         selector = ProxyRhoLossSelector(loader, model, store, proxy, proxy_optimizer=optimizer, keep=0.25)
@@ -277,7 +277,7 @@ class TestShallowExit:
 
     def test_follows_the_network(self, loader, store):
         model = make_net(0)
-        proxy = cheaper.ShallowExit(model[:3], nn.Linear(16, 4))
+        proxy = forwards.ShallowExit(model[:3], nn.Linear(16, 4))
         x = torch.randn(5, 6)
         before = proxy.eval()(x)
         with torch.no_grad():
@@ -303,7 +303,7 @@ class Reads(Dataset):
 class TestShortList:
     def make(self, data, store, **options):
         loader = DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0))
-        return ShortListRhoLossSelector(loader, make_net(0), store, keep=0.1, **options)
+        return PrefilteredRhoLossSelector(loader, make_net(0), store, keep=0.1, **options)
 
     def test_only_the_list_is_read_and_scored(self, store):
         data = Reads(320)
@@ -355,7 +355,7 @@ class TestShortList:
         part, _ = split(data, holdout=80, validation=0, seed=0)[:2]
         store = IrreducibleLossStore(torch.rand(400))
         loader = DataLoader(part, batch_size=8)
-        selector = ShortListRhoLossSelector(loader, make_net(0), store, keep=0.1)
+        selector = PrefilteredRhoLossSelector(loader, make_net(0), store, keep=0.1)
         for _ in selector:
             assert set(selector.last.candidate_index.tolist()) <= set(part.indices.tolist())
             seen = selector._when[selector.last.candidate_index]
@@ -363,7 +363,7 @@ class TestShortList:
 
     def test_refuses_what_cannot_be_drawn_from(self, loader, store):
         with pytest.raises(ValueError, match="pass a DataLoader over a map-style dataset, and keep="):
-            ShortListRhoLossSelector(loader, make_net(0), store, batch_size=4)
+            PrefilteredRhoLossSelector(loader, make_net(0), store, batch_size=4)
         with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
             self.make(make_data(320), store, share=0)
 

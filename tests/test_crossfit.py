@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
-from rholoss import IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector, cross_fit, fit_irreducible_model, split
+from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector, cross_fit, fit_irreducible_model, split
 
 
 class Numbered(TensorDataset):
@@ -66,10 +66,10 @@ class TestNoExampleIsScoredByAModelThatSawIt:
         data = whole = Numbered(2 * n)
         order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(seed))[:n].tolist()
         if part or subset:
-            data = Part(whole, order) if part else Subset(whole, order)
+            data = IndexedSubset(whole, order) if part else Subset(whole, order)
         if nested:
             inner = range(0, len(data), 2) if len(data) >= 2 * folds else range(len(data))
-            data = Part(data, inner) if part else Subset(data, inner)
+            data = IndexedSubset(data, inner) if part else Subset(data, inner)
         fakes = Fakes()
         store = cross_fit(data, fakes, folds, seed=seed, loss=number_of_the_fake)
         examples = [int(x) for x, _ in data]
@@ -148,18 +148,18 @@ class TestFolds:
         one = cross_fit(data, fitted, only=0)
         rest = [i for i in range(100) if i not in set(one.ids.tolist())]
         with pytest.raises(ValueError, match="one of them is of none"):
-            one.merge(IrreducibleLossStore.from_model(make_net(0), Part(data, rest)))
+            one.merge(IrreducibleLossStore.from_model(make_net(0), IndexedSubset(data, rest)))
 
     def test_are_remembered(self, data):
-        meta = cross_fit(data, fitted, folds=2).meta["cross_fit"]
-        assert (meta["folds"], sorted(meta["models"])) == (2, ["0", "1"])
-        assert meta["models"]["0"][0]["class"] == "Sequential"
+        meta = cross_fit(data, fitted, folds=2).meta.cross_fit
+        assert (meta.folds, sorted(meta.models)) == (2, ["0", "1"])
+        assert meta.models["0"][0]["class"] == "Sequential"
 
 
 class TestRefused:
     def test_a_fold_that_leaked(self, data):
         def leaking(part):
-            rest = Part(data, range(100))
+            rest = IndexedSubset(data, range(100))
             _, training, validation = split(rest, holdout=0.5, validation=0.1)
             return fit_irreducible_model(make_net(0), training, validation, epochs=1)
 

@@ -31,7 +31,8 @@ from rholoss import (
 )
 from rholoss.diagnostics import ComparisonLog, SelectionLog, compare, overlaps, plots, rank_correlations, spearman
 from rholoss.diagnostics.counts import quantiles
-from rholoss.selectors import OnlineRhoLossSelector, StaleSelector, SwitchSelector, TrainLossSelector, UniformSelector
+from rholoss.selectors import OnlineRhoLossSelector, TrainLossSelector, UniformSelector
+from rholoss.wrappers import StaleSelector, SwitchSelector
 
 N = 12
 EXAMPLES = Path(__file__).parent.parent / "examples"

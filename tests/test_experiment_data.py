@@ -17,7 +17,7 @@ from experiments.tasks import load_task, make_model, task_names
 from torch.utils.data import DataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector
-from rholoss.parts import labels_of
+from rholoss.data.subset import labels_of
 
 
 def labels(dataset):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_runs import content
 
-from rholoss import IrreducibleLossStore, hash_ids, making
+from rholoss import IrreducibleLossStore, hash_ids
+from rholoss.irreducible import scoring_job
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 LOSS = st.one_of(st.floats(0, width=16), st.floats(0, 100, width=32), st.floats(0, 1e30), st.just(float("nan")))
@@ -205,15 +206,15 @@ class TestDivided:
     def test_any_stretches_shared_by_any_processes_are_the_whole(self, n, batch_size, stretch, processes, data):
         net, examples, mapped = make_net(0), make_data(n), data.draw(st.booleans())
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(making, "STRETCH", stretch)
-            patch.setattr(making, "PIECES", 1)
+            patch.setattr(scoring_job, "CHUNK", stretch)
+            patch.setattr(scoring_job, "PIECES", 1)
             shared = None
             for process in data.draw(st.permutations(range(processes))):
                 share = {"process": process, "processes": processes, "batch_size": batch_size}
                 store = IrreducibleLossStore.score_share(net, examples, f"{folder}/il", mapped=mapped, **share)
                 shared = shared if store is None else store
             assert [path.name for path in Path(folder).iterdir()] == ["il"]
-            patch.setattr(making, "STRETCH", 10**6)  # where nothing is drawn at random, stretches do not show
+            patch.setattr(scoring_job, "CHUNK", 10**6)  # where nothing is drawn at random, stretches do not show
             whole = IrreducibleLossStore.from_model(net, examples, batch_size=batch_size)
         assert torch.equal(shared.losses, whole.losses)
         assert shared.meta == whole.meta

@@ -9,8 +9,8 @@ import torch
 from conftest import CLASSES, FEATURES, make_net
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rholoss import IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector
-from rholoss.fingerprint import difference, fingerprint
+from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector
+from rholoss.data.fingerprint import difference, fingerprint
 
 
 class Texts(Dataset):
@@ -41,7 +41,7 @@ def test_the_same_data_are_accepted_whatever_the_loader(store, data):
     meet(store, data)
     meet(store, copy.deepcopy(data), shuffle=True)
     meet(store, data, num_workers=2)
-    meet(store, Part(data, range(0, 100, 2)))
+    meet(store, IndexedSubset(data, range(0, 100, 2)))
 
 
 def test_reordered_data_are_refused(store, data):
@@ -84,12 +84,12 @@ def test_data_reordered_within_the_labels_are_refused(store, data):
     places = torch.cat([torch.nonzero(y == label).flatten() for label in range(CLASSES)])
     moved = x.clone()
     moved[places] = x[order]
-    with pytest.raises(ValueError, match=r"\d+ of 32 examples that were looked at are others in \[0\] .*belongs_to\(dataset\)"):
+    with pytest.raises(ValueError, match=r"\d+ of 32 examples that were looked at are others in \[0\] .*rebind\(dataset\)"):
         meet(store, TensorDataset(moved, y))
 
 
 def test_a_dropped_row_is_refused(net, data):
-    part = IrreducibleLossStore.from_model(net, Part(data, range(90)))  # has ids, so that its length alone says nothing
+    part = IrreducibleLossStore.from_model(net, IndexedSubset(data, range(90)))  # has ids, so that its length alone says nothing
     x, y = data.tensors
     with pytest.raises(ValueError, match="it has 99 examples, and that had 100"):
         meet(part, TensorDataset(x[1:], y[1:]), sampler=range(90))
@@ -138,12 +138,12 @@ def test_what_is_augmented_at_random_is_left_out_and_no_random_state_moves(noise
 def test_another_form_of_the_same_examples_is_accepted_once_told(store, data):
     x, y = data.tensors
     scaled = TensorDataset(x * 2, y)
-    with pytest.raises(ValueError, match=r"belongs_to\(dataset\)"):
+    with pytest.raises(ValueError, match=r"rebind\(dataset\)"):
         meet(store, scaled)
-    meet(store.belongs_to(scaled), scaled)
+    meet(store.rebind(scaled), scaled)
     with pytest.raises(ValueError, match="others in"):
-        meet(store.belongs_to(scaled), data)
-    assert store.belongs_to(scaled).meta["models"] == store.meta["models"]
+        meet(store.rebind(scaled), data)
+    assert store.rebind(scaled).meta.models == store.meta.models
 
 
 def test_another_size_of_the_same_examples_is_not_compared(store, data):

@@ -14,7 +14,7 @@ from conftest import FEATURES, make_data, make_net
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from rholoss import IndexedBatches, IrreducibleLossStore, Part, fit_irreducible_model, split
+from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, fit_irreducible_model, split
 
 
 def learnable(n=240, seed=0):
@@ -118,7 +118,7 @@ class TestReading:
         holdout = TensorDataset(*(column[parts.holdout.indices] for column in learnable().tensors))
         validation = list(parts.validation)
         monkeypatch.setattr(TensorDataset, "__getitem__", one_by_one)
-        monkeypatch.setattr("rholoss.fitting._refuse_overlap", lambda holdout, validation: None)
+        monkeypatch.setattr("rholoss.irreducible.fit._refuse_overlap", lambda holdout, validation: None)
         fit_irreducible_model(make_net(0), holdout, validation, **fit)
 
 
@@ -217,7 +217,9 @@ class TestData:
 
         data = TensorDataset(torch.arange(70.0)[:, None], torch.arange(70) % 2)
         model = Counting()
-        fit = fit_irreducible_model(model, Part(data, range(49)), Part(data, range(49, 70)), epochs=2, batch_size=16)
+        fit = fit_irreducible_model(
+            model, IndexedSubset(data, range(49)), IndexedSubset(data, range(49, 70)), epochs=2, batch_size=16
+        )
         assert [len(batch) for batch in model.seen] == [16, 16, 16] * 2  # and one over, too few for BatchNorm
         epochs = [sorted(x for batch in model.seen[i : i + 3] for x in batch) for i in (0, 3)]
         assert all(len(set(epoch)) == 48 and set(epoch) <= set(range(49)) for epoch in epochs)
@@ -226,11 +228,15 @@ class TestData:
 
     def test_a_short_batch_is_trained_on(self):
         data = learnable(60)
-        assert fit_irreducible_model(make_net(0), Part(data, range(40)), Part(data, range(40, 60)), epochs=2).sizes == (40, 20)
+        assert fit_irreducible_model(
+            make_net(0), IndexedSubset(data, range(40)), IndexedSubset(data, range(40, 60)), epochs=2
+        ).sizes == (40, 20)
 
     def test_a_holdout_smaller_than_a_batch_trains_all_the_same(self):
         data = learnable(30)
-        assert fit_irreducible_model(make_net(0), Part(data, range(10)), Part(data, range(10, 30)), epochs=2).sizes == (10, 20)
+        assert fit_irreducible_model(
+            make_net(0), IndexedSubset(data, range(10)), IndexedSubset(data, range(10, 30)), epochs=2
+        ).sizes == (10, 20)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_loaders_bring_their_collate_function_batch_size_and_workers(self, parts, workers):
@@ -280,7 +286,7 @@ class TestRefused:
     def test_a_validation_part_that_overlaps_the_holdout(self):
         data = learnable()
         with pytest.raises(ValueError, match=r"20 of 60 validation examples are in the holdout too, by their indices: .*split"):
-            fit_irreducible_model(make_net(0), Part(data, range(100)), Part(data, range(80, 140)))
+            fit_irreducible_model(make_net(0), IndexedSubset(data, range(100)), IndexedSubset(data, range(80, 140)))
         with pytest.raises(ValueError, match="240 of 240 validation examples"):
             fit_irreducible_model(make_net(0), data, data)
 
@@ -329,9 +335,9 @@ class TestRefused:
 
     def test_an_empty_holdout_or_validation_part(self, parts):
         with pytest.raises(ValueError, match="holdout gave no batch to train on"):
-            fit_irreducible_model(make_net(0), Part(parts.holdout, []), parts.validation)
+            fit_irreducible_model(make_net(0), IndexedSubset(parts.holdout, []), parts.validation)
         with pytest.raises(ValueError, match="expected at least one example"):
-            fit_irreducible_model(make_net(0), parts.holdout, Part(parts.validation, []))
+            fit_irreducible_model(make_net(0), parts.holdout, IndexedSubset(parts.validation, []))
 
 
 class TestCheckpoint:

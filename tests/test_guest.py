@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector
-from rholoss.guest import untouched
+from rholoss.isolation import preserve_state
 
 
 class HardestSelector(Selector):
@@ -272,6 +272,6 @@ def test_a_selector_iterated_inside_no_grad_gives_grad_mode_back():
 
 
 def test_untouched_takes_any_callable_for_a_model():
-    with untouched(lambda x: x, None):
+    with preserve_state(lambda x: x, None):
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()

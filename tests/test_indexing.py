@@ -24,8 +24,8 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from rholoss import IndexedBatch, IndexedBatches, Part, build_selector, hash_ids
-from rholoss.reading import attach_index
+from rholoss import IndexedBatch, IndexedBatches, IndexedSubset, build_selector, hash_ids
+from rholoss.data.indexed_dataset import attach_index
 
 N = 40
 
@@ -711,7 +711,7 @@ def test_candidate_batches_can_be_fetched_and_selected_from_one_ahead():
 def test_tensors_in_memory_are_read_at_once_and_come_out_as_they_do_from_a_plain_loader(workers, of_part):
     x, y, z = torch.randn(50, 3, 4), torch.arange(50), torch.rand(50) > 0.5
     data = TensorDataset(x, y, z)
-    data = Part(data, torch.randperm(50)[:37]) if of_part else data
+    data = IndexedSubset(data, torch.randperm(50)[:37]) if of_part else data
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     plain, indexed = (
         DataLoader(data, batch_size=8, shuffle=True, num_workers=workers, generator=generator) for generator in generators

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector
 from rholoss.schedules import Cosine, Linear, Switch
-from rholoss.selectors import KeepScheduleSelector, ProxyRhoLossSelector, TrainLossSelector, UniformSelector
+from rholoss.selectors import ProxyRhoLossSelector, TrainLossSelector, UniformSelector
 from rholoss.testing import check_selector
+from rholoss.wrappers import KeepScheduleSelector
 
 N, N_b = 640, 8
 

@@ -14,15 +14,15 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from rholoss import (
     Checkpoints,
     IndexedBatches,
+    IndexedSubset,
     IrreducibleLossStore,
-    Part,
     RhoLossSelector,
     cross_fit,
     fit_irreducible_model,
     hash_ids,
     split,
 )
-from rholoss.tally import Tally
+from rholoss.store.metadata import CalibrationCounts
 
 
 def losses_under(model, data):
@@ -38,9 +38,9 @@ class TestSeveralModels:
 
     def test_are_remembered(self, data):
         meta = IrreducibleLossStore.from_model([make_net(0), make_net(1)], data).meta
-        digests = [model["digest"] for model in meta["models"]]
+        digests = [model["digest"] for model in meta.models]
         assert len(set(digests)) == 2
-        assert IrreducibleLossStore.from_model(make_net(1), data).meta["models"][0]["digest"] == digests[1]
+        assert IrreducibleLossStore.from_model(make_net(1), data).meta.models[0]["digest"] == digests[1]
 
     def test_may_be_checkpoints_of_one(self, data, tmp_path):
         model, states = make_net(0), [make_net(seed).state_dict() for seed in (3, 4)]
@@ -99,7 +99,7 @@ class TestViews:
     def test_of_data_that_do_not_change_change_nothing(self, data, net):
         store = IrreducibleLossStore.from_model(net, data, views=3)
         torch.testing.assert_close(store.losses, losses_under(net, data))
-        assert store.meta["views"] == 3
+        assert store.meta.views == 3
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_are_drawn_by_the_seed_and_move_no_random_state(self, data, net, workers):
@@ -147,7 +147,7 @@ class TestPredictions:
     def test_are_read_a_part_at_a_time_from_a_file(self, tmp_path, monkeypatch):
         logits, y = self.predictions()
         np.save(tmp_path / "logits.npy", logits.numpy())
-        monkeypatch.setattr("rholoss.predictions.ROWS", 7)
+        monkeypatch.setattr("rholoss.irreducible.score.ROWS", 7)
         store = IrreducibleLossStore.from_predictions(np.load(tmp_path / "logits.npy", mmap_mode="r"), y, ids=range(100, 150))
         assert torch.equal(store.losses, IrreducibleLossStore.from_predictions(logits, y).losses)
         assert store.ids.tolist() == list(range(100, 150))
@@ -156,12 +156,12 @@ class TestPredictions:
         x, y = data.tensors
         with torch.no_grad():
             logits = copy.deepcopy(net).eval()(x)
-        mine = IrreducibleLossStore.from_predictions(logits, y).meta["tally"]
-        scored = IrreducibleLossStore.from_model(net, data).meta["tally"]
-        assert mine["classes"] == scored["classes"] == CLASSES
-        assert [row[:2] for row in mine["bins"]] == [row[:2] for row in scored["bins"]]
-        assert sum(row[0] for row in mine["bins"]) == 100
-        assert sum(row[1] for row in mine["bins"]) == int((logits.argmax(1) == y).sum())
+        mine = IrreducibleLossStore.from_predictions(logits, y).meta.calibration
+        scored = IrreducibleLossStore.from_model(net, data).meta.calibration
+        assert mine.classes == scored.classes == CLASSES
+        assert np.array_equal(mine.bins[:, :2], scored.bins[:, :2])
+        assert mine.bins[:, 0].sum() == 100
+        assert mine.bins[:, 1].sum() == int((logits.argmax(1) == y).sum())
 
     @pytest.mark.parametrize(
         ("predictions", "targets", "options", "message"),
@@ -225,14 +225,14 @@ class TestBadLosses:
 
 class TestMerge:
     def store(self, model=None, data=None, part=range(50), **options):
-        return IrreducibleLossStore.from_model(model or make_net(0), Part(data or make_data(100), part), **options)
+        return IrreducibleLossStore.from_model(model or make_net(0), IndexedSubset(data or make_data(100), part), **options)
 
     def test_of_parts_is_the_whole(self, data, net):
         merged = self.store().merge(self.store(part=range(50, 80)), self.store(part=range(80, 100)))
         whole = IrreducibleLossStore.from_model(net, data)
         assert torch.equal(merged.losses, whole.losses)
         assert merged.ids is None
-        assert merged.meta["tally"]["bins"] == whole.meta["tally"]["bins"]
+        assert merged.meta.calibration.to_json()["bins"] == whole.meta.calibration.to_json()["bins"]
 
     def test_with_nothing_is_itself(self):
         store = self.store()
@@ -309,18 +309,18 @@ class TestGate:
 
 class TestTally:
     def test_adds_up(self):
-        one, other = Tally(), Tally(3)
+        one, other = CalibrationCounts(), CalibrationCounts(3)
         one.count(np.array([0.05, 1.0]), np.array([1.0, 0.0]))
         other.count(np.array([0.95]), np.array([1.0]))
         both = one + other
         assert both.bins[0].tolist() == [1, 1, 50_000]
         assert both.bins[9].tolist() == [2, 1, 1_950_000]
         assert both.classes == 3
-        assert Tally(**both.state()).state() == both.state()
+        assert CalibrationCounts(**both.to_json()) == both
 
     def test_counts_every_model_and_compares_their_halves(self, data):
         models = [make_net(0), make_net(1), make_net(2)]
-        tally = Tally(**IrreducibleLossStore.from_model(models, data).meta["tally"])
+        tally = IrreducibleLossStore.from_model(models, data).meta.calibration
         assert tally.bins[:, 0].sum() == 300
         one = ((losses_under(models[0], data) + losses_under(models[2], data)) / 2).double()
         other = losses_under(models[1], data).double()
@@ -329,9 +329,9 @@ class TestTally:
 
     def test_of_another_task_has_nothing_to_count(self):
         data = TensorDataset(torch.randn(20, 3), torch.randn(20, 1))
-        tally = IrreducibleLossStore.from_model(nn.Linear(3, 1), data).meta["tally"]
-        assert tally["classes"] == 0
-        assert not np.any(tally["bins"])
+        tally = IrreducibleLossStore.from_model(nn.Linear(3, 1), data).meta.calibration
+        assert tally.classes == 0
+        assert not np.any(tally.bins)
 
 
 def test_the_validation_loss_of_a_fit_is_kept_for_the_report(data):
@@ -377,7 +377,7 @@ class TestWhatMadeIt:
         with pytest.raises(ValueError, match=f"is there already, made with other .*{message}"):
             IrreducibleLossStore.from_model(net, data, path=tmp_path / "il.npz", **second)
         assert (tmp_path / "il.npz").read_bytes() == before
-        part = {name: Part(data, rows) for name, rows in (("one", range(50)), ("other", range(50, 100)))}
+        part = {name: IndexedSubset(data, rows) for name, rows in (("one", range(50)), ("other", range(50, 100)))}
         one = IrreducibleLossStore.from_model(net, part["one"], **first)
         with pytest.raises(ValueError, match=f"another {message}"):
             one.merge(IrreducibleLossStore.from_model(net, part["other"], **second))

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from conftest import make_data, make_net
 from torch.utils.data import DataLoader, Dataset
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, storefile
+from rholoss import IrreducibleLossStore, RhoLossSelector
+from rholoss.store import serialization
 
 N = 100
 
@@ -31,14 +33,14 @@ class Looked(Dataset):
 
 
 @pytest.fixture(params=[False, True], ids=["positions", "ids"])
-def in_memory(request):
+def score_in_memory(request):
     generator = torch.Generator().manual_seed(0)
     return IrreducibleLossStore(torch.rand(N, generator=generator), range(N) if request.param else None, meta={"views": 1})
 
 
 @pytest.fixture
-def store(in_memory, tmp_path):
-    in_memory.save(tmp_path / "il", mapped=True)
+def store(score_in_memory, tmp_path):
+    score_in_memory.save(tmp_path / "il", mapped=True)
     return IrreducibleLossStore.load(tmp_path / "il")
 
 
@@ -61,10 +63,10 @@ class TestPickled:
         assert same(twin, store)
 
     def test_with_a_fingerprint_of_its_own_keeps_that(self, store):
-        twin = pickle.loads(pickle.dumps(store.belongs_to(make_data(N))))
+        twin = pickle.loads(pickle.dumps(store.rebind(make_data(N))))
         assert twin.is_mapped
-        assert twin.meta["data"]["length"] == N
-        assert "data" not in store.meta
+        assert twin.meta.data["length"] == N
+        assert store.meta.data is None
 
     def test_is_refused_where_another_store_lies_or_none(self, store, tmp_path):
         content = pickle.dumps(store)
@@ -75,35 +77,35 @@ class TestPickled:
         with pytest.raises(FileNotFoundError, match="il"):
             pickle.loads(content)
 
-    def test_in_memory_is_all_of_it(self, in_memory, tmp_path):
-        twin = pickle.loads(pickle.dumps(in_memory))
-        assert same(twin, in_memory)
+    def test_in_memory_is_all_of_it(self, score_in_memory, tmp_path):
+        twin = pickle.loads(pickle.dumps(score_in_memory))
+        assert same(twin, score_in_memory)
         assert not twin.is_mapped
 
     @pytest.mark.parametrize("context", ["fork", "spawn"])
-    def test_in_workers_gives_the_same_numbers(self, store, in_memory, context):
+    def test_in_workers_gives_the_same_numbers(self, store, score_in_memory, context):
         if context not in torch.multiprocessing.get_all_start_methods():
             pytest.skip(f"no {context}")
         loader = DataLoader(Looked(store), batch_size=None, num_workers=1, multiprocessing_context=context)
-        assert torch.equal(torch.cat(list(loader)), in_memory.losses)
+        assert torch.equal(torch.cat(list(loader)), score_in_memory.losses)
 
 
 class TestCopied:
     def test_shares_the_mapping_and_not_the_metadata(self, store, tmp_path):
-        store.meta["data"] = {"length": N}
+        store.meta = replace(store.meta, data={"length": N})
         remade(tmp_path / "il")  # a copy needs no files
         for twin in (copy.copy(store), copy.deepcopy(store)):
             assert twin is not store
             assert twin.is_mapped
             assert same(twin, store)
             assert twin.losses.data_ptr() == store.losses.data_ptr()
-        assert copy.deepcopy(store).meta["data"] is not store.meta["data"]
+        assert copy.deepcopy(store).meta.data is not store.meta.data
         assert copy.deepcopy([store, store])[0].losses is store.losses
 
-    def test_in_memory_has_losses_of_its_own(self, in_memory):
-        assert copy.deepcopy(in_memory).losses.data_ptr() != in_memory.losses.data_ptr()
-        assert same(copy.deepcopy(in_memory), in_memory)
-        pair = copy.deepcopy([in_memory, in_memory])
+    def test_in_memory_has_losses_of_its_own(self, score_in_memory):
+        assert copy.deepcopy(score_in_memory).losses.data_ptr() != score_in_memory.losses.data_ptr()
+        assert same(copy.deepcopy(score_in_memory), score_in_memory)
+        pair = copy.deepcopy([score_in_memory, score_in_memory])
         assert pair[0] is pair[1]
 
     def test_to_another_device_is_in_memory(self, store):
@@ -122,29 +124,29 @@ class TestCopied:
 
 
 class TestFiles:
-    def test_a_newer_store_in_its_place_leaves_an_open_one_as_it_was(self, store, in_memory, tmp_path):
+    def test_a_newer_store_in_its_place_leaves_an_open_one_as_it_was(self, store, score_in_memory, tmp_path):
         for _ in range(2):
             remade(tmp_path / "il")
-            assert same(store, in_memory)
-            assert IrreducibleLossStore.load(tmp_path / "il").meta == {"other": 1}
+            assert same(store, score_in_memory)
+            assert IrreducibleLossStore.load(tmp_path / "il").meta.extra == {"other": 1}
         assert len(list((tmp_path / "il").iterdir())) == 2
 
-    def test_saving_it_onto_itself_changes_nothing(self, store, in_memory, tmp_path):
+    def test_saving_it_onto_itself_changes_nothing(self, store, score_in_memory, tmp_path):
         before = {path.name: path.read_bytes() for path in (tmp_path / "il").iterdir()}
         for _ in range(2):
             store.save(tmp_path / "il", mapped=True)
         assert {path.name: path.read_bytes() for path in (tmp_path / "il").iterdir()} == before
-        assert same(store, in_memory)
+        assert same(store, score_in_memory)
 
     def test_one_that_is_replaced_while_it_is_opened_is_the_old_or_the_new_one(self, store, tmp_path, monkeypatch):
-        read, left = storefile._read_arrays, [1, 2, 3]
+        read, left = serialization._read_arrays, [1, 2, 3]
 
         def slowly(path, manifest):
             if left:
                 IrreducibleLossStore(torch.full((left.pop(),), 0.5)).save(path, mapped=True)
             return read(path, manifest)
 
-        monkeypatch.setattr(storefile, "_read_arrays", slowly)
+        monkeypatch.setattr(serialization, "_read_arrays", slowly)
         assert len(IrreducibleLossStore.load(tmp_path / "il")) == 1
 
     def test_what_else_lies_in_the_folder_stays(self, tmp_path):
@@ -157,21 +159,21 @@ class TestFiles:
         assert {path.name for path in (tmp_path / "il").iterdir()} >= set(mine)
         assert len(list((tmp_path / "il").iterdir())) == len(mine) + 3
 
-    def test_a_relative_path_is_left_behind_with_its_folder(self, in_memory, tmp_path, monkeypatch):
+    def test_a_relative_path_is_left_behind_with_its_folder(self, score_in_memory, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        in_memory.save("il", mapped=True)
+        score_in_memory.save("il", mapped=True)
         store = IrreducibleLossStore.load("il")
         (tmp_path / "deeper").mkdir()
         monkeypatch.chdir(tmp_path / "deeper")
-        assert same(store, in_memory)
-        assert same(pickle.loads(pickle.dumps(store)), in_memory)
+        assert same(store, score_in_memory)
+        assert same(pickle.loads(pickle.dumps(store)), score_in_memory)
 
-    def test_through_a_link_follows_it(self, store, in_memory, tmp_path):
+    def test_through_a_link_follows_it(self, store, score_in_memory, tmp_path):
         (tmp_path / "link").symlink_to(tmp_path / "il", target_is_directory=True)
         linked = IrreducibleLossStore.load(tmp_path / "link")
-        assert same(linked, in_memory)
+        assert same(linked, score_in_memory)
         content = pickle.dumps(linked)
-        assert same(pickle.loads(content), in_memory)
+        assert same(pickle.loads(content), score_in_memory)
         linked.save(tmp_path / "link", mapped=True)
         assert (tmp_path / "link").is_symlink()
         remade(tmp_path / "other")
@@ -200,9 +202,9 @@ class TestFiles:
 
 class TestSelecting:
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_selects_what_the_same_store_in_memory_selects(self, store, in_memory, workers):
+    def test_selects_what_the_same_store_in_memory_selects(self, store, score_in_memory, workers):
         steps = []
-        for each in (in_memory, store, pickle.loads(pickle.dumps(store))):
+        for each in (score_in_memory, store, pickle.loads(pickle.dumps(store))):
             generator = torch.Generator().manual_seed(1)
             loader = DataLoader(make_data(N), batch_size=4, shuffle=True, generator=generator, num_workers=workers)
             selector = RhoLossSelector(loader, make_net(0), each, keep=0.2)

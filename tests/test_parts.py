@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from rholoss import IndexedBatches, IrreducibleLossStore, Part, RhoLossSelector, build_selector, cross_fit, split
-from rholoss.parts import in_common, labels_of, mixed, origin
+from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector, build_selector, cross_fit, split
+from rholoss.data.subset import in_common, labels_of, origin, stratified_order
 
 
 class TestSplit:
@@ -64,7 +64,7 @@ class TestSplit:
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_of_a_part_keeps_the_indices_of_the_dataset(self):
-        parts = split(Part(list("abcdefghij"), [9, 7, 5, 3, 1]), holdout=2, validation=1)
+        parts = split(IndexedSubset(list("abcdefghij"), [9, 7, 5, 3, 1]), holdout=2, validation=1)
         assert sorted(index for part in parts for index in part.indices.tolist()) == [1, 3, 5, 7, 9]
         assert all(part.dataset == list("abcdefghij") for part in parts)
 
@@ -97,11 +97,11 @@ class TestPart:
     )
     def test_that_makes_no_sense_is_refused(self, indices, error, message):
         with pytest.raises(error, match=message):
-            Part(range(5), indices)
+            IndexedSubset(range(5), indices)
 
     def test_may_be_empty_and_survives_pickle_and_deepcopy(self):
-        assert len(Part(range(5), [])) == 0
-        for twin in (pickle.loads(pickle.dumps(Part("abc", [2, 0]))), copy.deepcopy(Part("abc", [2, 0]))):
+        assert len(IndexedSubset(range(5), [])) == 0
+        for twin in (pickle.loads(pickle.dumps(IndexedSubset("abc", [2, 0]))), copy.deepcopy(IndexedSubset("abc", [2, 0]))):
             assert list(twin) == ["c", "a"]
 
     def test_reads_many_at_once_where_the_dataset_can(self):
@@ -113,14 +113,14 @@ class TestPart:
                 return [self[index] for index in indices]
 
         data = Many(torch.arange(10))
-        assert [int(x) for (x,) in Part(data, [8, 2, 4]).__getitems__([2, 0])] == [4, 8]
+        assert [int(x) for (x,) in IndexedSubset(data, [8, 2, 4]).__getitems__([2, 0])] == [4, 8]
         assert data.asked == [4, 8]
 
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("options", [{"keep": 1}, {"keep": 0.5}])
     def test_examples_come_with_the_indices_that_they_have_in_the_dataset(self, workers, options):
         data = TensorDataset(torch.arange(100))
-        part = Part(Part(data, range(10, 90)), range(0, 80, 3))
+        part = IndexedSubset(IndexedSubset(data, range(10, 90)), range(0, 80, 3))
         selector = build_selector("uniform", DataLoader(part, batch_size=4, shuffle=True, num_workers=workers), **options)
         drawn = []
         for (x,) in selector:
@@ -140,7 +140,7 @@ class TestPart:
     def test_a_store_of_a_part_knows_its_examples_by_their_indices(self):
         data, model = make_data(60), make_net(0)
         whole = IrreducibleLossStore.from_model(model, data)
-        part = Part(data, range(5, 60, 4))
+        part = IndexedSubset(data, range(5, 60, 4))
         store = IrreducibleLossStore.from_model(model, part)
         assert store.ids.tolist() == list(range(5, 60, 4))
         torch.testing.assert_close(store.losses, whole[part.indices])
@@ -150,7 +150,7 @@ class TestPart:
 
     def test_selection_via_proxy_keeps_to_a_part(self):
         data = make_data(80)
-        part = Part(data, range(0, 80, 2))
+        part = IndexedSubset(data, range(0, 80, 2))
         selector = build_selector("selection_via_proxy", DataLoader(part, batch_size=5), proxy=make_net(0), keep=0.5)
         drawn = [index for _ in selector for index in selector.last.index.tolist()]
         assert len(drawn) == 20
@@ -158,7 +158,7 @@ class TestPart:
 
     def test_resumes_in_mid_epoch(self):
         def build():
-            part = Part(TensorDataset(torch.arange(60)), range(20, 60))
+            part = IndexedSubset(TensorDataset(torch.arange(60)), range(20, 60))
             loader = DataLoader(part, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0))
             return build_selector("uniform", loader, keep=0.5)
 
@@ -189,8 +189,8 @@ class TestLabels:
         for dataset in (data, Targets("abc"), Columns("abc")):
             assert labels_of(dataset).tolist() == [3, 1, 2]
             assert labels_of(Subset(dataset, [2, 0])).tolist() == [2, 3]
-            assert labels_of(Part(dataset, [1])).tolist() == [1]
-        assert labels_of(ConcatDataset([data, Part(data, [1])])).tolist() == [3, 1, 2, 1]
+            assert labels_of(IndexedSubset(dataset, [1])).tolist() == [1]
+        assert labels_of(ConcatDataset([data, IndexedSubset(data, [1])])).tolist() == [3, 1, 2, 1]
 
     def test_that_are_none_are_none(self):
         class Odd(list):
@@ -205,7 +205,7 @@ class TestLabels:
 
 def test_mixing_spreads_every_label_evenly():
     labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
-    order = mixed(100, labels, seed=0).numpy()
+    order = stratified_order(100, labels, seed=0).numpy()
     for size in (10, 25, 50):
         counts = np.bincount(labels[order[:size]], minlength=3)
         assert np.abs(counts - size * np.array([0.6, 0.3, 0.1])).max() <= 1
@@ -213,15 +213,15 @@ def test_mixing_spreads_every_label_evenly():
 
 def test_what_parts_have_in_common_is_found_through_parts_of_parts():
     data, other = list(range(20)), list(range(20))
-    one, two = Part(Part(data, range(10)), [0, 1, 2, 3]), Subset(Subset(data, range(2, 20)), [0, 1, 9])
+    one, two = IndexedSubset(IndexedSubset(data, range(10)), [0, 1, 2, 3]), Subset(Subset(data, range(2, 20)), [0, 1, 9])
     assert origin(two)[1].tolist() == [2, 3, 11]
     assert in_common(one, two) == 2
     assert in_common(data, two) == 3
-    assert in_common(Part(other, range(20)), two) == 0
+    assert in_common(IndexedSubset(other, range(20)), two) == 0
 
 
 def test_a_door_says_its_own_indices_even_over_a_part():
-    part = Part(TensorDataset(torch.arange(100, 110)), [5, 7])
+    part = IndexedSubset(TensorDataset(torch.arange(100, 110)), [5, 7])
     door = IndexedBatches(DataLoader(part, batch_size=1), index=0)
     assert [int(indexed.index) for indexed in door] == [105, 107]
 

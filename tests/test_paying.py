@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, fast_rho_loss, split
 from rholoss.presets import small_network, up_and_down
-from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, UniformSelector, WhileItPaysSelector
+from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, UniformSelector
 from rholoss.testing import check_selector
+from rholoss.wrappers import PayoffGatedSelector
 
 N = 640
 
@@ -49,7 +50,7 @@ class Fixed(Selector):
 class Loaded(UniformSelector):
     """Chance that sees the batch."""
 
-    by_index_alone = False
+    scores_by_index = False
 
 
 def with_wrong_labels(data, share):
@@ -83,7 +84,7 @@ class TestWhileItPays:
         method = Fixed(loader, model, table=table, keep=0.25)
         if load_all:
             options["otherwise"] = Loaded(loader, model, keep=0.25)
-        return WhileItPaysSelector(loader, model, method, validation, keep=0.25, **options)
+        return PayoffGatedSelector(loader, model, method, validation, keep=0.25, **options)
 
     def test_right_labels_pay_among_wrong_ones_and_wrong_ones_do_not(self, data, validation):
         noisy, wrong = with_wrong_labels(data, 0.5)
@@ -126,7 +127,7 @@ class TestWhileItPays:
             self._next *= 2
             self._worth.clear()
 
-        monkeypatch.setattr(WhileItPaysSelector, "_decide", decide)
+        monkeypatch.setattr(PayoffGatedSelector, "_decide", decide)
         selector = self.make(data, validation, table, load_all=True, every=4, batches=2)
         chosen = []
         for _ in selector:
@@ -177,7 +178,7 @@ class TestWhileItPays:
     def test_counts_what_the_method_costs(self, data, validation, monkeypatch, scores, expected):
         seen = []
         count = lambda keep, scoring: seen.append((keep, scoring)) or 1e9  # noqa: E731
-        monkeypatch.setattr("rholoss.selectors.while_it_pays.break_even", count)
+        monkeypatch.setattr("rholoss.wrappers.payoff_gate.break_even", count)
         loader = DataLoader(data, batch_size=8)
         model = make_net(0)
         store = IrreducibleLossStore(torch.zeros(N))
@@ -185,7 +186,7 @@ class TestWhileItPays:
             method = RhoLossSelector(loader, model, store, keep=0.25)
         else:
             method = ProxyRhoLossSelector(loader, model, store, make_net(1), keep=0.25)
-        selector = WhileItPaysSelector(loader, model, method, validation, every=1, batches=2, keep=0.25)
+        selector = PayoffGatedSelector(loader, model, method, validation, every=1, batches=2, keep=0.25)
         for _ in selector:
             pass
         assert seen[0] == (0.25, float(scores))
@@ -208,8 +209,8 @@ class TestWhileItPays:
 
     def test_measuring_changes_no_choice(self, data, validation, monkeypatch):
         """The examples drawn at random are the same whether the method is measured in between or not."""
-        monkeypatch.setattr(WhileItPaysSelector, "_shorten", lambda self, drawn: drawn)
-        monkeypatch.setattr("rholoss.selectors.while_it_pays.clearly_above", lambda values, others: False)
+        monkeypatch.setattr(PayoffGatedSelector, "_prefilter", lambda self, index, step: None)
+        monkeypatch.setattr("rholoss.wrappers.payoff_gate.clearly_above", lambda values, others: False)
         often, never = (
             self.make(data, validation, torch.rand(N), load_all=True, every=every, batches=2, cost=1e9) for every in (1, 1000)
         )
@@ -258,7 +259,7 @@ class TestWhileItPays:
         method = ProxyRhoLossSelector(
             loader, model, IrreducibleLossStore(torch.zeros(N)), proxy, proxy_optimizer=optimizer, keep=0.25
         )
-        selector = WhileItPaysSelector(loader, model, method, validation, every=1000, keep=0.25)
+        selector = PayoffGatedSelector(loader, model, method, validation, every=1000, keep=0.25)
         next(iter(selector))
         assert not torch.equal(proxy[0].weight, before)
 
@@ -269,7 +270,7 @@ class TestWhileItPays:
         store = IrreducibleLossStore(torch.arange(N) % 2 * 5.0)
         method = Fixed(loader, model, table=torch.zeros(N), keep=0.1)
         otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=1.0, keep=0.1)
-        selector = WhileItPaysSelector(
+        selector = PayoffGatedSelector(
             loader, model, method, validation, otherwise=otherwise, every=20, batches=2, cost=1e9, keep=0.1
         )
         selector.decides = otherwise
@@ -290,7 +291,7 @@ class TestWhileItPays:
         loader = DataLoader(data, batch_size=8)
         model = make_net(0)
         method = Fixed(loader, model, table=torch.zeros(N), keep=0.1)
-        selector = WhileItPaysSelector(loader, model, method, validation, every=10**6, keep=0.1)
+        selector = PayoffGatedSelector(loader, model, method, validation, every=10**6, keep=0.1)
         selector.decides = selector.chance
         epochs = [tuple(i for _ in selector for i in selector.last.index.tolist()) for _ in range(4)]
         assert len(set(epochs)) == 4
@@ -300,7 +301,7 @@ class TestWhileItPays:
         store, model = IrreducibleLossStore(torch.zeros(N)), make_net(0)
         otherwise = ProxyRhoLossSelector(loader, None, store, make_net(1), keep=0.25)
         method = RhoLossSelector(loader, model, store, keep=0.25)
-        selector = WhileItPaysSelector(loader, model, method, validation, otherwise=otherwise, keep=0.25)
+        selector = PayoffGatedSelector(loader, model, method, validation, otherwise=otherwise, keep=0.25)
         next(iter(selector))
         assert len(selector.last.candidate_index) == 32
 
@@ -314,7 +315,7 @@ class TestWhileItPays:
         def build(loader, model, *, store, keep, forward=None, **options):
             method = RhoLossSelector(loader, model, store, keep=keep, forward=forward, **options)
             batches = [loader.collate_fn([loader.dataset[i] for i in range(k, k + 12)]) for k in (0, 12, 24)]
-            return WhileItPaysSelector(loader, model, method, batches, every=2, batches=2, keep=keep, forward=forward, **options)
+            return PayoffGatedSelector(loader, model, method, batches, every=2, batches=2, keep=keep, forward=forward, **options)
 
         check_selector(build)
 
@@ -359,7 +360,7 @@ class TestFastPreset:
         model = make_net(0)
         loader = DataLoader(training, batch_size=8, drop_last=True)
         selector = fast_rho_loss(loader, model, holdout, held, keep=0.2)
-        assert isinstance(selector, WhileItPaysSelector)
+        assert isinstance(selector, PayoffGatedSelector)
         for _, y in selector:
             assert len(y) == 8
         assert selector.cost().scored == 0

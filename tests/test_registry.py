@@ -6,7 +6,8 @@ from conftest import make_data, make_net
 from torch.utils.data import DataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, register, registry, selector_names
-from rholoss.selectors import StaleSelector, SwitchSelector, UniformSelector
+from rholoss.selectors import UniformSelector
+from rholoss.wrappers import StaleSelector, SwitchSelector
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_an_ingredient_that_a_method_does_not_take_is_left_out(loader):
 
 
 def test_an_option_that_does_not_exist_is_an_error(loader):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'kep'"):
+    with pytest.raises(TypeError, match="UniformSelector got an unexpected option kep=; did you mean keep=\\?"):
         build_selector("uniform", loader, kep=0.1)
 
 

@@ -13,22 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rholoss import IrreducibleLossStore, Part, summary
-from rholoss.report import report_on
-from rholoss.tally import Tally
-from rholoss.verdict import (
-    ALIKE,
-    CLEAN,
-    CLEANER,
-    DIRTY,
-    FEW,
-    KNOWS_NOTHING,
-    SURER,
-    UNSTABLE,
-    WEAKER,
-    Indicators,
-    judge,
-)
+from rholoss import IndexedSubset, IrreducibleLossStore
+from rholoss.report import statistics
+from rholoss.report.report import report_on
+from rholoss.report.verdict import ALIKE, CLEAN, CLEANER, DIRTY, FEW, KNOWS_NOTHING, SURER, UNSTABLE, WEAKER, Indicators, judge
+from rholoss.store.metadata import CalibrationCounts
 
 NAN = float("nan")
 GUESS = math.log(4)
@@ -36,10 +25,10 @@ GUESS = math.log(4)
 
 def tallied(bins=(), halves=None, classes=4):
     """Metadata with a tally of predictions: (confidence, right) each."""
-    tally = Tally(classes, halves=halves)
+    tally = CalibrationCounts(classes, halves=halves)
     if bins:
         tally.count(np.array([sure for sure, _ in bins]), np.array([float(right) for _, right in bins]))
-    return {"tally": tally.state()}
+    return {"calibration": tally}
 
 
 class TestDistribution:
@@ -87,14 +76,14 @@ class TestDistribution:
         losses[::13] = NAN
         labels = torch.randint(5, (1000,), generator=generator)
         whole = IrreducibleLossStore(losses).report(labels, top=30)
-        monkeypatch.setattr(summary, "CHUNK", 17)
+        monkeypatch.setattr(statistics, "CHUNK", 17)
         parts = IrreducibleLossStore(losses).report(labels, top=30)
         assert parts.mean == pytest.approx(whole.mean)
         assert dataclasses.replace(parts, mean=whole.mean) == whole
 
     def test_of_a_larger_store_some_examples_drawn_evenly_are_sorted(self, monkeypatch):
-        monkeypatch.setattr(summary, "SAMPLE", 500)
-        rows = summary.sampled_rows(10_000)
+        monkeypatch.setattr(statistics, "SAMPLE", 500)
+        rows = statistics.sampled_rows(10_000)
         assert len(rows.unique()) == 500
         assert torch.equal(rows // 20, torch.arange(500))
         report = IrreducibleLossStore(torch.arange(10_000) / 1000).report(torch.arange(10_000) % 2)
@@ -112,10 +101,10 @@ class TestDistribution:
         assert mapped.is_mapped
         np.save(tmp_path / "labels.npy", labels)
         assert mapped.report(np.load(tmp_path / "labels.npy", mmap_mode="r")) == store.report(labels)
-        monkeypatch.setattr(summary, "CHUNK", 100)
-        monkeypatch.setattr(summary, "SAMPLE", 300)
+        monkeypatch.setattr(statistics, "CHUNK", 100)
+        monkeypatch.setattr(statistics, "SAMPLE", 300)
         most = [0]
-        monkeypatch.setattr(summary, "known_of", lambda store, rows, known_of=summary.known_of: read(store, rows, known_of))
+        monkeypatch.setattr(statistics, "known_of", lambda store, rows, known_of=statistics.known_of: read(store, rows, known_of))
 
         def read(store, rows, known_of):
             most[0] = max(most[0], len(rows))
@@ -167,7 +156,7 @@ class TestByClass:
         assert max(map(len, str(report.report(top=30)).splitlines())) <= 100
 
     @pytest.mark.parametrize(
-        "wrap", [lambda d: d, lambda d: DataLoader(d, batch_size=7, shuffle=True), lambda d: Part(d, [3, 1])]
+        "wrap", [lambda d: d, lambda d: DataLoader(d, batch_size=7, shuffle=True), lambda d: IndexedSubset(d, [3, 1])]
     )
     def test_a_dataset_a_loader_and_a_part_show_their_labels(self, wrap):
         data = make_data(60)
@@ -308,7 +297,7 @@ class TestCorrelation:
 
         sides = [[float(pair[i]) for pair in pairs] for i in (0, 1)]
         x, y = (np.array([rank(value, side) for value in side]) for side in sides)
-        found = summary.spearman(*sides)
+        found = statistics.spearman(*sides)
         if x.std() == 0 or y.std() == 0:
             assert found is None
         else:
@@ -319,7 +308,7 @@ class TestCorrelation:
 
     @pytest.mark.parametrize("pairs", [[], [(1.0, 2.0)]])
     def test_fewer_than_two_pairs_have_none(self, pairs):
-        assert summary.spearman([x for x, _ in pairs], [y for _, y in pairs]) is None
+        assert statistics.spearman([x for x, _ in pairs], [y for _, y in pairs]) is None
 
 
 SOUND = Indicators(

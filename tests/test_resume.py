@@ -563,9 +563,9 @@ def test_an_iteration_that_was_given_up_does_not_move_the_one_in_progress():
     next(in_progress)
     state = selector.state_dict()
     next(given_up)
-    assert selector.state_dict()["source"]["position"] == state["source"]["position"] == 1
+    assert selector.state_dict()["loader"]["position"] == state["loader"]["position"] == 1
     given_up.close()
-    assert selector.state_dict()["source"]["position"] == 1
+    assert selector.state_dict()["loader"]["position"] == 1
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["deepcopy", "pickle"])

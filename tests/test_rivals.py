@@ -7,7 +7,7 @@ import torch
 from conftest import CLASSES, make_data, make_net
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
-from rholoss import IndexedBatches, build_selector, rivals, split
+from rholoss import IndexedBatches, build_selector, functional, split
 from rholoss.selectors import JestSelector
 from rholoss.testing import check_selector
 
@@ -97,6 +97,7 @@ class TestInfoBatch:
             drawn |= dict(zip(last.index.tolist(), weights.tolist(), strict=True))
             losses = last.index.float().requires_grad_()
             mean = selector.mean_loss(losses)
+            selector.record_losses(losses)
             mean.backward()
             torch.testing.assert_close(losses.grad, weights / len(weights))
             if step == steps:
@@ -130,7 +131,7 @@ class TestInfoBatch:
         losses, uniform = torch.rand(30, generator=generator), torch.rand(30, generator=generator)
         losses[7] = torch.nan
         known = [loss for i, loss in enumerate(losses.tolist()) if i != 7]
-        kept, weights = rivals.infobatch_part(losses, 0.7, uniform)
+        kept, weights = functional.infobatch_part(losses, 0.7, uniform)
         for i, (loss, u) in enumerate(zip(losses.tolist(), uniform.tolist(), strict=True)):
             low = i != 7 and loss < sum(known) / len(known)
             assert bool(kept[i]) == (not low or u < 0.7)
@@ -140,7 +141,7 @@ class TestInfoBatch:
         generator = torch.Generator().manual_seed(0)
         losses, sums = torch.rand(50, generator=generator), []
         for _ in range(2000):
-            kept, weights = rivals.infobatch_part(losses, 0.3, torch.rand(50, generator=generator))
+            kept, weights = functional.infobatch_part(losses, 0.3, torch.rand(50, generator=generator))
             sums.append((losses * weights)[kept].sum())
         assert abs(torch.stack(sums).mean() - losses.sum()) < 4 * torch.stack(sums).std() / 2000**0.5
 
@@ -160,7 +161,7 @@ class TestInfoBatch:
             for (x, _), (plain_x, _) in zip(selector, plain, strict=True):
                 assert torch.equal(x, plain_x)
                 assert selector.last.weights is None
-                selector.mean_loss(selector.last.index.float())
+                selector.record_losses(selector.last.index.float())
 
     def test_without_reported_losses_nothing_is_left_out(self):
         selector = self.build()
@@ -174,7 +175,7 @@ class TestInfoBatch:
         for _ in range(4):
             for _ in selector:
                 chosen.append((selector.last.index.tolist(), selector.last.weights))
-                selector.mean_loss(selector.last.index.float())
+                selector.record_losses(selector.last.index.float())
                 if len(chosen) == at:
                     state = copy.deepcopy(selector.state_dict())
         resumed, again = self.build(loader=loader), []
@@ -182,7 +183,7 @@ class TestInfoBatch:
         while resumed.epoch < 3 or len(again) < len(chosen) - at:
             for _ in resumed:
                 again.append((resumed.last.index.tolist(), resumed.last.weights))
-                resumed.mean_loss(resumed.last.index.float())
+                resumed.record_losses(resumed.last.index.float())
         assert [index for index, _ in again] == [index for index, _ in chosen[at:]]
         assert str(again) == str(chosen[at:])
 
@@ -202,7 +203,7 @@ class TestInfoBatch:
         with pytest.raises(ValueError, match="it is of 40 examples, got a dataset of 30"):
             other.load_state_dict(state)
         batches = IndexedBatches([(torch.arange(4), torch.zeros(4))])
-        with pytest.raises(TypeError, match="InfoBatchSelector draws from a part.*got IndexedBatches"):
+        with pytest.raises(TypeError, match="InfoBatchSelector draws from a subset.*got IndexedBatches"):
             build_selector("infobatch", batches, batch_size=2)
 
     def test_of_a_part_of_a_dataset_what_counts_is_the_index_in_the_whole(self):
@@ -244,7 +245,7 @@ class TestKakurenbo:
         drawn = []
         for batch in selector:
             drawn += selector.last.index.tolist()
-            selector.mean_loss(selector.model.losses.detach()[batch])
+            selector.record_losses(selector.model.losses.detach()[batch])
             with torch.no_grad():
                 selector.model.losses += change
         return drawn
@@ -288,9 +289,9 @@ class TestKakurenbo:
 
     def test_the_pure_function_trains_on_what_is_not_known(self):
         losses = torch.tensor([0.2, torch.nan, 0.1, torch.inf, 0.3, -torch.inf])
-        assert rivals.kakurenbo_part(losses, 1.0, 0.2).tolist() == [False, True, False, True, True, False]
-        assert rivals.kakurenbo_part(losses, 2 / 6, 9.0).tolist() == [True, True, False, True, True, False]
-        assert rivals.kakurenbo_part(losses, 0.0, 9.0).all()
+        assert functional.kakurenbo_part(losses, 1.0, 0.2).tolist() == [False, True, False, True, True, False]
+        assert functional.kakurenbo_part(losses, 2 / 6, 9.0).tolist() == [True, True, False, True, True, False]
+        assert functional.kakurenbo_part(losses, 0.0, 9.0).all()
 
     def test_fewer_are_hidden_stage_by_stage(self):
         selector = self.build(stages=(2, 3, 5))
@@ -343,7 +344,7 @@ class TestKakurenbo:
         )
         for _ in range(3):
             for batch in selector:
-                selector.mean_loss(batch["which"].float())
+                selector.record_losses(batch["which"].float())
         assert [len(chunk) for chunk in selector.model.passes] == [5, 5, 2]
 
     def test_the_hidden_are_scored_in_the_dtype_for_scoring_and_with_another_augmentation_in_each_epoch(self):
@@ -361,7 +362,7 @@ class TestKakurenbo:
         selector = self.build(loader={"dataset": Augmented(range(self.N))}, forward=forward, dtype=torch.bfloat16)
         for _ in range(4):
             for index, _ in selector:
-                selector.mean_loss(index.float())
+                selector.record_losses(index.float())
         assert len(set(noise)) == len(noise) == 24
         assert dtypes == {torch.bfloat16}
 
@@ -372,7 +373,7 @@ class TestKakurenbo:
                 return super().__getitem__(index)
 
         selector, blind = (self.build(loader={"dataset": Drawing(range(self.N)), "generator": None}) for _ in range(2))
-        blind._score_hidden = lambda: None  # their losses stay as they are anyway
+        blind._score_hidden = lambda epoch: None  # their losses stay as they are anyway
         runs = []
         for each in (selector, blind):
             torch.manual_seed(3)
@@ -393,7 +394,7 @@ class TestKakurenbo:
             while selector.epoch < 3:
                 for batch in selector:
                     chosen.append((selector.last.index.tolist(), selector.learning_rate_scale))
-                    selector.mean_loss(selector.model.losses.detach()[batch])
+                    selector.record_losses(selector.model.losses.detach()[batch])
                     with torch.no_grad():
                         selector.model.losses[batch] += 13.0
                     save(len(chosen))
@@ -458,7 +459,7 @@ class TestRepeatedRandomSubset:
 
 class TestJest:
     def build(
-        self, loader, model, chunks=3, pair_losses=lambda model, outputs: rivals.sigmoid_pair_losses(outputs, outputs), **o
+        self, loader, model, chunks=3, pair_losses=lambda model, outputs: functional.sigmoid_pair_losses(outputs, outputs), **o
     ):
         return JestSelector(loader, model, make_net(1), pair_losses=pair_losses, chunks=chunks, **o)
 
@@ -476,8 +477,8 @@ class TestJest:
         scores[0, 2] = 25.0
         for seed in range(20):
             uniform = torch.rand(3, 6, generator=torch.Generator().manual_seed(seed))
-            assert rivals.jest_choice(scores, 3, 3, uniform).tolist() == [0, 2, 4]
-        assert rivals.jest_choice(scores, 6, 2, uniform).tolist() == list(range(6))
+            assert functional.jest_choice(scores, 3, 3, uniform).tolist() == [0, 2, 4]
+        assert functional.jest_choice(scores, 6, 2, uniform).tolist() == list(range(6))
 
     def test_what_makes_no_sense_is_refused(self):
         loader = DataLoader(make_data(40), batch_size=4)

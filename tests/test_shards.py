@@ -17,7 +17,9 @@ from shard_runs import content
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rholoss import IndexedBatches, IrreducibleLossStore, making, storefile
+from rholoss import IndexedBatches, IrreducibleLossStore
+from rholoss.irreducible import scoring_job
+from rholoss.store import serialization
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
 RUNS = Path(__file__).with_name("shard_runs.py")
@@ -34,8 +36,8 @@ def runs(folder, *commands):
 @pytest.fixture
 def short(monkeypatch):
     """Stretches of 8 examples."""
-    monkeypatch.setattr(making, "STRETCH", 8)
-    monkeypatch.setattr(making, "PIECES", 1)
+    monkeypatch.setattr(scoring_job, "CHUNK", 8)
+    monkeypatch.setattr(scoring_job, "PIECES", 1)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
 
 
@@ -88,7 +90,7 @@ def test_a_share_without_a_stretch_is_done_at_once(tmp_path, short, net):
 def killed_after(k, path, *args, **options):
     """Score until k stretches are written."""
     with pytest.MonkeyPatch.context() as patch:
-        score, left = making.Making.score, list(range(k))
+        score, left = scoring_job.ScoringJob.score, list(range(k))
 
         def stopping(self, rows):
             if not left:
@@ -96,7 +98,7 @@ def killed_after(k, path, *args, **options):
             left.pop()
             return score(self, rows)
 
-        patch.setattr(making.Making, "score", stopping)
+        patch.setattr(scoring_job.ScoringJob, "score", stopping)
         with pytest.raises(KeyboardInterrupt):
             IrreducibleLossStore.from_model(*args, path=path, **options)
 
@@ -163,7 +165,7 @@ class TestForeign:
 
     def test_the_finished_store_is_read_and_not_made_anew(self, tmp_path, short, net, data, monkeypatch):
         IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")
-        monkeypatch.setattr(making.Making, "score", None)
+        monkeypatch.setattr(scoring_job.ScoringJob, "score", None)
         assert len(IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")) == 100
 
     def test_stretches_of_another_scoring_that_began_at_the_same_moment_are_scored_anew(self, tmp_path, short):
@@ -231,7 +233,7 @@ class TestDamaged:
 class TestFullDisk:
     @pytest.mark.parametrize("mapped", [False, True])
     def test_is_an_os_error_and_the_run_goes_on_when_there_is_room(self, tmp_path, monkeypatch, mapped):
-        monkeypatch.setattr(making, "PIECES", 1)
+        monkeypatch.setattr(scoring_job, "PIECES", 1)
         args = (make_net(0), make_data(3000))
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -270,8 +272,8 @@ class TestFullDisk:
 
                 return failing
 
-            monkeypatch.setattr(storefile.os, "replace", failing(replace))
-            monkeypatch.setattr(storefile.os, "fsync", failing(sync))
+            monkeypatch.setattr(serialization.os, "replace", failing(replace))
+            monkeypatch.setattr(serialization.os, "fsync", failing(sync))
             try:
                 IrreducibleLossStore([1.5, 0.25], ids=[3, 5]).save(path, mapped=True)
             except OSError:
@@ -308,7 +310,7 @@ class TestWhere:
         store = IrreducibleLossStore.from_model(net, batches, path=tmp_path / "il")
         assert store.ids.tolist() == list(range(5, 45))
         with pytest.raises(TypeError, match="only the examples of a map-style dataset can be scored in shares"):
-            next(iter(making.Making(net, batches).sweep._source(range(3))))
+            scoring_job.ScoringJob(net, batches).scorer.batches(range(3))
 
     def test_a_process_that_is_none_of_them_is_refused(self, tmp_path, net, data):
         with pytest.raises(ValueError, match=r"process must be from 0 to processes - 1, got process=2 of processes=2"):

@@ -298,7 +298,7 @@ def test_the_batches_of_a_stream_are_the_candidates_where_a_batch_size_is_said(n
 def test_a_generator_of_batches_is_taken_once_and_its_second_epoch_is_an_error_rather_than_empty():
     selector = uniform(IndexedBatches(pair for pair in pairs(5, 6)), batch_size=2)
     assert sizes(selector) == [2, 2]
-    with pytest.raises(ValueError, match="nothing to iterate: pass batches that can be iterated anew"):
+    with pytest.raises(ValueError, match="nothing to iterate: pass batches that can be iterated again"):
         sizes(selector)
 
 

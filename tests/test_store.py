@@ -70,7 +70,7 @@ class TestLookUp:
         store = IrreducibleLossStore([0.5, 0.25], ids=[9, 4], meta={"data": "toy"})
         for twin in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
             assert twin[torch.tensor([4, 9])].tolist() == [0.25, 0.5]
-            assert twin.meta == {"data": "toy"}
+            assert twin.meta.data == "toy"
 
     def test_moving_to_its_own_device_is_free(self):
         store = IrreducibleLossStore([0.5])
@@ -265,7 +265,7 @@ class TestFile:
         assert torch.equal(loaded.losses.view(torch.int32), store.losses.view(torch.int32))
         assert (loaded.ids is None) == (store.ids is None)
         assert loaded.ids is None or torch.equal(loaded.ids, store.ids)
-        assert loaded.meta == {"a": 1}
+        assert loaded.meta.extra == {"a": 1}
 
     def test_keeps_the_name_it_was_given(self, tmp_path):
         IrreducibleLossStore([0.5]).save(tmp_path / "losses.v1")
@@ -417,10 +417,10 @@ def test_a_store_shows_what_it_holds():
 
 def test_the_store_remembers_what_made_it(data):
     meta = IrreducibleLossStore.from_model(make_net(0), data).meta
-    assert [model["class"] for model in meta["models"]] == ["Sequential"]
-    assert meta["models"][0]["parameters"] == sum(parameter.numel() for parameter in make_net(0).parameters())
-    assert (meta["loss"], meta["views"], meta["data"]["length"]) == ("default_loss", 1, 100)
-    assert set(meta["versions"]) == {"rholoss", "torch", "numpy"}
+    assert [model["class"] for model in meta.models] == ["Sequential"]
+    assert meta.models[0]["parameters"] == sum(parameter.numel() for parameter in make_net(0).parameters())
+    assert (meta.loss, meta.views, meta.data["length"]) == ("default_loss", 1, 100)
+    assert set(meta.versions) == {"rholoss", "torch", "numpy"}
 
 
 def test_scores_with_the_store_are_loss_minus_irreducible_loss():

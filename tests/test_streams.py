@@ -186,9 +186,7 @@ def test_short_batches_that_no_end_explains_are_an_error():
 
 def test_an_example_that_the_store_does_not_know_is_named():
     store = store_of(door(Stream(range(N - 2))))
-    with pytest.raises(
-        ValueError, match=r"2 of 16 examples have no finite .*: indices shelf/062, shelf/063\. .*growing_rho_loss"
-    ):
+    with pytest.raises(ValueError, match=r"2 of 16 examples have no finite .*: indices shelf/062, shelf/063\. .*lazy_rho_loss"):
         list(rho_loss(door(), store))
     with pytest.raises(ValueError, match=r"indices 1062, 1063\."):
         list(rho_loss(door(index="id"), store_of(door(Stream(range(N - 2)), index="id"))))
@@ -206,7 +204,7 @@ def test_what_the_store_of_a_growing_stream_lacks_is_scored_as_it_comes(mapped, 
         return forward(model, batch)
 
     selector = build_selector(
-        "growing_rho_loss", door(), MODEL, store=IrreducibleLossStore.load(tmp_path / "il"), irreducible_model=IL_MODEL,
+        "lazy_rho_loss", door(), MODEL, store=IrreducibleLossStore.load(tmp_path / "il"), irreducible_model=IL_MODEL,
         batch_size=N_SELECTED, forward=counting,
     )  # fmt: skip
     assert len(list(check_choice(selector, ROW_OF["name"]))) == N // N_B
@@ -219,7 +217,7 @@ def test_nothing_is_scored_again_where_the_store_knows_everything():
         raise AssertionError("the irreducible-loss model was run")
 
     selector = build_selector(
-        "growing_rho_loss", door(), MODEL, store=store_of(door()), irreducible_model=never, batch_size=4, forward=forward
+        "lazy_rho_loss", door(), MODEL, store=store_of(door()), irreducible_model=never, batch_size=4, forward=forward
     )
     assert len(list(selector)) == N // N_B
     assert selector.last.notes["unknown"] == 0
@@ -230,7 +228,7 @@ def test_a_dataset_read_by_index_may_grow_too():
     store, loader = IrreducibleLossStore(LOSSES[known], ids=known), DataLoader(data, batch_size=N_B)
     with pytest.raises(ValueError, match="32 of 64 examples have no finite irreducible loss"):
         RhoLossSelector(loader, MODEL, store, batch_size=N_SELECTED)
-    selector = build_selector("growing_rho_loss", loader, MODEL, store=store, irreducible_model=IL_MODEL, batch_size=N_SELECTED)
+    selector = build_selector("lazy_rho_loss", loader, MODEL, store=store, irreducible_model=IL_MODEL, batch_size=N_SELECTED)
     assert len(list(check_choice(selector, int))) == N // N_B
 
 

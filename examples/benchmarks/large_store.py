@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from rholoss import IrreducibleLossStore, hash_ids
-from rholoss.storefile import write_mapped
+from rholoss.store.serialization import write_mapped
 
 PIECE = 1 << 20
 MEMORY = ("RssAnon", "RssFile")

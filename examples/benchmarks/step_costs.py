@@ -30,16 +30,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, cheaper, functional
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, forwards, functional
 from rholoss.batches import Rows, cut
 from rholoss.presets import small_network
-from rholoss.selectors import (
-    GatedUniformSelector,
-    ProxyRhoLossSelector,
-    ShortListRhoLossSelector,
-    UniformSelector,
-    WhileItPaysSelector,
-)
+from rholoss.selectors import GatedUniformSelector, PrefilteredRhoLossSelector, ProxyRhoLossSelector, UniformSelector
+from rholoss.wrappers import PayoffGatedSelector
 
 N, SHAPE, CLASSES, N_B, KEEP = 20_000, (1, 28, 28), 10, 32, 0.1
 Way = Callable[[int], float]  # steps -> seconds a step
@@ -102,13 +97,13 @@ class Bench:
 
     def fast(self, model: nn.Module, loader: Any, keep: float = KEEP, proxy: nn.Module | None = None) -> Selector:
         small = copy.deepcopy(proxy or self.small)
-        learns = small.head if isinstance(small, cheaper.ShallowExit) else small
+        learns = small.head if isinstance(small, forwards.ShallowExit) else small
         optimizer = torch.optim.AdamW(learns.parameters())
         return ProxyRhoLossSelector(loader, model, self.store, small, proxy_optimizer=optimizer, keep=keep, device="model")
 
     def shallow(self, model: nn.Module, loader: Any) -> Selector:
         head = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * 48, CLASSES)).to(self.device)
-        proxy = cheaper.ShallowExit(model[:2], head)  # type: ignore[index]
+        proxy = forwards.ShallowExit(model[:2], head)  # type: ignore[index]
         optimizer = torch.optim.AdamW(head.parameters())
         return ProxyRhoLossSelector(loader, model, self.store, proxy, proxy_optimizer=optimizer, keep=KEEP, device="model")
 
@@ -193,7 +188,7 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
         otherwise = GatedUniformSelector(loader, None, bench.store, keep=KEEP, device="model", **limit)
         method = bench.fast(model, loader)
         own = {"otherwise": otherwise, "keep": KEEP, "every": 10**9, "device": "model"}
-        selector = WhileItPaysSelector(loader, model, method, bench.validation, **own)
+        selector = PayoffGatedSelector(loader, model, method, bench.validation, **own)
         selector.decides = otherwise
         return selector
 
@@ -204,14 +199,14 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
         "keep=0.25": bench.training(lambda m, d: bench.rho(m, d, keep=0.25)),
         "keep=0.5": bench.training(lambda m, d: bench.rho(m, d, keep=0.5)),
         "dtype=torch.bfloat16": bench.training(lambda m, d: bench.rho(m, d, dtype=torch.bfloat16)),
-        "cheaper.lower_resolution(0.5)": bench.training(lambda m, d: bench.rho(m, d, forward=cheaper.lower_resolution(0.5))),
+        "forwards.lower_resolution(0.5)": bench.training(lambda m, d: bench.rho(m, d, forward=forwards.lower_resolution(0.5))),
         "plain, model in channels-last order": bench.training(lambda m, d: d, net=last),
-        "the same, cheaper.channels_last(), chunk_size=64": bench.training(
-            lambda m, d: bench.rho(m, d, forward=cheaper.channels_last(), chunk_size=64), net=last
+        "the same, forwards.channels_last(), chunk_size=64": bench.training(
+            lambda m, d: bench.rho(m, d, forward=forwards.channels_last(), chunk_size=64), net=last
         ),
-        "cheaper.ShallowExit, first convolution": bench.training(bench.shallow),
-        "short list of a quarter": bench.training(
-            lambda m, d: ShortListRhoLossSelector(d, m, bench.store, share=0.25, keep=KEEP, device="model")
+        "forwards.ShallowExit, first convolution": bench.training(bench.shallow),
+        "prefiltered to a quarter": bench.training(
+            lambda m, d: PrefilteredRhoLossSelector(d, m, bench.store, share=0.25, keep=KEEP, device="model")
         ),
         "fast preset: a small network scores": bench.training(bench.fast),
         "fast preset while it does not pay": bench.training(pays),
@@ -224,11 +219,11 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
 
 def compiled(bench: Bench, rounds: int, steps: int) -> Table:
     """A compiled forward pass; its compilation, half a minute, is not in the times."""
-    forward = cheaper.compiled()
+    forward = forwards.compiled()
     ways = {
         "plain": bench.training(lambda model, loader: loader),
         "RHO-LOSS, chunk_size=64": bench.training(lambda m, d: bench.rho(m, d, chunk_size=64)),
-        "the same, cheaper.compiled()": bench.training(lambda m, d: bench.rho(m, d, chunk_size=64, forward=forward)),
+        "the same, forwards.compiled()": bench.training(lambda m, d: bench.rho(m, d, chunk_size=64, forward=forward)),
     }
     return against(compare(ways, rounds, steps), "plain")
 
@@ -257,8 +252,8 @@ def loaders(bench: Bench, rounds: int, steps: int) -> Table:
         "plain": bench.training(lambda model, loader: loader, data=slow),
         "RHO-LOSS": bench.training(lambda m, d: bench.rho(m, d, chunk_size=64), data=slow),
         "fast preset": bench.training(bench.fast, data=slow),
-        "short list of a quarter": bench.training(
-            lambda m, d: ShortListRhoLossSelector(d, m, bench.store, share=0.25, keep=KEEP), data=slow
+        "prefiltered to a quarter": bench.training(
+            lambda m, d: PrefilteredRhoLossSelector(d, m, bench.store, share=0.25, keep=KEEP), data=slow
         ),
         "uniform below the gate": bench.training(
             lambda m, d: GatedUniformSelector(d, None, bench.store, keep=KEEP, **limit), data=slow

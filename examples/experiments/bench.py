@@ -20,7 +20,7 @@ from experiments.methods import build_method
 from experiments.references import Reference, make_reference
 from experiments.setups import Irreducible, Setup, described, located, row_id
 from experiments.tasks import Task, load_task, make_model
-from rholoss.models import describe
+from rholoss.irreducible.models import describe
 
 
 class Bench:

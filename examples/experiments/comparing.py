@@ -47,7 +47,7 @@ class Comparison:
         index = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed + 90_000))[:PROBES]
         self.batch = move(next(iter(DataLoader(Subset(task.train, index.tolist()), batch_size=PROBES))), device)
         self.n = len(index)
-        self.scorer = Scorer(None, None, "eval", None, None)
+        self.scorer = Scorer()
         self.losses = {"not learning along": fixed.store[index]} | {name: ref.store[index] for name, ref in references.items()}
         self.along = along
         names = [*self.losses, "loss alone", "irreducible loss alone"]

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rholoss.guest import derived_seed
+from rholoss.isolation import derived_seed
 
 Reading = Literal["wrong", "redrawn"]
 

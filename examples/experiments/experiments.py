@@ -181,7 +181,7 @@ def unscored(setup: Setup) -> dict[str, Setup]:
     """Without a forward pass, or with few of them."""
     return {
         "uniform below the gate": by(setup, "gated_uniform", max_irreducible_loss="guess"),
-        "RHO-LOSS, short list of a quarter": by(setup, "short_list_rho_loss", share=0.25),
+        "RHO-LOSS, prefiltered to a quarter": by(setup, "prefiltered_rho_loss", share=0.25),
     }
 
 
@@ -277,9 +277,9 @@ def paying(setup: Setup, steps: int, full: int, fast: int) -> dict[str, Setup]:
         "uniform, lr 3e-4": replace(plain(setup, steps), lr=3e-4),
         "uniform, lr 1e-3, cosine": replace(plain(setup, steps), schedule="cosine"),
         "RHO-LOSS, gate": by(replace(alone, steps=full), "rho_loss", **limit, **chunked),
-        "RHO-LOSS, while it pays": by(replace(alone, steps=fast), "while_it_pays", **chunked),
+        "RHO-LOSS, payoff-gated": by(replace(alone, steps=fast), "payoff_gated", **chunked),
         "by a small network": by(replace(setup, steps=fast), "proxy_rho_loss", **limit),
-        "by a small network, while it pays": by(replace(setup, steps=fast), "while_it_pays"),
+        "by a small network, payoff-gated": by(replace(setup, steps=fast), "payoff_gated"),
         "uniform below the gate": by(replace(alone, steps=fast), "gated_uniform", **limit),
     }
 
@@ -298,7 +298,7 @@ def wide(setup: Setup) -> dict[str, Setup]:
         "RHO-LOSS, gate, keep 0.25, bfloat16": by(replace(alone, steps=400), "rho_loss", dtype="bfloat16", **limit),
         "RHO-LOSS, gate, keep 0.1": by(replace(strict, steps=300), "rho_loss", **limit),
         "RHO-LOSS, gate, keep 0.1, bfloat16": by(replace(strict, steps=300), "rho_loss", dtype="bfloat16", **limit),
-        "RHO-LOSS, while it pays": by(replace(alone, steps=400), "while_it_pays", cost=WIDE_COST),
+        "RHO-LOSS, payoff-gated": by(replace(alone, steps=400), "payoff_gated", cost=WIDE_COST),
         "by a small network": by(replace(setup, steps=500), "proxy_rho_loss", **limit),
         "uniform below the gate": by(replace(alone, steps=800), "gated_uniform", **limit),
     }
@@ -311,9 +311,9 @@ def clean(setup: Setup) -> dict[str, Setup]:
         "uniform": replace(plain(setup, 1500), every=100),
         "RHO-LOSS, keep 0.25": rho(replace(alone, steps=850)),
         "RHO-LOSS, keep 0.1": rho(replace(alone, keep=0.1, steps=550)),
-        "RHO-LOSS, while it pays": by(replace(alone, steps=800), "while_it_pays", cost=WIDE_COST),
+        "RHO-LOSS, payoff-gated": by(replace(alone, steps=800), "payoff_gated", cost=WIDE_COST),
         "by a small network": by(replace(setup, every=50, steps=1100), "proxy_rho_loss"),
-        "by a small network, while it pays": by(replace(setup, every=50, steps=1000), "while_it_pays"),
+        "by a small network, payoff-gated": by(replace(setup, every=50, steps=1000), "payoff_gated"),
     }
 
 
@@ -347,7 +347,7 @@ def holdouts(setup: Setup) -> dict[str, Setup]:
 
 
 def approximations(setup: Setup) -> dict[str, Setup]:
-    """The irreducible-loss model learns along, as in the derivation; what is cheaper is compared with it as it goes."""
+    """The irreducible-loss model learns along, as in the derivation; what is forwards is compared with it as it goes."""
     compared = {"small irreducible-loss model": TINY, "fitted for one epoch": replace(LEAST, epochs=1)}
     along = by(replace(setup, irreducible_lr=setup.lr / 100, compared=compared), "online_rho_loss")
     return {

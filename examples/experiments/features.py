@@ -1,4 +1,4 @@
-"""Frozen features: a hundred times cheaper to train on than what they are made of. Made once, and kept in a file."""
+"""Frozen features: a hundred times forwards to train on than what they are made of. Made once, and kept in a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.packages import imported
-from rholoss.guest import derived_seed
+from rholoss.isolation import derived_seed
 
 PATCH, SPACING = 6, 1  # pixels
 Arrays = dict[str, Tensor]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from experiments.packages import imported
-from rholoss.guest import derived_seed
+from rholoss.isolation import derived_seed
 
 Example = tuple[Tensor, Tensor]
 

@@ -41,7 +41,13 @@ def endless(selector: Any) -> Iterator[Any]:
 
 
 def train(
-    setup: Setup, model: nn.Module, method: Method, tally: Tally, measure: Callable[[nn.Module], float], look: Look, clock: Any
+    setup: Setup,
+    model: nn.Module,
+    method: Method,
+    tally: Tally,
+    measure: Callable[[nn.Module], float],
+    look: Look,
+    clock: Any,
 ) -> Curve:
     """Train a model on selected batches.
 
@@ -64,7 +70,9 @@ def train(
         if schedule is None:  # KAKURENBO's epochs are shorter, and their learning rate higher
             optimizer.param_groups[0]["lr"] = setup.lr * getattr(selector, "learning_rate_scale", 1.0)
         optimizer.zero_grad()
-        selector.mean_loss(default_loss(outputs, targets)).backward()
+        losses = default_loss(outputs, targets)
+        selector.mean_loss(losses).backward()
+        selector.record_losses(losses)
         optimizer.step()
         if schedule is not None:
             schedule.step()

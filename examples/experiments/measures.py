@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from rholoss import Selection, ranking
+from rholoss import Selection, functional
 from rholoss.batches import move
-from rholoss.guest import device_of
+from rholoss.isolation import device_of
 from rholoss.scoring import default_forward
 
 
@@ -31,14 +31,14 @@ def matthews(outputs: Tensor, targets: Tensor) -> float:
 def auc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of two classes: how likely a positive example scores above a negative one, ties half."""
     score, positive = outputs[:, 1].double() - outputs[:, 0].double(), targets.bool()
-    rank = ranking.ranks(score)
+    rank = functional.ranks(score)
     n, total = int(positive.sum()), len(positive)
     return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (total - n))) if 0 < n < total else float("nan")
 
 
 def spearman(one: Tensor, other: Tensor) -> float:
     """Rank correlation."""
-    return float(ranking.spearman(one, other))
+    return float(functional.spearman(one, other))
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"accuracy": accuracy, "auc": auc, "matthews": matthews}

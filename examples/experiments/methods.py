@@ -20,10 +20,11 @@ from experiments.setups import Setup, located
 from experiments.tasks import Task, make_model, plain
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, fast_rho_loss
 from rholoss.batches import move
-from rholoss.guest import device_of
+from rholoss.isolation import device_of
 from rholoss.schedules import Geometric, Linear
 from rholoss.scoring import default_forward, default_loss
-from rholoss.selectors import GatedUniformSelector, WhileItPaysSelector
+from rholoss.selectors import GatedUniformSelector
+from rholoss.wrappers import PayoffGatedSelector
 
 SCHEDULES = {"geometric": Geometric, "linear": Linear}
 
@@ -84,8 +85,8 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
     began = time.process_time()
     store = None if reference is None else reference.store
     shared: dict[str, Any] = {"keep": setup.keep, "forward": forward, "device": "model", "seed": seed}
-    if setup.method == "while_it_pays":
-        selector = _while_it_pays(setup, task, loader, model, store, root, shared, **options)
+    if setup.method == "payoff_gated":
+        selector = _payoff_gated(setup, task, loader, model, store, root, shared, **options)
         return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
     proxy, along = _proxy(setup, task, seed, root, device)
     ingredients = {"store": store, "proxy": proxy, "irreducible_model": irreducible_model}
@@ -94,7 +95,7 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
     return Method(selector, along, forward, irreducible_model, time.process_time() - began)
 
 
-def _while_it_pays(
+def _payoff_gated(
     setup: Setup,
     task: Task,
     loader: DataLoader[Any],
@@ -105,7 +106,7 @@ def _while_it_pays(
     chunk_size: int | None = None,
     cost: float | None = None,
 ) -> Selector:
-    """The fast preset with its measurements if there is a proxy, else RHO-LOSS while it pays."""
+    """The fast preset with its measurements if there is a proxy, else payoff-gated RHO-LOSS."""
     shared = shared | {"chunk_size": chunk_size}
     if setup.proxy is not None:
         proxy = partial(make_model, setup.proxy, task, **located(setup.proxy_options, root))
@@ -114,7 +115,7 @@ def _while_it_pays(
     limit = math.log(task.classes)
     method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **shared)
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **shared)
-    return WhileItPaysSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
+    return PayoffGatedSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
 
 
 def _read(value: Any, setup: Setup, task: Task, forward: CountingForward) -> Any:

@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, TensorDataset
 from experiments.measures import Evaluation
 from experiments.setups import Irreducible, located
 from experiments.tasks import Task, make_model, plain
-from rholoss import Fit, IrreducibleLossStore, Part, cross_fit, fit_irreducible_model, split
+from rholoss import Fit, IndexedSubset, IrreducibleLossStore, cross_fit, fit_irreducible_model, split
 from rholoss.presets import up_and_down
 
 
@@ -50,7 +50,7 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
         first = seed * 1000 + len(made)
         return [_fit(how, task, options, training, validation, first + each, device) for each in range(how.models)]
 
-    def fit_folds(part: Part) -> list[Fit]:
+    def fit_folds(part: IndexedSubset) -> list[Fit]:
         held = max(1, len(part) // 10)
         _, training, validation = split(part, holdout=len(part) - held - 1, validation=held, seed=seed)
         made.extend(fits := fit(training, validation))
@@ -73,13 +73,13 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
     return Reference(store, model, seconds, test(model), sum(p.numel() for p in model.parameters()))
 
 
-def parts_of_one(*datasets: Any) -> list[Part]:
+def parts_of_one(*datasets: Any) -> list[IndexedSubset]:
     """Datasets as parts of one, so that examples are told apart by their indices: in some data different ones look the same."""
     whole: Any = ConcatDataset(datasets)
     ends = [0, *whole.cumulative_sizes]
     if all(type(data) is TensorDataset for data in datasets):
         whole = TensorDataset(*map(torch.cat, zip(*(data.tensors for data in datasets), strict=True)))  # read at once
-    return [Part(whole, list(range(start, end))) for start, end in pairwise(ends)]
+    return [IndexedSubset(whole, list(range(start, end))) for start, end in pairwise(ends)]
 
 
 def _fit(

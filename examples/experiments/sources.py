@@ -18,7 +18,7 @@ from experiments.packages import imported
 from experiments.readers import census, cifar, glue, idx, pictures
 from experiments.readers.files import find
 from rholoss import split
-from rholoss.guest import derived_seed
+from rholoss.isolation import derived_seed
 
 MNIST_PAIRS = {3: 5, 9: 7, 4: 9}
 FASHION_PAIRS = {0: 6, 6: 0, 2: 4, 4: 2, 5: 7, 7: 9}  # T-shirt and shirt, pullover and coat, sandal as sneaker as boot

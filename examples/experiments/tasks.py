@@ -23,7 +23,7 @@ from experiments.images import plain as plain
 from experiments.models import make_model as make_model
 from experiments.models import model_names as model_names
 from experiments.sources import SOURCES, Asked, Examples, Source, joined, only_relevant, some
-from rholoss.guest import derived_seed
+from rholoss.isolation import derived_seed
 
 NoiseKind = Literal["wrong", "redrawn", "similar"]
 

@@ -11,4 +11,4 @@ from rholoss.diagnostics.comparison import ComparisonLog as ComparisonLog
 from rholoss.diagnostics.comparison import compare as compare
 from rholoss.diagnostics.log import SelectionLog as SelectionLog
 from rholoss.diagnostics.log import already_right as already_right
-from rholoss.ranking import spearman as spearman
+from rholoss.functional import spearman as spearman

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rholoss.ranking import correlations, ranks
+from rholoss.functional import correlations, ranks
 from rholoss.selection import Selection
 
 

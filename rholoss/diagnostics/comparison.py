@@ -9,13 +9,13 @@ from typing_extensions import Self
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.data.index import IndexedBatch, as_index
 from rholoss.diagnostics.agreement import overlaps, rank_correlations
 from rholoss.diagnostics.log import SelectionLog, already_right
-from rholoss.guest import derived_seed
-from rholoss.indexing import IndexedBatch, as_index
+from rholoss.isolation import derived_seed
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
 from rholoss.selector import Selector
-from rholoss.selectors.composite import check_part
+from rholoss.wrappers.base import check_part
 
 Method = Selector | Callable[[Candidates], Tensor]
 """A selector, or a function from candidates to scores of which the highest are chosen."""
@@ -46,8 +46,8 @@ def compare(methods: Mapping[str, Method], batch: IndexedBatch | tuple[Any, Any]
     whole = next((selector for selector in selectors if selector.model is not None), selectors[0])
     check_methods(methods, whole)
     index = as_index(batch[0])
-    seed = derived_seed("compare", whole._generator.initial_seed(), whole.step)
-    candidates = whole._candidates(index, batch[1], whole.scoring_device).apart(seed)
+    seed = derived_seed("compare", whole.generator.initial_seed(), whole.step)
+    candidates = whole.candidates_of(index, batch[1], whole.scoring_device).apart(seed)
     finite = FiniteCheck()
     chosen = choices(methods, candidates, min(selectors[0].n_b, len(index)), finite)
     finite.wait()

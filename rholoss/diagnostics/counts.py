@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from rholoss.ids import some
-from rholoss.indexing import as_index
+from rholoss.data.index import as_index, some
 from rholoss.selection import Selection
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -105,7 +105,7 @@ class SelectionMixin:
             selector.set_epoch(selector.epoch + 1)  # leaves the epoch that was in progress
             return 0, 0
         if has_length(selector):
-            return state["source"]["position"] or 0, 0
+            return state["loader"]["position"] or 0, 0
         # All epochs are one to a Trainer that does not know how long they are, and it begins with its first.
         steps = json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
         return steps * args.gradient_accumulation_steps, selector.next_epoch

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss import rivals
+from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selector import Selector
 
@@ -40,9 +40,9 @@ class DivBSSelector(Selector):
         Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024.
     """
 
-    by_comparison = True
+    compares_candidates = True
 
-    def __init__(self, loader: Any, model: Any, *, features: Features | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, loader: Any, model: Any, *, features: Features | None = None, **options: Unpack[SelectorOptions]) -> None:
         super().__init__(loader, model, **options)
         self.features = features
 
@@ -53,8 +53,8 @@ class DivBSSelector(Selector):
         else:
             seen = candidates.read_with(self._forward)
             (logits, features), targets = seen.outputs, seen.targets
-        gram = rivals.gram(logits, targets, features)
-        order = rivals.divbs_order(gram, min(self.n_b, len(candidates)))
+        gram = functional.gram(logits, targets, features)
+        order = functional.divbs_order(gram, min(self.n_b, len(candidates)))
         return torch.where(gram.diagonal().isfinite(), torch.where(order > 0, order, candidates.rand()), torch.nan)
 
     def _forward(self, model: Any, batch: Any) -> tuple[Any, Any]:

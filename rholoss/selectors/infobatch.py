@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss import functional, rivals
+from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.part_per_epoch import PartByLoss
+from rholoss.selectors.epoch_pruning import LossPruningSelector
 
 
 @register("infobatch")
-class InfoBatchSelector(PartByLoss):
+class InfoBatchSelector(LossPruningSelector):
     """Leaves out, for an epoch, each example of a loss below the mean with probability r = 1 - keep, and multiplies the losses of
     the others below the mean by 1 / (1 - r), so that the gradient stays unbiased.
 
-    The losses are those that the loop trains on, as they were when each example was trained on last, so the loop has to hand them
-    over and use the weights: train on ``selector.mean_loss(losses)``. Without that, nothing is left out. Costs no forward pass;
-    an epoch has fewer steps, and ``len(selector)`` tells how many. The score is the weight.
+    The losses are those that the loop trains on, as they were when each example was trained on last, so the loop has to report
+    them, ``selector.record_losses(losses)``, and to use the weights: train on ``selector.mean_loss(losses)``. Without losses,
+    nothing is left out. Costs no forward pass; an epoch has fewer steps, ``len(selector)``. The score is the weight.
 
     One process alone: others would leave out other examples and have epochs of another length.
 
@@ -36,19 +36,21 @@ class InfoBatchSelector(PartByLoss):
         Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
     """
 
-    def __init__(self, loader: Any, model: Any = None, *, full_from: int | None = None, **options: Unpack[Options]) -> None:
+    def __init__(
+        self, loader: Any, model: Any = None, *, full_from: int | None = None, **options: Unpack[SelectorOptions]
+    ) -> None:
         super().__init__(loader, model, **options)
         self.full_from = full_from
         self._weights: Tensor | None = None  # of all examples, in this epoch; None: 1 for each
 
-    def part(self, generator: torch.Generator) -> Tensor:
-        n, self._weights = len(self._losses), None
-        if self.full_from is not None and self.epoch >= self.full_from:
+    def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
+        n, self._weights = len(self.losses), None
+        if self.full_from is not None and epoch >= self.full_from:
             return torch.ones(n, dtype=torch.bool)
-        part, weights = rivals.infobatch_part(self._losses.cpu(), self.share, torch.rand(n, generator=generator))
+        subset, weights = functional.infobatch_part(self.losses.cpu(), self.share, torch.rand(n, generator=generator))
         if bool((weights != 1).any()):
             self._weights = weights
-        return part
+        return subset
 
     def score(self, candidates: Candidates) -> Tensor:
         if self._weights is None:

@@ -6,10 +6,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.needs_store import StoreSelector
 from rholoss.selectors.rho_loss import checked_limit
+from rholoss.selectors.store_selector import StoreSelector
 from rholoss.store import IrreducibleLossStore
 
 
@@ -21,10 +21,10 @@ class IrreducibleLossSelector(StoreSelector):
         Mindermann et al., ICML 2022: a baseline there, "negative IL".
     """
 
-    by_index_alone = True
+    scores_by_index = True
 
     def __init__(
-        self, loader: Any, model: Any = None, store: IrreducibleLossStore | None = None, **options: Unpack[Options]
+        self, loader: Any, model: Any = None, store: IrreducibleLossStore | None = None, **options: Unpack[SelectorOptions]
     ) -> None:
         super().__init__(loader, model, store, **options)  # type: ignore[arg-type]
 
@@ -46,7 +46,7 @@ class GatedUniformSelector(StoreSelector):
         **options: see ``Selector``.
     """
 
-    by_index_alone = True
+    scores_by_index = True
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class GatedUniformSelector(StoreSelector):
         store: IrreducibleLossStore | None = None,
         *,
         max_irreducible_loss: float,
-        **options: Unpack[Options],
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        self.max_irreducible_loss = checked_limit(max_irreducible_loss)
         super().__init__(loader, model, store, **options)  # type: ignore[arg-type]
+        self.max_irreducible_loss = checked_limit(max_irreducible_loss)
 
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = self.irreducible_loss(candidates)

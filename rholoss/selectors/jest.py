@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss import rivals
+from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.selector import Selector
 
 PairLosses = Callable[[Any, Any], Tensor]
@@ -28,7 +28,7 @@ class JestSelector(Selector):
         loader: see ``Selector``.
         model: the model in training.
         reference: the reference model, on the same device.
-        pair_losses: ``(model, outputs) -> (n_B, n_B)``, such as ``lambda model, outputs: rivals.sigmoid_pair_losses(*outputs,
+        pair_losses: ``(model, outputs) -> (n_B, n_B)``, such as ``lambda model, outputs: functional.sigmoid_pair_losses(*outputs,
             model.scale, model.bias)`` where ``forward`` returns embeddings, two for each example, as outputs.
         chunks: in how many parts to draw, at least 1.
         **options: see ``Selector``.
@@ -37,7 +37,7 @@ class JestSelector(Selector):
         Evans et al., "Data curation via joint example selection further accelerates multimodal learning", 2024.
     """
 
-    by_comparison = True
+    compares_candidates = True
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class JestSelector(Selector):
         *,
         pair_losses: PairLosses,
         chunks: int = 16,
-        **options: Unpack[Options],
+        **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(loader, model, **options)
         if chunks < 1:
@@ -55,17 +55,14 @@ class JestSelector(Selector):
         self.reference = reference
         self.pair_losses = pair_losses
         self.chunks = chunks
-        self._scored: tuple[Candidates, Tensor] | None = None  # what was scored last, and the scores of its pairs
 
     def score(self, candidates: Candidates) -> Tensor:
-        self._scored = candidates, self._pair_scores(candidates)
-        return self._scored[1].diagonal()
+        pairs = candidates.memory[self] = self._pair_scores(candidates)
+        return pairs.diagonal()
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         uniform = candidates.rand(self.chunks * len(candidates)).reshape(self.chunks, -1)
-        assert self._scored is not None
-        assert self._scored[0] is candidates
-        return rivals.jest_choice(self._scored[1], n_b, self.chunks, uniform), None
+        return functional.jest_choice(candidates.memory[self], n_b, self.chunks, uniform), None
 
     def _pair_scores(self, candidates: Candidates) -> Tensor:
         n, under = len(candidates), candidates.under(self.reference)

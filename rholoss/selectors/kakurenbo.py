@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss import rivals
-from rholoss.options import Options
-from rholoss.parts import Part
+from rholoss import functional
+from rholoss.data.subset import by_position
+from rholoss.dataset_scoring import DatasetScorer
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.part_per_epoch import PartByLoss
-from rholoss.sweep import Sweep
+from rholoss.selectors.epoch_pruning import LossPruningSelector
 
 DECAY = (1.0, 0.8, 0.6, 0.4)  # what the share to hide is multiplied by, stage by stage
 
 
 @register("kakurenbo")
-class KakurenboSelector(PartByLoss):
+class KakurenboSelector(LossPruningSelector):
     """Hides, for an epoch, the share F = 1 - keep of the examples that has the lowest losses; of these, what has a loss above
     ``bound`` is trained on after all.
 
-    The losses are those that the loop trains on, as they were when each example was trained on last, so the loop has to hand them
-    over: train on ``selector.mean_loss(losses)``. Without that, nothing is hidden. What was hidden gets a forward pass as the
-    next epoch begins, so that its loss stays current and it may come back: in eval mode, read as the loader reads, ``chunk_size``
-    examples at a time or as many as are in the loader's batches. Nothing else is scored. An epoch has fewer steps, at least one,
-    and ``len(selector)`` tells how many.
+    The losses are those that the loop trains on, as they were when each example was trained on last, so the loop has to report
+    them: ``selector.record_losses(losses)``. Without that, nothing is hidden. What was hidden gets a forward pass as the next
+    epoch begins, or as ``set_epoch`` announces it, so that its loss stays current and it may come back: in eval mode, read as
+    the loader reads, ``chunk_size`` examples at a time or as many as are in the loader's batches. Nothing else is scored. An
+    epoch has fewer steps, at least one: ``len(selector)``.
 
     The paper multiplies the learning rate of an epoch by ``selector.learning_rate_scale``; the loop has to do so.
 
@@ -61,7 +61,7 @@ class KakurenboSelector(PartByLoss):
         *,
         bound: float = -math.log(0.7),
         stages: Sequence[int] = (),
-        **options: Unpack[Options],
+        **options: Unpack[SelectorOptions],
     ) -> None:
         if model is None:
             raise ValueError("KAKURENBO scores what it hides; pass the model in training as the second argument, got None")
@@ -79,37 +79,37 @@ class KakurenboSelector(PartByLoss):
 
     @property
     def learning_rate_scale(self) -> float:
-        """What to multiply the learning rate by in this epoch, at least 1: 1 / (1 - F*), where F* is the share that is hidden."""
-        self._members()
+        """What to multiply the learning rate of an epoch by, at least 1: 1 / (1 - F*), where F* is the share that is hidden.
+
+        Of the epoch in progress, or of the one that ``set_epoch`` announced.
+        """
         return self._scale
 
-    def part(self, generator: torch.Generator) -> Tensor:
-        self._score_hidden()
-        drawable, part = self.drawable(), torch.ones_like(self._part)
+    def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
+        self._score_hidden(epoch)
+        drawable, subset = self.drawable(), torch.ones_like(self.subset)
         n = max(len(drawable), 1)
-        hide = (1 - self.share) * DECAY[sum(self.epoch >= first for first in self.stages)]
+        hide = (1 - self.share) * DECAY[sum(epoch >= first for first in self.stages)]
         hide = min(hide, max(1 - self.n_b / n, 0))  # a batch is left
-        part[drawable] = rivals.kakurenbo_part(self._losses.cpu()[drawable], hide, self.bound)
-        self._scale = n / max(int(part[drawable].sum()), 1)
-        return part
+        subset[drawable] = functional.kakurenbo_part(self.losses.cpu()[drawable], hide, self.bound)
+        self._scale = n / max(int(subset[drawable].sum()), 1)
+        return subset
 
-    def _score_hidden(self) -> None:
+    def _score_hidden(self, epoch: int) -> None:
         """Bring the losses of what was hidden in the epoch before up to date."""
-        hidden, dataset, scorer = ~self._part, self.dataset, self._scorer
+        hidden = ~self.subset
         if not bool(hidden.any()):
             return
-        sweep = Sweep(
+        scorer = DatasetScorer(
             self.loader,
-            forward=scorer.forward,
-            loss=scorer.loss,
-            batch_size=scorer.chunk_size,
-            dtype=scorer.dtype,
-            seed=self._generator.initial_seed(),
-            positions=(hidden[dataset.indices] if isinstance(dataset, Part) else hidden).nonzero()[:, 0],
+            task=self.scorer.task,
+            batch_size=self.scorer.chunk_size,
+            seed=self.generator.initial_seed(),
+            positions=by_position(self.dataset, hidden).nonzero()[:, 0],
         )
-        index, losses = sweep.run(self.model, view=self.epoch)
-        self._losses[index.to(self._losses.device)] = losses.to(self._losses.device)
-        self._ledger.count_between(len(index))
+        index, losses = scorer.run(self.model, view=epoch)
+        self.losses[index.to(self.losses.device)] = losses.to(self.losses.device)
+        self.timer.count_between(len(index))
 
     def extra_state(self) -> dict[str, Any]:
         return {**super().extra_state(), "scale": self._scale}

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selector import Selector
 
@@ -24,7 +24,7 @@ class DropoutSelector(Selector):
         **options: see ``Selector``.
     """
 
-    def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[Options]) -> None:
+    def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[SelectorOptions]) -> None:
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise ValueError(f"passes must be a whole number of forward passes, at least 1, got {passes!r}")
         super().__init__(loader, model, **options)

@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss import functional, rivals
+from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.schedules import Schedule, at
 from rholoss.selector import Selector
@@ -32,7 +32,9 @@ class RankBasedSelector(Selector):
         Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.
     """
 
-    def __init__(self, loader: Any, model: Any, *, pressure: float | Schedule = 100.0, **options: Unpack[Options]) -> None:
+    def __init__(
+        self, loader: Any, model: Any, *, pressure: float | Schedule = 100.0, **options: Unpack[SelectorOptions]
+    ) -> None:
         super().__init__(loader, model, **options)
         self.pressure = pressure
         self._pressure(0)
@@ -41,7 +43,7 @@ class RankBasedSelector(Selector):
         return candidates.loss
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
-        log_probability = rivals.log_rank_probability(score, self._pressure(candidates.step))
+        log_probability = functional.log_rank_probability(score, self._pressure(candidates.step))
         return functional.drawn(log_probability, candidates.rand(), n_b), None
 
     def _pressure(self, step: int) -> float:

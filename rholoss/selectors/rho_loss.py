@@ -7,9 +7,9 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.needs_store import StoreSelector
+from rholoss.selectors.store_selector import StoreSelector
 from rholoss.store import IrreducibleLossStore
 
 
@@ -88,10 +88,10 @@ class RhoLossSelector(StoreSelector):
         *,
         max_irreducible_loss: float | None = None,
         bounded: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        self.formula = RhoLossFormula(max_irreducible_loss, bounded)
         super().__init__(loader, model, store, **options)
+        self.formula = RhoLossFormula(max_irreducible_loss, bounded)
 
     def score(self, candidates: Candidates) -> Tensor:
         return self.formula(candidates.loss, self.irreducible_loss(candidates), candidates.notes)

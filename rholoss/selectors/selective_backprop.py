@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss import functional, rivals
+from rholoss import functional
 from rholoss.candidates import Candidates
-from rholoss.options import Options
+from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.schedules import Schedule, at
 from rholoss.selection import Selection
@@ -36,7 +36,7 @@ class SelectiveBackpropSelector(Selector):
         Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019.
     """
 
-    by_comparison = True
+    compares_candidates = True
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class SelectiveBackpropSelector(Selector):
         *,
         window: int | None = 1024,
         beta: float | Schedule | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(loader, model, **options)
         if window is not None and window < 1:
@@ -57,7 +57,7 @@ class SelectiveBackpropSelector(Selector):
 
     def score(self, candidates: Candidates) -> Tensor:
         loss = candidates.loss
-        return rivals.percentile_rank(loss) if self.window is None else rivals.percentile(loss, self._with(loss))
+        return functional.percentile_rank(loss) if self.window is None else functional.percentile(loss, self._with(loss))
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         beta = self._exponent(candidates.step, len(candidates) / n_b)

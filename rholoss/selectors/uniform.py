@@ -11,7 +11,7 @@ from rholoss.selector import Selector
 class UniformSelector(Selector):
     """Keeps n_b candidates at random. Needs no model and runs no forward pass."""
 
-    by_index_alone = True
+    scores_by_index = True
 
     def score(self, candidates: Candidates) -> Tensor:
         return candidates.rand()

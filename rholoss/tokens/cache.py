@@ -10,9 +10,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from rholoss.ids import some
-from rholoss.indexing import as_index
-from rholoss.storefile import open_npz, write_npz
+from rholoss.data.index import as_index, some
+from rholoss.files import open_npz, write_npz
 
 FORMAT = 1
 KIND = "rholoss.ReferenceLossCache"

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rholoss.scoring import Forward, Scorer
-from rholoss.shards import rank
+from rholoss.distributed import rank_and_size
+from rholoss.scoring import Forward, Scorer, Task
 from rholoss.tokens.functional import (
     Per,
     checked,
@@ -56,7 +56,7 @@ def reference_losses(
         ignore_index: this.
         dtype: autocast dtype; None for the model's own precision.
     """
-    scorer = Scorer(forward, None, "eval", dtype, chunk_size=None)
+    scorer = Scorer(Task.of(forward=forward, dtype=dtype))
 
     def losses(logits: Any, labels: Any, _: int) -> Tensor:
         return token_losses(logits, labels, shift=shift, ignore_index=ignore_index)[0]
@@ -160,6 +160,6 @@ class RhoTokenLoss:
         total = torch.stack([how_many(mask, self.keep, self.per).sum() for mask in masks]).sum()
         ranks = 1
         if distributed:
-            _, ranks = rank()
+            _, ranks = rank_and_size()
             torch.distributed.all_reduce(total)
         return total.clamp(min=1) / ranks

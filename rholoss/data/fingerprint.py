@@ -1,0 +1,170 @@
+"""What tells one dataset from another, from its order, and from its labels: kept with a store, checked against a loader."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rholoss.data.index import is_map_style
+from rholoss.data.subset import labels_of, whole_of
+from rholoss.isolation import seeded
+
+SAMPLE = 32  # examples that are read
+Digests = dict[str, str]
+
+
+def fingerprint(data: Any) -> dict[str, Any] | None:
+    """What a dataset is known by, as JSON values: its length, a digest of all labels it shows, and of a sample of examples.
+
+    The sample is read twice, and what differs from one reading to the next, as augmented images do, is left out.
+
+    Args:
+        data: a map-style dataset, or a loader over one. Of a part, the whole dataset counts.
+
+    Returns:
+        ``length``; ``labels``, or None; ``sample``: by field of an example its kind and a digest of each example of the sample.
+        None where the data cannot be read by index, or say themselves which examples they yield.
+    """
+    readable = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    loader = data if isinstance(data, DataLoader) or not readable else DataLoader(data)
+    if not is_map_style(loader) or loader.batch_sampler is None:
+        return None
+    dataset = whole_of(loader.dataset)
+    n = len(dataset)
+    labels = labels_of(dataset)
+    return {
+        "length": n,
+        "labels": None if labels is None else labels_digest(labels),
+        "sample": _sample(loader, dataset, n),
+    }
+
+
+def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In what a dataset differs from the one that a fingerprint was taken of, in words; None where nothing speaks against it."""
+    if saved["length"] != now["length"]:
+        return f"it has {now['length']:,} examples, and that had {saved['length']:,}"
+    if saved["labels"] and now["labels"] and saved["labels"] != now["labels"]:
+        return "its labels, in their order, are not those (it was reordered or relabelled)"
+    for field, (kind, digests) in saved["sample"].items():
+        its_kind, its = now["sample"].get(field, ("", ""))
+        if kind == its_kind and digests != its:
+            pairs = list(zip(_each(digests), _each(its), strict=True))
+            differing = sum(one != other for one, other in pairs)
+            return (
+                f"{differing} of {len(pairs)} examples that were looked at are others in {field} (reordered, or transformed anew)"
+            )
+    if (saved["labels"] and now["labels"]) or saved["sample"].keys() & now["sample"].keys():
+        return None
+    fields = [(one, other) for one in saved["sample"].values() for other in now["sample"].values() if one[0] == other[0]]
+    if fields and all(one != other for one, other in fields):
+        return (
+            "its fields have other names, and none holds what one of that held in the examples that were looked at (reordered, "
+            "or transformed anew)"
+        )
+    return None
+
+
+def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """What was compared of two fingerprints and is the same, and what could not be compared, a line each."""
+    if not saved or not now:
+        return ["data: not compared, as " + ("the store has no fingerprint" if not saved else "these cannot be read by index")]
+    lines = [f"length: the same, {now['length']:,} examples"] if saved["length"] == now["length"] else []
+    if not saved["labels"] or not now["labels"]:
+        lines.append("labels: not compared, as the data do not show them")
+    elif saved["labels"] == now["labels"]:
+        lines.append("labels: the same, in the same order")
+    for field, (kind, digests) in saved["sample"].items():
+        its_kind, its = now["sample"].get(field, ("", ""))
+        if kind != its_kind:
+            lines.append(f"{field}: not compared, as it is now of another kind, or differs from one reading to the next")
+        elif digests == its:
+            lines.append(f"{field}: the same in {len(_each(its))} examples that were looked at")
+    return lines
+
+
+def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) -> list[Digests]:
+    """A digest of each field of some examples, read as the loader would read them, in a worker if it has workers."""
+    workers = min(1, loader.num_workers)
+    reader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=16,
+        sampler=positions.tolist(),
+        collate_fn=_digested,
+        num_workers=workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if workers else None,
+    )
+    return [digests for batch in reader for digests in batch]
+
+
+def _sample(loader: DataLoader[Any], dataset: Any, n: int) -> dict[str, list[str]]:
+    positions = torch.linspace(0, n - 1, min(n, SAMPLE)).round().long().unique() if n else torch.empty(0, dtype=torch.int64)
+    with seeded(0):
+        read = example_digests(loader, dataset, positions.repeat(2))
+    readings = read[: len(positions)], read[len(positions) :]
+    fields: dict[str, list[str]] = {}
+    for field in readings[0][0] if readings[0] else ():
+        first, second = ([digests.get(field, ":") for digests in reading] for reading in readings)
+        kinds = {digest.split(":")[0] for digest in first}
+        if first == second and "" not in kinds:
+            fields[field] = [kinds.pop() if len(kinds) == 1 else "of any size", "".join(each.split(":")[1] for each in first)]
+    return fields
+
+
+def _digested(examples: list[Any]) -> list[Digests]:
+    return [dict(_fields(example, "")) for example in examples]
+
+
+def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The fields of an example, each as its kind and a digest of its content; what has no content to be compared is left out."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().float().numpy() if value.dtype == torch.bfloat16 else value.detach().cpu().numpy()
+    if isinstance(value, (bool, int, float, np.generic)) or _is_row_of_numbers(value):
+        value = np.asarray(value)
+    if isinstance(value, Mapping):
+        parts = [(f"{name}[{key!r}]", part) for key, part in value.items()]
+    elif isinstance(value, (tuple, list)):
+        parts = [(f"{name}[{i}]", part) for i, part in enumerate(value)]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        kind, content = _content(value)
+        if content is not None:
+            yield name or "the example", f"{kind}:{digest(content)[:8]}"
+        return
+    for inner, part in parts:
+        yield from _fields(part, inner)
+
+
+def _is_row_of_numbers(value: Any) -> bool:
+    """Whether a list is one field, such as the tokens of a text, rather than a field an entry."""
+    return isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)
+
+
+def _content(value: Any) -> tuple[str, bytes | None]:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape}".replace(":", ""), np.ascontiguousarray(value).tobytes()
+    if isinstance(value, (str, bytes)):
+        return type(value).__name__, value.encode() if isinstance(value, str) else value
+    if hasattr(value, "tobytes") and hasattr(value, "size"):  # an image
+        return f"{type(value).__name__} {value.size}", value.tobytes()
+    return "", None
+
+
+def digest(content: bytes) -> str:
+    """16 hexadecimal digits that tell contents apart."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def labels_digest(labels: Tensor) -> str:
+    """What all labels, in their order, are known by."""
+    return digest(np.ascontiguousarray(labels.cpu().long().numpy()).tobytes())
+
+
+def _each(digests: str) -> list[str]:
+    return [digests[i : i + 8] for i in range(0, len(digests), 8)]

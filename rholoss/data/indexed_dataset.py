@@ -1,0 +1,108 @@
+"""The index is attached where an example is read, and peeled off before the user's collate function."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset, default_collate, get_worker_info
+
+from rholoss.data.index import CARRY_THE_INDEX, IndexedBatch, as_index, copy_loader
+from rholoss.data.subset import index_of, whole_of
+
+
+def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """A copy of a map-style loader that yields ``IndexedBatch``; the loader itself is left as it is.
+
+    The copy shares the dataset, sampler, generator and every option with the loader. The index is attached where the dataset is
+    read, in the worker, and peeled off before the user's ``collate_fn``: nothing that happens between can pair it with another
+    example.
+    """
+    return copy_loader(
+        loader,
+        dataset=_IndexedDataset(loader.dataset, stacks=loader.collate_fn is default_collate),
+        collate_fn=_IndexedCollate(loader.collate_fn),
+        worker_init_fn=_WorkerInit(loader.worker_init_fn),
+        **changes,
+    )
+
+
+class _Read(NamedTuple):
+    """What was read from a dataset, on its way to the collate function; or past it, where the columns were read at once."""
+
+    index: Any
+    examples: Any
+    is_batch: bool = False
+
+
+class _IndexedDataset:
+    """Reads from a dataset and says what was asked for. Forwards reading and length, nothing else.
+
+    Args:
+        dataset: the dataset.
+        stacks: whether its examples are only stacked by what follows: then rows of tensors in memory are read at once.
+    """
+
+    def __init__(self, dataset: Any, stacks: bool = False) -> None:
+        self.dataset = dataset
+        base = whole_of(dataset)
+        self.columns: Any = base.tensors if stacks and type(base) is TensorDataset and all(map(_is_plain, base.tensors)) else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> _Read:
+        return _Read(index_of(self.dataset, index), self.dataset[index])
+
+    def __getitems__(self, indices: Any) -> _Read:
+        dataset = self.dataset
+        if self.columns is not None and indices:
+            rows = index_of(dataset, as_index(list(indices)))
+            return _Read(rows, [column[rows] for column in self.columns], is_batch=True)
+        read_many = getattr(dataset, "__getitems__", None)
+        if read_many is None:
+            return _Read(index_of(dataset, indices), [dataset[i] for i in indices])
+        asked = copy.copy(indices)  # a dataset may sort the list that it is asked with
+        return _Read(index_of(dataset, asked), read_many(indices))
+
+
+def _is_plain(column: Tensor) -> bool:
+    return type(column) is Tensor and column.layout == torch.strided and not column.requires_grad
+
+
+class _IndexedCollate:
+    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, read: _Read) -> IndexedBatch:
+        examples = read.examples
+        if read.is_batch:
+            return IndexedBatch(read.index, examples)
+        if self.collate_fn is default_collate:  # leaves its examples in their order
+            return IndexedBatch(as_index(read.index), default_collate(examples))
+        before = list(examples) if isinstance(examples, list) else []
+        batch = self.collate_fn(examples)
+        moved = any(map(operator.is_not, before, examples))
+        if moved and set(map(id, before)) == set(map(id, examples)):
+            raise ValueError(
+                f"the collate_fn sorted its examples, so that their indices are lost; let them carry it and {CARRY_THE_INDEX}"
+            )
+        return IndexedBatch(as_index(read.index), batch)
+
+
+class _WorkerInit:
+    """Shows a worker's code the user's own dataset, as in a plain loader, then runs the user's ``worker_init_fn``."""
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        if info is not None and isinstance(info.dataset, _IndexedDataset):
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # WorkerInfo refuses a plain assignment
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)

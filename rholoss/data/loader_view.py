@@ -1,0 +1,195 @@
+"""The user's loader, taken apart once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rholoss.data import samplers
+from rholoss.data.index import CARRY_THE_INDEX, IndexedBatches, copy_loader, is_map_style
+from rholoss.data.indexed_dataset import attach_index
+from rholoss.data.subset import index_of, whole_length
+
+
+class LoaderView:
+    """What a loader is: everything that has to know asks this object.
+
+    Args:
+        given: a ``DataLoader``, ``IndexedBatches`` around anything that can be iterated, or any other iterable of batches.
+
+    Attributes:
+        given: the same.
+        loader: what is iterated in the end: what is inside ``IndexedBatches``, or the loader itself.
+        reports_index: whether the batches say themselves which examples they hold.
+        is_map_style: whether the loader reads a dataset by index.
+        is_stream: whether it is a ``DataLoader`` over an ``IterableDataset``.
+        dataset: the loader's dataset, or None.
+        dataset_length: N, the length of the dataset, or of the one that it is a subset of; None where it cannot be known.
+        batching: what batches up single indices in their order, a ``BatchSampler``; None where the loader does otherwise.
+        batch_size: examples in a batch; None where the loader does not tell.
+        drop_last: whether the loader drops a last batch that is short.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+        self.reports_index = isinstance(given, IndexedBatches)
+        self.loader: Any = given.batches if isinstance(given, IndexedBatches) else given
+        self.is_map_style = is_map_style(self.loader)
+        self.is_stream = isinstance(self.loader, DataLoader) and not self.is_map_style
+        self.dataset: Any = getattr(self.loader, "dataset", None)
+        self.dataset_length = self._dataset_length()
+        self.batching = samplers.plain_batching(self.loader)
+        self.batch_size = self._batch_size()
+        own = getattr(self.loader, "batch_sampler", None)
+        self.drop_last = bool(getattr(self.loader, "drop_last", False) or getattr(own, "drop_last", False))
+
+    @classmethod
+    def of_data(cls, data: Any, batch_size: int | None = None) -> LoaderView:
+        """The view of a loader, or of a new one over a map-style dataset, with 256 examples in a batch if None.
+
+        Raises:
+            TypeError: the data are neither.
+        """
+        if not isinstance(data, (DataLoader, IndexedBatches)):
+            if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+                raise TypeError(f"expected a map-style dataset, a DataLoader or IndexedBatches, got {type(data).__name__}")
+            data = DataLoader(data, batch_size=batch_size or 256)
+        return cls(data)
+
+    def require_index(self) -> None:
+        """Raise a TypeError that says what to do if nothing says which examples the batches hold."""
+        if self.is_map_style or self.reports_index:
+            return
+        loader, name = self.given, type(self.given).__name__
+        if hasattr(loader, "candidate_batches"):
+            raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
+        if isinstance(getattr(loader, "_dataloader", None), DataLoader):
+            raise TypeError(
+                f"expected a DataLoader, got {name}, which hides the one that it was made of; give that one to the selector, in "
+                "the place of fabric.setup_dataloaders, on several processes with a DistributedSampler"
+            )
+        if self.is_stream:
+            raise TypeError(
+                f"a {name} over the IterableDataset {type(self.dataset).__name__} does not say which examples it yields; "
+                f"{CARRY_THE_INDEX}"
+            )
+        if isinstance(loader, Iterable):
+            raise TypeError(
+                f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields; "
+                f"{CARRY_THE_INDEX}"
+            )
+        raise TypeError(f"expected a DataLoader as the first argument, got {name}")
+
+    # --- how many -------------------------------------------------------------------------------------------------------------
+
+    def batch_sizes(self, keep: float | None, batch_size: int | None) -> tuple[int, int | None]:
+        """n_b, and n_B where candidate batches have to be drawn with the loader's sampler; None: its own batches are these.
+
+        Raises:
+            ValueError: both are given, one is out of its range, or the loader cannot do what it takes.
+        """
+        if batch_size is not None:
+            if keep is not None:
+                raise ValueError(
+                    f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: "
+                    "keep draws larger candidate batches, batch_size selects from the loader's own"
+                )
+            if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+                raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
+            if self.batch_size is not None and batch_size > self.batch_size:
+                raise ValueError(
+                    f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}; "
+                    "give the loader a larger batch_size: its batches are the candidates"
+                )
+            return int(batch_size), None
+        keep = 0.1 if keep is None else keep
+        if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
+            raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
+        if self.batch_size is None:
+            raise ValueError(
+                f"keep= keeps the loop's batch size, but {self._why_not_drawn()}; pass batch_size= to select from the batches "
+                "that come"
+            )
+        if self.batching is None:
+            raise ValueError(
+                f"keep= draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}; "
+                "pass batch_size= to select from the batches that come"
+            )
+        return self.batch_size, round(self.batch_size / float(keep))
+
+    def _why_not_drawn(self) -> str:
+        if not isinstance(self.loader, DataLoader):
+            return f"{type(self.loader).__name__} has no sampler of single indices and no batch_size"
+        if self.loader.batch_sampler is None:
+            return "this loader has batch_size=None: its dataset returns whole batches"
+        return f"this loader has a batch_sampler of its own, {type(self.loader.batch_sampler).__name__}"
+
+    def _batch_size(self) -> int | None:
+        size = getattr(self.loader, "batch_size", None)
+        if size is None and self.batching is not None:
+            size = self.batching.batch_size
+        return size if isinstance(size, int) else None
+
+    def _dataset_length(self) -> int | None:
+        try:
+            return whole_length(self.dataset) if self.is_map_style else None
+        except (TypeError, NotImplementedError):
+            return None
+
+    @property
+    def draws_by_index(self) -> bool:
+        """Whether a sampler draws indices of the dataset, so that they are known before anything is loaded."""
+        return self.is_map_style and not self.reports_index
+
+    # --- which examples -------------------------------------------------------------------------------------------------------
+
+    def drawable_positions(self) -> Tensor | None:
+        """Positions in the dataset that the sampler may draw, int64; None where that is unknown until sampled."""
+        return samplers.drawable(self.loader, len(self.dataset)) if self.dataset_length is not None else None
+
+    def drawable(self) -> Tensor | None:
+        """Indices that may be drawn, int64; None where that is unknown until sampled."""
+        positions = None if self.reports_index else self.drawable_positions()
+        return None if positions is None else self.index_of(positions)
+
+    def index_of(self, positions: Tensor) -> Tensor:
+        """The indices of positions in the loader's dataset, int64."""
+        index: Tensor = index_of(self.dataset, positions)
+        return index
+
+    def names(self, batch: Any) -> list[Any] | None:
+        """What a batch calls its examples, where it has names for them; else None."""
+        return self.given.names(batch) if self.reports_index else None
+
+    # --- other loaders like it ------------------------------------------------------------------------------------------------
+
+    def drawing(self, **changes: Any) -> Any:
+        """An iterable of ``IndexedBatch`` like the loader, with some attributes changed; the loader itself stays as it is."""
+        if self.is_map_style and not self.reports_index:
+            return attach_index(self.loader, **changes)
+        loader = copy_loader(self.loader, **changes) if changes else self.loader
+        return self.given.over(loader) if self.reports_index else loader
+
+    def redrawn(self, batches: Any, batch_size: int) -> Any:
+        """The loader over other batches of positions, as what was given: ``IndexedBatches`` around it if it was that."""
+        loader = copy_loader(
+            self.loader, sampler=batches.sampler, batch_sampler=batches, batch_size=batch_size, drop_last=False, generator=None
+        )
+        return self.given.over(loader) if self.reports_index else loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler, the batch sampler and the dataset which epoch it is, where they have ``set_epoch``."""
+        loader = self.loader
+        holders = [
+            *samplers.chain(getattr(loader, "sampler", None)),
+            *samplers.chain(getattr(loader, "batch_sampler", None)),
+            self.dataset,
+        ]
+        for holder in {id(holder): holder for holder in holders}.values():
+            tell: Callable[[int], Any] | None = getattr(holder, "set_epoch", None)
+            if tell is not None:
+                tell(epoch)

@@ -1,0 +1,214 @@
+"""Samplers behind the candidate batches: resumable, and restricted to members."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
+
+from rholoss.data.epoch_state import EpochState
+from rholoss.data.subset import by_position
+from rholoss.isolation import fork_rng
+
+RandomStates = tuple[Tensor, dict[str, Any]]
+"""The state of the global generator, and of all that a sampler keeps."""
+
+
+class ResumableSampler:
+    """A sampler whose epoch in progress can be begun again and resumed.
+
+    Args:
+        sampler: a sampler or a batch sampler.
+        generator: the loader's generator, if it has one.
+        state: of the pass over the data; its ``began`` is set to the random states in which the latest iteration began: where
+            the sampler was iterated, and where it was first asked for an entry.
+    """
+
+    def __init__(self, sampler: Any, generator: torch.Generator | None, state: EpochState) -> None:
+        self.sampler = sampler
+        self.generator = generator
+        self.state = state
+        self.rewind: RandomStates | None = None  # the random states in which the next iteration begins, or None for the current
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.state.skip:
+            return self._rest()
+        if self.rewind is not None:
+            self._put_back(self.rewind)
+        iterated = self.states()
+        return self._entries(iterated, iter(self.sampler))  # a sampler may draw as soon as it is iterated
+
+    def _entries(self, iterated: RandomStates, entries: Iterator[Any]) -> Iterator[Any]:
+        self.rewind = None
+        self.state.began = iterated, self.states()
+        yield from entries
+
+    def _rest(self) -> Iterator[Any]:
+        (iterated, asked), (skip, self.state.skip) = self.state.began, (self.state.skip, 0)
+        with fork_rng():
+            self._put_back(iterated)
+            entries = iter(self.sampler)
+            self._put_back(asked)
+            entries = skipped(entries, skip)
+        yield from entries
+
+    def own_states(self) -> dict[str, Any]:
+        """The states of the generators other than the global one, and the epochs that samplers count, by the place of each."""
+        return {
+            place: value.get_state() if isinstance(value, torch.Generator) else value
+            for place, (_, _, value) in self._held().items()
+        }
+
+    def put_back(self, states: dict[str, Any]) -> None:
+        """Put the generators other than the global one into these states, and the samplers back to these epochs."""
+        held = self._held()
+        if set(states) != set(held):
+            raise ValueError(
+                "this state was saved with a loader that has another set of generators; resume with the loader as it was"
+            )
+        for place, state in states.items():
+            holder, name, value = held[place]
+            if isinstance(state, Tensor):
+                value = value or torch.Generator()
+                value.set_state(state.cpu())
+            setattr(holder, name, value if isinstance(state, Tensor) else state)
+
+    def states(self) -> RandomStates:
+        return torch.get_rng_state(), self.own_states()
+
+    def _put_back(self, states: RandomStates) -> None:
+        self.put_back(states[1])
+        torch.set_rng_state(states[0].cpu())
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def _held(self) -> dict[str, tuple[Any, str, Any]]:
+        """By place: who holds a generator or counts epochs, under which name, and the value.
+
+        A sampler that counts epochs may make its generator as it is first iterated, as accelerate's does; until then it is None.
+        """
+        return {
+            f"{depth}.{name}": (holder, name, value)
+            for depth, holder in enumerate([self, *chain(self.sampler)])
+            for name, value in getattr(holder, "__dict__", {}).items()
+            if isinstance(value, torch.Generator)
+            or (isinstance(vars(holder).get("epoch"), int) and name in ("epoch", "generator"))
+        }
+
+
+def chain(sampler: Any) -> Iterator[Any]:
+    """A sampler, the one that it draws from, and so on."""
+    while sampler is not None:
+        yield sampler
+        sampler = getattr(sampler, "sampler", getattr(sampler, "batch_sampler", None))
+
+
+def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
+    """What is left of some entries after as many as were taken before."""
+    taken = sum(1 for _ in islice(entries, skip))
+    if taken < skip:
+        raise ValueError(
+            f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the data and "
+            "batch size as they were"
+        )
+    return entries
+
+
+class MemberSampler:
+    """The positions of a sampler, in its order, without those of examples that are not members.
+
+    Args:
+        sampler: yields positions in the dataset.
+        members: shape (N,), bool, by index; or a function that returns that as an epoch begins.
+        dataset: what the positions are in.
+    """
+
+    def __init__(self, sampler: Iterable[int], members: Tensor | Callable[[], Tensor], dataset: Any) -> None:
+        self.sampler = sampler
+        self.members = members
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[int]:
+        members = self._members()
+        return (position for position in self.sampler if members[position])
+
+    def _members(self) -> list[bool]:
+        members = self.members() if callable(self.members) else self.members
+        return by_position(self.dataset, members).tolist()
+
+    def __len__(self) -> int:
+        members = self._members()
+        drawn = _each_draw(self.sampler, len(members))
+        if drawn is None:
+            raise TypeError(
+                f"the number of members that a {type(self.sampler).__name__} draws cannot be known before it is drawn"
+            )
+        return sum(members[position] for position in drawn)
+
+
+class PrefilteredBatchSampler(BatchSampler):
+    """Batches of positions, of which only some are read.
+
+    Args:
+        sampler: yields positions.
+        batch_size: how many to draw.
+        prefilter: returns those of a batch that are to be read.
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, prefilter: Callable[[list[int]], list[int]]) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.prefilter = prefilter
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.prefilter, super().__iter__())
+
+
+def plain_batching(loader: Any) -> BatchSampler | None:
+    """What batches up single indices in their order for a ``DataLoader``, or for accelerate's share of one rank; else None."""
+    if not isinstance(loader, DataLoader):
+        return None
+    batching = sharded(loader.batch_sampler) or loader.batch_sampler
+    return batching if _is_plain(batching) else None
+
+
+def sharded(batching: Any) -> BatchSampler | None:
+    """The plain batch sampler of whose batches accelerate's ``BatchSamplerShard`` takes this rank's; None of anything else."""
+    whole = getattr(batching, "batch_sampler", None)
+    is_shard = _is_plain(whole) and hasattr(batching, "num_processes") and not getattr(batching, "split_batches", True)
+    return whole if is_shard else None
+
+
+def _is_plain(batching: Any) -> TypeGuard[BatchSampler]:
+    return type(batching) is BatchSampler or type(batching).__module__ == "torchdata.stateful_dataloader.sampler"
+
+
+def sharded_as(shard: Any, batching: BatchSampler, batch_size: int | None) -> Any:
+    """The same rank's share of other batches, of ``batch_size`` examples each or, None, of any number."""
+    twin = copy.copy(shard)
+    twin.batch_sampler, twin.batch_size = batching, batch_size
+    return twin
+
+
+def drawable(loader: Any, n: int) -> Tensor | None:
+    """The indices that a loader over n examples may draw, int64; None where only drawing tells."""
+    batching = plain_batching(loader)
+    sampler = None if batching is None else batching.sampler
+    if isinstance(sampler, (RandomSampler, DistributedSampler)):
+        return torch.arange(n)
+    draws = _each_draw(sampler, n)
+    if isinstance(draws, range):
+        return torch.arange(draws.start, draws.stop, draws.step)
+    return None if draws is None else torch.as_tensor(draws)
+
+
+def _each_draw(sampler: Any, n: int) -> Sequence[int] | None:
+    """What a sampler over n examples draws in an epoch, in any order; None where only drawing tells."""
+    if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == n):
+        return range(n)
+    if isinstance(sampler, DistributedSampler):  # drawing it moves no generator
+        return list(sampler)
+    return sampler.indices if type(sampler) is SubsetRandomSampler else sampler if isinstance(sampler, Sequence) else None

@@ -1,0 +1,217 @@
+"""Parts of a dataset that keep the indices of its examples, and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+
+from rholoss.data.index import tensor_of
+from rholoss.isolation import derived_seed
+
+
+class IndexedSubset(Dataset[Any]):
+    """Some examples of a dataset. Their indices, in selections and in stores, are those that they have in that dataset.
+
+    One store of the whole dataset thus serves every part of it. A part of a part is a part of the dataset.
+
+    Args:
+        dataset: a map-style dataset, or a part of one.
+        indices: which of its examples: positions in ``dataset``, shape (n,), int64, distinct.
+
+    Attributes:
+        dataset: the whole dataset.
+        indices: indices of the examples in it, shape (n,), int64.
+
+    Examples:
+        >>> import torch
+        >>> part = IndexedSubset(IndexedSubset(list("abcdef"), [1, 3, 5]), [2, 0])
+        >>> list(part), part.indices.tolist()
+        (['f', 'b'], [5, 1])
+    """
+
+    def __init__(self, dataset: Any, indices: Any) -> None:
+        positions = torch.as_tensor(indices)
+        positions = positions.long() if positions.numel() == 0 else positions
+        if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
+            raise ValueError(
+                f"a part needs one whole number per example, shape (n,), got {positions.dtype} of shape {tuple(positions.shape)}"
+            )
+        n, positions = len(dataset), positions.long().cpu()
+        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= n):
+            raise IndexError(f"expected positions from 0 to {n - 1}, got {int(positions.min())} to {int(positions.max())}")
+        if len(positions.unique()) < len(positions):
+            raise ValueError(f"a part holds each example once, got {len(positions) - len(positions.unique()):,} repetitions")
+        self.dataset: Any = whole_of(dataset)
+        self.indices: Tensor = index_of(dataset, positions)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"IndexedSubset({len(self):,} of the {len(self.dataset):,} examples of a {type(self.dataset).__name__})"
+
+    def __getitem__(self, position: int) -> Any:
+        return self.dataset[int(self.indices[position])]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Any]:
+        read = getattr(self.dataset, "__getitems__", None)
+        wanted = self.indices[list(positions)].tolist()
+        examples: list[Any] = read(wanted) if read else [self.dataset[index] for index in wanted]
+        return examples
+
+
+class Split(NamedTuple):
+    """The parts of a dataset by their roles.
+
+    Attributes:
+        train: the examples to train on.
+        holdout: what the irreducible-loss model trains on.
+        validation: what its weights are chosen by.
+    """
+
+    train: IndexedSubset
+    holdout: IndexedSubset
+    validation: IndexedSubset
+
+
+def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed: int = 0, labels: Any = None) -> Split:
+    """Divide a dataset into training, holdout and validation parts that have no example in common, at random by seed.
+
+    Args:
+        dataset: a map-style dataset, or a part of one.
+        holdout: the size of the holdout: a share of the dataset, in (0, 1), or a whole number of examples, at least 1.
+        validation: likewise; 0 for none. What is left of the dataset is the training part, which may be empty.
+        seed: of the draw; the same seed makes the same parts.
+        labels: what to keep in proportion, shape (N,), integer; None: the dataset's own labels, where it shows them (see
+            ``labels_of``).
+
+    Returns:
+        The training, holdout and validation parts.
+
+    Raises:
+        ValueError: there are too few examples, or the labels are not one per example.
+
+    Examples:
+        >>> train, holdout, validation = split(range(100), holdout=0.2, validation=10)
+        >>> len(train), len(holdout), len(validation)
+        (70, 20, 10)
+    """
+    n = len(dataset)
+    sizes = [_count(holdout, n, "holdout", least=1), _count(validation, n, "validation", least=0)]
+    if sum(sizes) == n + 1 and not any(isinstance(share, Integral) for share in (holdout, validation)):
+        sizes[0] -= 1  # both were rounded up
+    if sum(sizes) > n:
+        raise ValueError(
+            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} are more than the {n:,} examples; ask for less"
+        )
+    order = stratified_order(n, labels_of(dataset) if labels is None else labels, seed)
+    held, validating, training = (part.sort().values for part in order.split([*sizes, n - sum(sizes)]))
+    return Split(IndexedSubset(dataset, training), IndexedSubset(dataset, held), IndexedSubset(dataset, validating))
+
+
+def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
+    """Positions 0 to n-1 in random order, shape (n,), int64, with every label spread evenly over it.
+
+    Any stretch of it thus holds the labels in their proportions, to within one example each.
+    """
+    generator = torch.Generator().manual_seed(derived_seed("parts", seed))
+    order = torch.randperm(n, generator=generator)
+    if labels is None:
+        return order
+    labels = tensor_of(labels)
+    if labels.shape != (n,):
+        raise ValueError(f"labels must be one per example, shape ({n},), got {tuple(labels.shape)}")
+    _, kind, counts = labels[order].unique(return_inverse=True, return_counts=True)
+    by_kind = torch.argsort(kind, stable=True)
+    firsts = counts.cumsum(0) - counts
+    rank = torch.empty(n, dtype=torch.float64)
+    offset = torch.rand(len(counts), dtype=torch.float64, generator=generator)  # else a single one would always be in the middle
+    rank[by_kind] = (torch.arange(n) - firsts[kind[by_kind]] + offset[kind[by_kind]]) / counts[kind[by_kind]]
+    return order[torch.argsort(rank, stable=True)]
+
+
+def labels_of(dataset: Any) -> Tensor | None:
+    """The label of every example, shape (N,), integer, if a dataset shows them without being read; else None.
+
+    That is the last tensor of a ``TensorDataset``, the attribute ``targets`` or ``labels``, or a column ``label`` or ``labels``;
+    of parts, subsets and concatenations those of what they are made of.
+    """
+    if isinstance(dataset, (IndexedSubset, Subset)):
+        labels = labels_of(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [labels_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+    if isinstance(dataset, TensorDataset):
+        return _integers(dataset.tensors[-1], len(dataset))
+    columns = getattr(dataset, "column_names", None) or ()
+    candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    candidates += [dataset[name] for name in ("label", "labels") if name in columns]
+    return next((labels for labels in (_integers(values, len(dataset)) for values in candidates) if labels is not None), None)
+
+
+def whole_of(dataset: Any) -> Any:
+    """The dataset that an ``IndexedSubset`` is of; any other dataset as it is."""
+    return dataset.dataset if isinstance(dataset, IndexedSubset) else dataset
+
+
+def whole_length(dataset: Any) -> int:
+    """N, the length of a dataset, or of the dataset that a subset is of: its indices run from 0 to N-1."""
+    return len(whole_of(dataset))
+
+
+def index_of(dataset: Any, positions: Any) -> Any:
+    """The indices of positions in a dataset: of an ``IndexedSubset`` those in the whole, else the positions themselves."""
+    return dataset.indices[positions] if isinstance(dataset, IndexedSubset) else positions
+
+
+def by_position(dataset: Any, by_index: Tensor) -> Tensor:
+    """Of values by index, shape (N,), those of the examples of a dataset, in its order, shape (n,)."""
+    return by_index[dataset.indices] if isinstance(dataset, IndexedSubset) else by_index
+
+
+def dataset_of(data: Any) -> Any:
+    """The dataset of a loader, or what is one itself."""
+    return data.dataset if isinstance(data, DataLoader) else data
+
+
+def origin(dataset: Any) -> tuple[Any, Tensor | None]:
+    """The dataset behind parts and subsets, and the indices of the examples in it; None for all of them."""
+    indices: Tensor | None = None
+    while isinstance(dataset, (IndexedSubset, Subset)):
+        inner = torch.as_tensor(dataset.indices)
+        indices = inner if indices is None else inner[indices]
+        dataset = dataset.dataset
+    return dataset, indices
+
+
+def in_common(one: Any, other: Any) -> int:
+    """How many examples two parts of one dataset share; 0 for parts of different datasets."""
+    (base, mine), (its_base, its) = origin(one), origin(other)
+    if base is not its_base:
+        return 0
+    everything = torch.arange(len(base))
+    return int(torch.isin(everything if mine is None else mine, everything if its is None else its).sum())
+
+
+def _count(share: float, n: int, name: str, least: int) -> int:
+    whole = isinstance(share, Integral) and not isinstance(share, bool)
+    count = int(share) if whole else round(n * share) if 0 <= share < 1 else -1
+    if count < least or isinstance(share, bool):
+        raise ValueError(
+            f"{name} must be a share of the {n:,} examples, in (0, 1), or a whole number of them, at least {least}, got {share!r}"
+        )
+    return count
+
+
+def _integers(values: Any, n: int) -> Tensor | None:
+    try:
+        labels = tensor_of(values)
+    except (TypeError, ValueError):
+        return None
+    return labels if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None

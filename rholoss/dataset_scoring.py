@@ -1,0 +1,110 @@
+"""One pass of one model over a dataset, or a part of it, each example with its index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler
+from typing_extensions import Unpack
+
+from rholoss.data.candidate_loader import CandidateLoader
+from rholoss.data.loader_view import LoaderView
+from rholoss.isolation import device_of, seeded
+from rholoss.options import ScoringOptions, refuse_unknown
+from rholoss.scoring import Scorer, Task
+
+Measure = Callable[[Any, Any, int], Tensor]
+"""``measure(outputs, targets, n) -> (n, ...)``: what to keep of n examples."""
+
+
+class DatasetScorer:
+    """Measures every example of some data under a model in eval mode, each once.
+
+    Args:
+        data: a map-style dataset, a loader over it, or ``IndexedBatches``. Of a loader, the collate function, the workers and
+            what the sampler may draw are used; its order and its generator are not.
+        positions: which examples of a map-style dataset, ascending, shape (m,), int64; None for all that the sampler may draw.
+        **options: see ``ScoringOptions``; ``views`` and ``progress`` are the caller's.
+
+    Attributes:
+        view: the loader that is iterated.
+        positions: the positions that are drawn, ascending, each once, shape (m,), int64; None where unknown until sampled.
+        total: examples, or None where that is unknown until sampled.
+        batch_size: examples in one forward pass, or None where the data come in batches of their own.
+        scorer: runs the model.
+    """
+
+    def __init__(self, data: Any, *, positions: Tensor | None = None, **options: Unpack[ScoringOptions]) -> None:
+        refuse_unknown(options, ScoringOptions.__annotations__, "scoring a dataset")
+        batch_size = options.get("batch_size")
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise ValueError(f"batch_size must be a number of examples, at least 1, or None, got {batch_size!r}")
+        self.scorer = Scorer(Task.of(*(options.get(name) for name in ("task", "forward", "loss", "dtype"))))  # type: ignore[arg-type]
+        self._seed = options.get("seed", 0)
+        self.view = view = LoaderView.of_data(data, batch_size)
+        self.positions: Tensor | None = None
+        self.total: int | None = None
+        self.batch_size: int | None = None
+        if view.is_map_style:
+            self.total = len(view.dataset)
+            if view.loader.batch_sampler is not None:
+                drawn = view.drawable_positions() if positions is None else positions
+                self.positions = torch.arange(len(view.dataset)) if drawn is None else drawn.unique()
+                self.total = len(self.positions)
+                self.batch_size = batch_size or view.batch_size or 256
+        elif view.batching is not None:
+            self.batch_size = batch_size or view.batch_size
+
+    def run(
+        self,
+        model: Any,
+        measure: Measure | None = None,
+        *,
+        rows: range | None = None,
+        view: int = 0,
+        seen: Callable[[int], None] = lambda n: None,
+    ) -> tuple[Tensor, Tensor]:
+        """Measure the examples.
+
+        Args:
+            model: the model.
+            measure: see ``Measure``; None for the loss.
+            rows: which of ``positions``, by their place among them; None for all. Where the first is a multiple of
+                ``batch_size``, every forward pass is that of a run over all, to the last bit.
+            view: which draw of random augmentation; the same view of the same rows is the same in every process.
+            seen: called with the number of examples after each forward pass.
+
+        Returns:
+            Indices (m,), int64, and values (m, ...), float32, on the CPU, in the order of the data.
+        """
+        self.scorer.refuse_causal(model)
+        measured = list(self._measured(model, measure or self.scorer.losses, rows, view, seen))
+        if not measured:
+            raise ValueError("expected at least one example to score, got none")
+        indices, values = zip(*measured, strict=True)
+        return torch.cat(indices), torch.cat(values)
+
+    def _measured(
+        self, model: Any, measure: Measure, rows: range | None, view: int, seen: Callable[[int], None]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        with seeded(self._seed, view, rows.start if rows else 0, device=device_of(model)):
+            for index, batch in self.batches(rows):
+                n = len(index)
+                yield index.cpu(), self.scorer.run(model, batch, n, measure).float().cpu()
+                seen(n)
+
+    def batches(self, rows: range | None = None) -> CandidateLoader:
+        """The data in batches, each with its index; ``rows`` as in ``run``."""
+        if self.positions is not None:
+            positions = self.positions if rows is None else self.positions[rows.start : rows.stop]
+            batches = BatchSampler(positions.tolist(), self.batch_size or 1, drop_last=False)
+            return CandidateLoader(LoaderView(self.view.redrawn(batches, self.batch_size or 1)), self.batch_size)
+        if rows is not None:
+            raise TypeError(
+                f"only the examples of a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}; let "
+                "every process read data of its own, with distinct ids, and merge the stores"
+            )
+        return CandidateLoader(self.view, self.batch_size)

@@ -1,0 +1,7 @@
+"""How a store is filled: models that are fitted, datasets that are scored, in one go or cross-fitted."""
+
+from rholoss.irreducible.cross_fit import cross_fit as cross_fit
+from rholoss.irreducible.fit import Fit as Fit
+from rholoss.irreducible.fit import FitEpoch as FitEpoch
+from rholoss.irreducible.fit import fit_irreducible_model as fit_irreducible_model
+from rholoss.irreducible.models import Checkpoints as Checkpoints

@@ -1,0 +1,134 @@
+"""Irreducible losses without a holdout: models fitted on some folds of the data score the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
+
+from rholoss.data.fingerprint import digest
+from rholoss.data.index import tensor_of
+from rholoss.data.loader_view import LoaderView
+from rholoss.data.subset import IndexedSubset, labels_of, stratified_order
+from rholoss.irreducible.models import as_models, describe
+from rholoss.store import CrossFit, IrreducibleLossStore
+
+
+def cross_fit(
+    data: Any,
+    fit: Callable[[IndexedSubset], Any],
+    folds: int | Tensor = 2,
+    *,
+    only: Iterable[int] | int | None = None,
+    seed: int = 0,
+    labels: Any = None,
+    **options: Any,
+) -> IrreducibleLossStore:
+    """Score every example by models that did not train on it: for each fold, models fitted on all the others.
+
+    Nothing has to be held out: the model in training then trains on all of the data. Folds may be scored in separate processes,
+    each with ``only`` its own, and their stores merged.
+
+    Args:
+        data: a map-style dataset, a part of one, or a loader over one: its collate function and workers are used for scoring, and
+            only what its sampler may draw is divided into folds.
+        fit: fits a model on a part of the dataset and returns it; or returns a ``Fit``, or several models, whose mean loss is
+            taken. Validation examples have to come out of that part as well. It must begin from new weights every time.
+        folds: how many folds, at least 2; drawn by ``seed``, with the labels in proportion. Or the fold of each example, shape
+            (N,), integer: examples that belong together, such as copies or frames of one film, should share a fold.
+        only: score these folds, and leave the other examples out of the store; None for all.
+        seed: of the folds.
+        labels: what to keep in proportion, shape (N,), integer; None: the dataset's own, where it shows them.
+        **options: of ``IrreducibleLossStore.from_model``, other than ``path``, ``mapped`` and ``distributed``.
+
+    Returns:
+        The store of all examples, or of those of the folds in ``only``.
+
+    Raises:
+        ValueError: a fold leaked: a ``Fit`` has seen examples that it is to score; or a fold is empty.
+        TypeError: the data cannot be read by index, or an option cannot be had here.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from rholoss import cross_fit, fit_irreducible_model, split
+        >>> def fit(part):
+        ...     rest, training, validation = split(part, holdout=0.8, validation=0.19)
+        ...     return fit_irreducible_model(torch.nn.Linear(5, 3), training, validation, epochs=2)
+        >>> cross_fit(TensorDataset(torch.randn(200, 5), torch.randint(3, (200,))), fit)
+        IrreducibleLossStore(200 examples, coverage=100.0%, device=cpu)
+
+    References:
+        Mindermann et al., ICML 2022, section 4, "irreducible loss model training without a holdout set", with two folds.
+    """
+    refused = {"path", "mapped", "distributed"} & set(options)
+    if refused:
+        raise TypeError(
+            f"cross_fit does not take {', '.join(sorted(refused))}; score folds with only=, save and merge their stores"
+        )
+    if not callable(fit) or isinstance(fit, nn.Module):
+        raise TypeError(
+            f"fit must be a function that fits a model on a part of the dataset and returns it, got {type(fit).__name__}"
+        )
+    view = LoaderView.of_data(data, options.get("batch_size")) if _is_readable(data) else None
+    if view is None or not view.is_map_style or view.loader.batch_sampler is None:
+        raise TypeError(f"cross_fit needs a dataset that is read by index, an example at a time, got {type(data).__name__}")
+    fold_of = _folds(view, folds, seed, labels)
+    count = int(fold_of.max()) + 1
+    wanted: Any = range(count) if only is None else list(only) if isinstance(only, (list, tuple, range, set)) else [only]
+    if not wanted or len(set(wanted)) < len(wanted) or any(type(fold) is not int or not 0 <= fold < count for fold in wanted):
+        raise ValueError(f"only must name folds from 0 to {count - 1}, each once, got {list(wanted)}")
+    plan = digest(fold_of.numpy().astype("<i8").tobytes())
+    stores: list[IrreducibleLossStore] = []
+    known: list[Any] = []
+    for fold in wanted:
+        is_scored: Tensor = fold_of == fold
+        training, scored = (torch.nonzero(where).flatten() for where in (~is_scored & (fold_of >= 0), is_scored))
+        models = fit(IndexedSubset(view.dataset, training))
+        if any(model is other for model in as_models(models) for other in known):
+            raise ValueError(
+                f"fit returned the same model for fold {fold} as for another one, so that it trained on what it is to score; "
+                "begin from a new model every time"
+            )
+        known += as_models(models)
+        batches = BatchSampler(scored.tolist(), view.batch_size or 256, drop_last=False)
+        store = IrreducibleLossStore.from_model(models, view.redrawn(batches, batches.batch_size), **options)
+        own = {str(fold): [describe(model) for model in as_models(models)]}
+        cross_fit = CrossFit(plan, count, seed, own, {str(fold): store.meta.validation_loss})
+        store.meta = replace(store.meta, models=None, examples=None, validation_loss=None, cross_fit=cross_fit)
+        stores.append(store)
+    return stores[0].merge(*stores[1:])
+
+
+def _is_readable(data: Any) -> bool:
+    return isinstance(data, DataLoader) or hasattr(data, "__getitem__")
+
+
+def _folds(view: LoaderView, folds: int | Tensor, seed: int, labels: Any) -> Tensor:
+    """The fold of each position of a loader's dataset, shape (n,), int64; -1 for what its sampler does not draw."""
+    n = len(view.dataset)
+    drawn = view.drawable_positions()
+    positions = torch.arange(n) if drawn is None else drawn.unique()
+    fold_of = torch.full((n,), -1, dtype=torch.int64)
+    if not isinstance(folds, int):
+        given = tensor_of(folds).long()
+        if given.shape != (n,) or tensor_of(folds).is_floating_point():
+            raise ValueError(f"folds must be the fold of each example, shape ({n},), or how many, got shape {tuple(given.shape)}")
+        fold_of[positions] = given[positions]
+        count = int(given.max()) + 1 if n else 0
+    else:
+        if isinstance(folds, bool) or not 2 <= folds <= len(positions):
+            raise ValueError(f"folds must be from 2 to the number of examples, {len(positions):,}, got {folds!r}")
+        labels = labels_of(view.dataset) if labels is None else tensor_of(labels)
+        order = stratified_order(len(positions), None if labels is None else labels[positions], seed)
+        for fold, part in enumerate(order.tensor_split(folds)):
+            fold_of[positions[part]] = fold
+        count = folds
+    sizes = torch.bincount(fold_of[fold_of >= 0], minlength=count)
+    if count < 2 or bool((sizes == 0).any()):
+        raise ValueError(f"every fold needs examples, and there must be at least 2, got {sizes.tolist()}")
+    return fold_of

@@ -1,0 +1,107 @@
+"""The irreducible-loss models: one or several, and what they are known by."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rholoss.data.fingerprint import digest
+from rholoss.irreducible.fit import Fit
+from rholoss.isolation import module_of
+from rholoss.scoring import callable_name
+
+
+class Checkpoints:
+    """One model with the weights of several checkpoints in turn, such as those along one training run: an ensemble.
+
+    The model has its own weights back when all have been seen.
+
+    Args:
+        model: the model.
+        states: state dicts, or paths of files that ``torch.save`` wrote them to.
+    """
+
+    def __init__(self, model: nn.Module, states: Sequence[Mapping[str, Any] | str | os.PathLike[str]]) -> None:
+        self.model = model
+        self.states = list(states)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        try:
+            for state in self.states:
+                weights = state if isinstance(state, Mapping) else torch.load(state, map_location="cpu", weights_only=True)
+                self.model.load_state_dict(weights)
+                yield self.model
+        finally:
+            self.model.load_state_dict(own)
+
+
+def as_models(model: Any) -> Sequence[Any] | Checkpoints:
+    """The models that are meant: one, the model of a ``Fit``, or each of several."""
+    if isinstance(model, (Checkpoints, list, tuple, nn.ModuleList)):
+        if not len(model):
+            raise ValueError("expected a model, or several, got none")
+        return model if isinstance(model, Checkpoints) else [each.model if isinstance(each, Fit) else each for each in model]
+    model = model.model if isinstance(model, Fit) else model
+    if not callable(model):
+        raise TypeError(f"expected a model, a list of models, a Fit or Checkpoints, got {type(model).__name__}")
+    return [model]
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """What a model is known by, as JSON values: its class, and a digest of its layers and weights, or of its code."""
+    module = module_of(model)
+    if module is None:
+        return {"class": callable_name(model), "parameters": None, "digest": code_digest(model)}
+    layers = [(name, type(layer).__name__) for name, layer in module.named_modules()]
+    weights = hashlib.blake2b(repr(layers).encode(), digest_size=8)
+    for name, value in module.state_dict().items():
+        weights.update(name.encode())
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous()
+            weights.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            weights.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return {"class": type(module).__name__, "parameters": count, "digest": weights.hexdigest()}
+
+
+def code_digest(function: Any) -> str:
+    """What a callable is known by besides its name: its code, its defaults and what it closes over.
+
+    Two functions of one name are thus told apart; what a function finds in global variables is not seen.
+    """
+    return digest(repr(_parts(function, 0)).encode())
+
+
+def _parts(value: Any, depth: int) -> Any:
+    """A value as nested tuples of what does not change from process to process."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return (str(array.dtype), array.shape, digest(np.ascontiguousarray(array).tobytes()))
+    if depth > 8:
+        return type(value).__qualname__
+    if isinstance(value, (tuple, list)):
+        return tuple(_parts(part, depth + 1) for part in value)
+    if isinstance(value, types.CodeType):
+        return (value.co_code, value.co_names, _parts(value.co_consts, depth + 1))
+    if isinstance(value, nn.Module):
+        return tuple(describe(value).values())
+    if isinstance(value, functools.partial):
+        return tuple(_parts(part, depth + 1) for part in (value.func, value.args, sorted(value.keywords.items())))
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return tuple(_parts(part, depth + 1) for part in (value.__qualname__, value.__code__, value.__defaults__, cells))
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,237 @@
+"""Scoring that survives being killed, and that several processes share: a chunk of the data at a time, each kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rholoss.data.fingerprint import digest
+from rholoss.data.index import some
+from rholoss.files import atomic_write
+from rholoss.irreducible.scoring_job import Scored, ScoringJob, made_today
+from rholoss.store.metadata import CalibrationCounts, StoreMetadata
+from rholoss.store.serialization import read_store, write_mapped, write_store
+
+NAMES = {"code": "forward or loss function", "scoring": "scoring (batch size, dtype or seed)"}
+SETTINGS = "scoring.json"
+Arrays = dict[str, np.ndarray]
+
+
+class ScoringCheckpoint:
+    """The chunks of one scoring of a dataset, in a folder: those that are done, and room for the others.
+
+    Any number of processes may work in it. A chunk comes out the same whoever scores it, and appears whole or not at all.
+
+    Args:
+        path: the folder; made if it is not there.
+        job: what is scored, and how.
+
+    Raises:
+        ValueError: the folder holds another scoring; the message says in what it differs.
+    """
+
+    def __init__(self, path: str, job: ScoringJob) -> None:
+        self.path = path
+        self.job = job
+        self.chunks = job.chunks()
+        first = self.chunks[0]
+        chunks = [len(self.chunks), None if first is None else len(first)]
+        mine = json.loads(json.dumps({**job.settings, "chunks": chunks}))
+        self._identity = digest(json.dumps(mine, sort_keys=True).encode())
+        settings = os.path.join(path, SETTINGS)
+        self._is_new = not os.path.exists(path)
+        os.makedirs(path, exist_ok=True)
+        if not os.path.exists(settings):
+            with atomic_write(settings) as file:
+                file.write(json.dumps({**mine, **made_today()}).encode())
+        self.meta = _read_settings(settings)
+        different = [name for name in mine if self.meta.get(name) != mine[name]]
+        if different:
+            raise ValueError(
+                f"{path} holds an unfinished scoring with other {', '.join(different)}; go on with what it was begun with, or "
+                "delete the folder to begin anew"
+            )
+        self.meta.pop("chunks")
+
+    def work(self, process: int, processes: int) -> bool:
+        """Score this process's share of what is missing or damaged; whether the other shares are done as well.
+
+        A lone process that fails in its first chunk leaves nothing behind.
+        """
+        try:
+            return self._work(process, processes)
+        except BaseException:
+            if self._is_new and processes == 1 and not any(os.path.exists(self._file(i)) for i in range(len(self.chunks))):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def _work(self, process: int, processes: int) -> bool:
+        for i, rows in enumerate(self.chunks):
+            if i % processes == process:
+                if self._read(i) is None:
+                    self._score(i)
+                else:
+                    self.job.passed(rows)
+        others = [i for i in range(len(self.chunks)) if i % processes != process]
+        if not all(os.path.exists(self._file(i)) for i in others):
+            return False
+        for i in others:
+            if self._read(i) is None:
+                self._score(i)
+        return True
+
+    def scored(self) -> Iterator[Scored]:
+        """The chunks in the order of the data.
+
+        Raises:
+            FileNotFoundError: one is not there, or not whole.
+        """
+        for i in range(len(self.chunks)):
+            scored = self._read(i)
+            if scored is None:
+                raise FileNotFoundError(f"{self._file(i)} is missing or damaged; run again to score its chunk anew")
+            yield scored
+
+    def saved(self, mapped: bool) -> str:
+        """Where in the folder the finished store lies, under a name of its own, to be renamed."""
+        whole = os.path.join(self.path, f"{secrets.token_hex(8)}.whole")
+        if mapped and self.job.is_dense:
+            calibration = sum((each.calibration for each in self.scored()), CalibrationCounts())
+            pieces = ({"losses": each.losses.numpy()} for each in self.scored())
+            write_mapped(whole, self.job.scorer.total or 0, pieces, self._metadata(calibration))
+            return whole
+        arrays, calibration = joined(list(self.scored()), self.job.scorer.view.dataset_length)
+        meta = self._metadata(calibration)
+        write_mapped(whole, len(arrays["losses"]), [arrays], meta) if mapped else write_store(whole, arrays, meta)
+        return whole
+
+    def _metadata(self, calibration: CalibrationCounts) -> dict[str, Any]:
+        """As ``IrreducibleLossStore.save`` writes it: the file is the same."""
+        return StoreMetadata.of({**self.meta, "calibration": calibration}).to_json()
+
+    def _score(self, i: int) -> None:
+        scored = self.job.score(self.chunks[i])
+        arrays = {"losses": scored.losses.numpy(), "ids": scored.index.numpy()}
+        write_store(self._file(i), arrays, {"calibration": scored.calibration.to_json(), "chunk": [self._identity, i]})
+
+    def _read(self, i: int) -> Scored | None:
+        """A chunk; None where it is not there, its file is damaged, or it is another scoring's."""
+        try:
+            arrays, meta = read_store(self._file(i))
+        except (FileNotFoundError, ValueError):
+            return None
+        if meta.get("chunk") != [self._identity, i]:
+            return None
+        return Scored(
+            torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["losses"]), CalibrationCounts(**meta["calibration"])
+        )
+
+    def _file(self, i: int) -> str:
+        return os.path.join(self.path, f"{i:06d}.npz")
+
+
+def score_in_memory(job: ScoringJob, process: int = 0, processes: int = 1) -> tuple[Arrays, dict[str, Any]]:
+    """Score everything, or on each rank a share of it; the arrays and the metadata of the store, on every rank."""
+    chunks = job.chunks()
+    mine = {i: job.score(rows) for i, rows in enumerate(chunks) if i % processes == process}
+    if processes > 1:
+        gathered: list[dict[int, Scored]] = [{} for _ in range(processes)]
+        dist.all_gather_object(gathered, mine)
+        mine = {i: scored for share in gathered for i, scored in share.items()}
+    arrays, calibration = joined([mine[i] for i in range(len(chunks))], job.scorer.view.dataset_length)
+    return arrays, {**job.settings, **made_today(), "calibration": calibration.to_json()}
+
+
+def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, processes: int = 1) -> bool:
+    """Score one process's share, and save the store if nothing is missing after that; whether it is there.
+
+    All that is written until the store is whole lies in one folder, which is removed in the end, so that nothing is left of a
+    run that was killed once another is through.
+    """
+    path = path.rstrip(os.sep)
+    parts = f"{path}.parts"
+    if not os.path.exists(path):
+        try:
+            checkpoint = ScoringCheckpoint(parts, job)
+            if checkpoint.work(process, processes):
+                os.replace(checkpoint.saved(mapped), path)
+        except OSError:  # also where another process, done at the same moment, has saved the store and cleared up
+            if not os.path.exists(path):
+                raise
+        if not os.path.exists(path):
+            return False
+    _refuse_other(job, path)
+    _clear(job, parts)
+    return True
+
+
+def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, CalibrationCounts]:
+    """The arrays of a store, ids ascending and each once, or no ids where all of a dataset is there; and the calibration."""
+    index = torch.cat([each.index for each in scored])
+    losses = torch.cat([each.losses for each in scored])
+    calibration = sum((each.calibration for each in scored), CalibrationCounts())
+    if bool((index[1:] <= index[:-1]).any()):
+        index, order = index.sort(stable=True)
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        if dataset_length is None:  # a data set that is read by index has one example of each, however it is drawn and augmented
+            _refuse_namesakes(index, losses[order], first)
+        index, losses = index[first], losses[order][first]
+    whole = len(index) == dataset_length and int(index[0]) == 0 and int(index[-1]) == dataset_length - 1
+    return {"losses": losses.numpy()} if whole else {"losses": losses.numpy(), "ids": index.numpy()}, calibration
+
+
+def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:
+    """Raise a ValueError if examples of one id have irreducible losses that rounding does not explain."""
+    of_first = losses[first][first.cumsum(0) - 1]
+    other = index[~torch.isclose(losses, of_first, rtol=0.05, atol=0.05)].unique()
+    if len(other):
+        raise ValueError(
+            f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must mean one "
+            "example. Let it say more, such as the shard and the key of a tar file; and leave out copies that are augmented"
+        )
+
+
+def _refuse_other(job: ScoringJob, path: str) -> None:
+    """Raise a ValueError if the store at a path was made by something else."""
+    _, meta = read_store(path)
+    different = [NAMES.get(name, name) for name in _different(job, meta)]
+    if different:
+        raise ValueError(
+            f"{path} is there already, made with other {', '.join(different)}; name another path, or delete it to make it anew"
+        )
+
+
+def _clear(job: ScoringJob, parts: str) -> None:
+    """Remove the folder of a scoring that is through, unless it is another's."""
+    settings = os.path.join(parts, SETTINGS)
+    try:
+        is_ours = not os.path.exists(settings) or not _different(job, _read_settings(settings))
+    except (OSError, ValueError):  # cleared by another process, or damaged
+        is_ours = True
+    if is_ours:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _different(job: ScoringJob, meta: dict[str, Any]) -> list[str]:
+    return [name for name, value in job.settings.items() if meta.get(name) != value]
+
+
+def _read_settings(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings: dict[str, Any] = json.load(file)
+        if not isinstance(settings, dict):
+            raise ValueError("it is no mapping")
+        return settings
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its folder to begin anew") from error

@@ -1,0 +1,209 @@
+"""Irreducible losses out of models, a chunk of the data at a time, and what is worth knowing about how they were made."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss._version import __version__
+from rholoss.data.fingerprint import digest, fingerprint
+from rholoss.data.index import some
+from rholoss.data.subset import origin
+from rholoss.dataset_scoring import DatasetScorer
+from rholoss.irreducible.fit import Fit
+from rholoss.irreducible.models import as_models, code_digest, describe
+from rholoss.options import ScoringOptions
+from rholoss.progress import reporter
+from rholoss.scoring import callable_name, default_forward, default_loss
+from rholoss.store.metadata import CalibrationCounts
+
+CHUNK = 65_536  # most examples that are scored, and written, at a time
+PIECES = 16  # or as many chunks, of fewer examples
+
+
+class Scored(NamedTuple):
+    """A chunk of the data with its irreducible losses.
+
+    Attributes:
+        index: shape (m,), int64.
+        losses: shape (m,), float32, in nats.
+        calibration: how confident and correct the models were.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, on purpose
+    losses: Tensor
+    calibration: CalibrationCounts
+
+
+class ScoringJob:
+    """All that decides which irreducible losses come out, and their computation, a chunk of the data at a time.
+
+    Args:
+        model: a model, or several.
+        data: see ``DatasetScorer``.
+        **options: see ``ScoringOptions``.
+
+    Attributes:
+        scorer: passes over the data.
+        models: the models whose mean loss is taken.
+        views: passes over the data, each another draw of its random augmentation.
+        settings: what decides the losses, as JSON values: fields of ``StoreMetadata``.
+    """
+
+    def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:
+        self.views = views = options.get("views", 1)
+        if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+            raise ValueError(f"views must be a number of passes over the data, at least 1, got {views!r}")
+        self.scorer = DatasetScorer(data, **options)
+        self.models = as_models(model)
+        refuse_seen(model, self.scorer)
+        self._done = 0
+        self._report = reporter(options.get("progress"))
+        task, dtype = self.scorer.scorer.task, self.scorer.scorer.task.dtype
+        own = [
+            hook if hook is not usual else None for hook, usual in ((task.forward, default_forward), (task.loss, default_loss))
+        ]
+        settings = {
+            "data": fingerprint(data),
+            "models": [describe(each) for each in self.models],
+            "loss": callable_name(task.loss),
+            "forward": callable_name(task.forward),
+            "code": [None if hook is None else code_digest(hook) for hook in own],
+            "views": views,
+            "scoring": {
+                "batch_size": self.scorer.batch_size,
+                "dtype": str(dtype) if dtype else None,
+                "seed": options.get("seed", 0),
+            },
+            "examples": self._examples(),
+            "validation_loss": _validation_loss(model),
+        }
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back from a file
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the chunks, one after the other, hold the examples 0 to N-1 in order."""
+        return self.settings["data"] is not None and self.settings["examples"] == [self.scorer.view.dataset_length, None]
+
+    def chunks(self) -> list[range | None]:
+        """The rows to score at a time, each beginning at a multiple of the batch size; one None where they cannot be told."""
+        positions = self.scorer.positions
+        if positions is None:
+            return [None]
+        if not len(positions):
+            raise ValueError("expected at least one example to score, got none")
+        size = self.scorer.batch_size or 1
+        step = -(-min(CHUNK, -(-len(positions) // PIECES)) // size) * size
+        return [range(start, min(start + step, len(positions))) for start in range(0, len(positions), step)]
+
+    def score(self, rows: range | None) -> Scored:
+        """Score a chunk.
+
+        Raises:
+            ValueError: a loss is not one value per example, not finite, or negative.
+        """
+        counts = CalibrationCounts()
+
+        def measure(outputs: Any, targets: Any, n: int) -> Tensor:
+            loss = self.scorer.scorer.losses(outputs, targets, n)
+            confidence, correct = _classified(outputs, targets, n)
+            if confidence is None or correct is None:
+                return loss[:, None]
+            counts.classes = outputs.shape[1]
+            return torch.stack([loss, confidence.to(loss.device), correct.to(loss.device).float()], 1)
+
+        halves: list[np.ndarray | float] = [0.0, 0.0]
+        of_each = [(len(self.models) + 1) // 2, len(self.models) // 2]
+        index = torch.empty(0, dtype=torch.int64)
+        for i, model in enumerate(self.models):
+            for view in range(self.views):
+                index, values = self.scorer.run(model, measure, rows=rows, view=view, seen=self._seen)
+                table = values.numpy().astype(float)
+                refuse_not_losses(index, values[:, 0])
+                halves[i % 2] = halves[i % 2] + table[:, 0]
+                if table.shape[1] == 3:
+                    counts.count(table[:, 1], table[:, 2])
+        means = [half / (n * self.views) for half, n in zip(halves, of_each, strict=True) if n]
+        if len(means) == 2:
+            counts.compare(np.asarray(means[0]), np.asarray(means[1]))
+        losses = (halves[0] + halves[1]) / (sum(of_each) * self.views)
+        return Scored(index, torch.from_numpy(np.asarray(losses, np.float32)), counts)
+
+    def _examples(self) -> list[Any]:
+        """How many examples, and which if that is a part of the data."""
+        positions, view = self.scorer.positions, self.scorer.view
+        data = origin(view.dataset)[1] if view.dataset_length is not None else None
+        which = [part.numpy().tobytes() for part in (data, positions) if part is not None]
+        whole = data is None and positions is not None and len(positions) == view.dataset_length
+        return [self.scorer.total, None if whole or not which else digest(b"".join(which))]
+
+    def passed(self, rows: range | None) -> None:
+        """Count a chunk as done that was scored before."""
+        self._seen(len(rows) * len(self.models) * self.views if rows is not None else 0)
+
+    def _seen(self, n: int) -> None:
+        self._done += n
+        total = self.scorer.total
+        self._report(self._done, None if total is None else total * len(self.models) * self.views)
+
+
+def made_today() -> dict[str, Any]:
+    """When and with what: the date, UTC (that of ``SOURCE_DATE_EPOCH`` where it is set), and versions."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc) if epoch else None
+    day = (moment or datetime.datetime.now(datetime.timezone.utc)).date().isoformat()
+    return {"made": day, "versions": {"rholoss": __version__, "torch": torch.__version__, "numpy": np.__version__}}
+
+
+def refuse_seen(model: Any, scorer: DatasetScorer) -> None:
+    """Raise a ValueError if a ``Fit`` trained on, or was chosen by, examples that are to be scored."""
+    for fit in model if isinstance(model, (list, tuple)) else [model]:
+        seen = fit.seen_among(scorer.view.dataset, scorer.positions) if isinstance(fit, Fit) and scorer.view.dataset_length else 0
+        if seen:
+            raise ValueError(
+                f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score, so that their "
+                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit (or pass fit.model, "
+                "if different examples of this data look the same)"
+            )
+
+
+def _validation_loss(model: Any) -> float | None:
+    """The mean of the validation losses of the fits, if all models come out of one."""
+    fits = model if isinstance(model, (list, tuple)) else [model]
+    if not all(isinstance(fit, Fit) for fit in fits):
+        return None
+    return sum(fit.best.validation_loss for fit in fits) / len(fits)
+
+
+def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
+    """Raise a ValueError that names the examples whose loss is not finite or is negative, if there are any."""
+    for bad, what, cure in (
+        (~torch.isfinite(losses), "not finite", "check its weights and these examples"),
+        (
+            losses < 0,
+            "negative",
+            "pass a loss= that is at least 0; a constant added to it, here and in the selector, changes nothing",
+        ),
+    ):
+        which = index[bad].sort().values.tolist()
+        if which:
+            raise ValueError(
+                f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model is {what}: indices "
+                f"{some(which)}; {cure}"
+            )
+
+
+def _classified(outputs: Any, targets: Any, n: int) -> tuple[Tensor | None, Tensor | None]:
+    """The probability of the likeliest class, and whether it is the label, shape (n,) each; None for other tasks."""
+    is_logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+    if not is_logits or not isinstance(targets, Tensor) or targets.shape != (n,) or targets.is_floating_point():
+        return None, None
+    probability, likeliest = outputs.float().softmax(1).max(1)
+    return probability, likeliest == targets.to(likeliest.device)

@@ -1,0 +1,107 @@
+"""Pictures of irreducible losses; needs matplotlib, which is imported only here and only when something is drawn."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rholoss.report.report import Report
+
+MOST_CLASSES = 20  # that are drawn
+INK, FILL, MARK = "#31475e", "#9db9d3", "#c8553d"
+
+
+def draw(report: Report, path: str | os.PathLike[str] | None) -> Any:
+    """Draw a report.
+
+    Args:
+        report: a ``rholoss.report.Report``.
+        path: where to save the figure; None saves nothing.
+
+    Returns:
+        The ``matplotlib.figure.Figure``.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("a report is drawn with matplotlib, which is not installed; run: pip install 'rholoss[plot]'") from None
+    panels: list[Any] = [lambda axes: _distribution(axes, report)]
+    panels += [lambda axes: _classes(axes, report)] if report.by_class else []
+    panels += [lambda axes: _calibration(axes, report)] if report.bins else []
+    panels += [lambda axes: _two_stores(axes, report)] if report.pairs else []
+    columns = math.ceil(len(panels) / 2) if len(panels) > 3 else len(panels)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(6.4, 5.2 * columns), 4.8 * rows), layout="constrained")
+    for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        panel(axes)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _decades(axis: Any, span: float) -> None:
+    """Few enough numbers along a logarithmic axis that they do not overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if span > 200 else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _distribution(axes: Any, report: Report) -> None:
+    edges, line = report.edges, {"ymax": 0.84, "linewidth": 1.5}  # above that is the legend
+    axes.stairs(report.histogram, edges, fill=True, color=FILL)
+    less = " (the first bar: and less)" if report.minimum < edges[0] else ""
+    axes.set(xscale="log", title="Irreducible losses", xlabel=f"irreducible loss, nats{less}", ylabel="examples")
+    _decades(axes.xaxis, edges[-1] / edges[0])
+    if report.classes:
+        guess = math.log(report.classes or 1)
+        axes.axvline(guess, color=MARK, label=f"log({report.classes}), a guess: {report.above_guess or 0:.1%} above", **line)
+    if report.known:
+        where = max(report.median, edges[0])
+        axes.axvline(where, color=INK, linestyle="--", label=f"median {report.median:.3g}", **line)
+    axes.set_ylim(0, 1.25 * max(*report.histogram, 1))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", frameon=False, fontsize="small")
+
+
+def _classes(axes: Any, report: Report) -> None:
+    shown = report.by_class[:MOST_CLASSES]
+    rows = np.arange(len(shown))
+    low, q1, median, q3, high = np.array([each.quantiles for each in shown]).T
+    axes.hlines(rows, low, high, color=INK, linewidth=1)
+    axes.barh(rows, q3 - q1, left=q1, height=0.6, color=FILL, edgecolor=INK, linewidth=1)
+    axes.vlines(median, rows - 0.3, rows + 0.3, color=INK, linewidth=2.5)
+    axes.set_yticks(rows, [str(each.label) for each in shown])
+    axes.axvline(math.log(report.classes or 1), color=MARK, linewidth=1.5)
+    axes.set_ylim(max(len(shown), 5) - 0.5, -0.5)
+    axes.set_xlim(0, 1.05 * max(*high, math.log(report.classes or 1)))
+    axes.tick_params("y", labelsize=10 - 3 * (len(shown) > 12))
+    of = f"the {len(shown)} worst of {len(report.by_class):,}" if len(shown) < len(report.by_class) else "the worst first"
+    axes.set(title=f"By class, {of}", xlabel="irreducible loss, nats: 5, 25, 50, 75 and 95 %", ylabel="class")
+
+
+def _calibration(axes: Any, report: Report) -> None:
+    counts, sure, right = zip(*report.bins, strict=True)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle=":")
+    axes.plot(sure, right, color=INK, linewidth=1.5)
+    axes.scatter(sure, right, s=20 + 380 * np.asarray(counts) / max(counts), color=FILL, edgecolors=INK, zorder=3)
+    axes.set(
+        title=f"Calibration: confidence {report.confidence:.3f}, accuracy {report.accuracy:.3f}", xlim=(0, 1.04), ylim=(0, 1.04)
+    )
+    axes.set(xlabel="confidence (area: how many predictions)", ylabel="accuracy on these labels", aspect="equal")
+
+
+def _two_stores(axes: Any, report: Report) -> None:
+    points = np.asarray(report.pairs).clip(1e-4)
+    axes.scatter(points[:, 0], points[:, 1], s=6, color=INK, alpha=0.3, linewidths=0)
+    ends = [points.min() / 1.5, points.max() * 1.5]
+    axes.plot(ends, ends, color="gray", linewidth=1, linestyle=":")
+    much = "" if report.other is None else f", rank correlation {report.other:.3f}"
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal", title=f"Two stores{much}")
+    axes.set(xlabel="irreducible loss here, nats", ylabel="irreducible loss in the other store, nats")

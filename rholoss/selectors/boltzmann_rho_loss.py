@@ -1,0 +1,59 @@
+"""RHO-LOSS drawn at a temperature instead of ranked."""
+
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.options import SelectorOptions
+from rholoss.registry import register
+from rholoss.schedules import Schedule, at
+from rholoss.selectors.store_selector import StoreSelector
+from rholoss.store import IrreducibleLossStore
+
+
+@register("boltzmann_rho_loss")
+class BoltzmannRhoLossSelector(StoreSelector):
+    """Draws examples without replacement in proportion to exp(reducible loss / T), by adding Gumbel noise and taking the highest.
+
+    Towards T = 0 this is RHO-LOSS, towards infinity it is uniform.
+
+    Args:
+        loader: see ``Selector``.
+        model: the model in training.
+        store: irreducible losses of the loader's dataset.
+        temperature: T in nats, above 0: a number, or a schedule of the step.
+        **options: see ``Selector``.
+
+    References:
+        Kool et al., "Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick", ICML 2019.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        store: IrreducibleLossStore,
+        *,
+        temperature: float | Schedule = 1.0,
+        **options: Unpack[SelectorOptions],
+    ) -> None:
+        super().__init__(loader, model, store, **options)
+        self.temperature = temperature
+        self._temperature(0)
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        return functional.drawn(score / self._temperature(candidates.step), candidates.rand(), n_b), None
+
+    def _temperature(self, step: int) -> float:
+        temperature = at(self.temperature, step)
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0 nats, got {temperature} at step {step}; use RhoLossSelector for the limit at 0"
+            )
+        return temperature

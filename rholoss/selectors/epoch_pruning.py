@@ -1,0 +1,111 @@
+"""The base classes of epoch pruning: methods that train on another subset of the dataset in each epoch."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss.candidates import Candidates
+from rholoss.data.candidate_loader import DrawRule
+from rholoss.isolation import derived_seed
+from rholoss.options import SelectorOptions
+from rholoss.selection import Selection
+from rholoss.selector import Selector
+
+
+class EpochPruningSelector(Selector):
+    """Trains on a subset of the dataset that is chosen as an epoch begins. The other examples are not read; nothing is scored.
+
+    Batches of n_b are drawn from the subset with the loader's sampler, and all of them are kept. The subset of an epoch is chosen
+    as the selector is iterated, or before by ``set_epoch``: then ``len(selector)`` is the length of that epoch.
+
+    Args:
+        loader: a ``DataLoader`` over a map-style dataset.
+        model: see ``Selector``; not needed.
+        **options: see ``Selector``; ``keep`` (or n_b / n_B with ``batch_size``) is the share that a method goes by, 0.5 where
+            neither is given.
+
+    Attributes:
+        share: the share.
+        subset: which examples the epoch trains on, by index, shape (N,), bool.
+    """
+
+    usual_share: ClassVar[float] = 0.5
+
+    def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
+        if options.get("keep") is None and options.get("batch_size") is None:
+            options["keep"] = self.usual_share
+        super().__init__(loader, model, **options)
+        if not self.view.draws_by_index:
+            raise TypeError(
+                f"{type(self).__name__} draws from a subset: pass a DataLoader over a map-style dataset, "
+                f"got {type(loader).__name__}"
+            )
+        self.share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
+        self.n_B = self.n_b
+        self.subset = torch.ones(self.view.dataset_length or 0, dtype=torch.bool)
+        self._subset_of: int | None = None  # the epoch that it is the subset of
+
+    @abstractmethod
+    def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
+        """Which examples to train on in the epoch that begins, by index, shape (N,), bool."""
+
+    def draw_rule(self) -> DrawRule:
+        return DrawRule(members=self._members, n_B=self.n_b)
+
+    def _members(self) -> Tensor:
+        if self._subset_of is None:  # of the first epoch, for which no model is asked
+            self.begin_epoch(self.epoch)
+        return self.subset
+
+    def begin_epoch(self, epoch: int) -> None:
+        if self._subset_of != epoch:
+            seed = derived_seed("part of an epoch", self.generator.initial_seed(), epoch)
+            self.subset, self._subset_of = self.choose_subset(epoch, torch.Generator().manual_seed(seed)), epoch
+
+    def drawable(self) -> Tensor:
+        """Indices of the examples that the loader may draw, each once, ascending, int64."""
+        drawable = self.view.drawable()
+        return torch.arange(len(self.subset)) if drawable is None else drawable.long().unique()
+
+    def score(self, candidates: Candidates) -> Tensor:
+        return torch.ones(len(candidates), device=candidates.device)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"subset": self.subset, "subset_of": self._subset_of}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if len(state["subset"]) != len(self.subset):
+            raise ValueError(
+                f"this state cannot be loaded: it is of {len(state['subset'])} examples, got a dataset of {len(self.subset)}"
+            )
+        self.subset, self._subset_of = state["subset"].cpu().clone(), state["subset_of"]
+
+
+class LossPruningSelector(EpochPruningSelector):
+    """Chooses the subset by the losses that the loop trains on, as they were when each example was trained on last.
+
+    The loop has to report them in each step: ``selector.record_losses(losses)``.
+
+    One process alone: others would leave out other examples and have epochs of another length.
+
+    Attributes:
+        losses: the loss of each example, by index, shape (N,), float32; NaN where it was never trained on.
+    """
+
+    def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(loader, model, **options)
+        self.losses = torch.full((len(self.subset),), torch.nan)
+
+    def after_loss(self, selection: Selection, losses: Tensor) -> None:
+        self.losses = self.losses.to(losses.device)
+        self.losses[selection.index.to(losses.device)] = losses.float()
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), "losses": self.losses}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self.losses = state["losses"].clone()

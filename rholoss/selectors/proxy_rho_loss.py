@@ -1,0 +1,73 @@
+"""RHO-LOSS scored by a small model for a large one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.options import SelectorOptions
+from rholoss.registry import register
+from rholoss.selectors.co_training import CoTrainedModel, CoTrainingSelector
+from rholoss.selectors.rho_loss import RhoLossFormula
+from rholoss.selectors.store_selector import StoreSelector
+from rholoss.store import IrreducibleLossStore
+
+
+@register("proxy_rho_loss")
+class ProxyRhoLossSelector(CoTrainingSelector, StoreSelector):
+    """Keeps the examples with the highest reducible loss of a proxy, a cheap model that stands for the one in training.
+
+    The proxy should know as much as the model does: let it learn along, from fresh weights, and make the store with a model of
+    its size, trained on the holdout. Then scoring costs next to nothing, and what is learnt already is left out as in RHO-LOSS.
+
+    Args:
+        loader: see ``Selector``.
+        model: the model in training; scored only to compare.
+        store: irreducible losses of the loader's dataset.
+        proxy: the model that scores.
+        proxy_optimizer: an optimizer of the proxy, to train it along on the selected batches, each module in the mode it is in;
+            None leaves the proxy as it is.
+        max_irreducible_loss: see ``RhoLossSelector``.
+        bounded: see ``RhoLossSelector``.
+        compare_every: steps between comparisons with the model's own choice, at least 1; None never compares. The share of the
+            selected examples that the model would have chosen too is left in ``selector.last.notes["overlap"]``.
+        **options: see ``Selector``.
+
+    References:
+        Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020, for the idea of a proxy.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        store: IrreducibleLossStore,
+        proxy: Any,
+        *,
+        proxy_optimizer: torch.optim.Optimizer | None = None,
+        max_irreducible_loss: float | None = None,
+        bounded: bool = False,
+        compare_every: int | None = None,
+        **options: Unpack[SelectorOptions],
+    ) -> None:
+        if compare_every is not None and compare_every < 1:
+            raise ValueError(f"compare_every must be a number of steps, at least 1, or None, got {compare_every!r}")
+        super().__init__(loader, model, store, **options)
+        self.formula = RhoLossFormula(max_irreducible_loss, bounded)
+        self.proxy = proxy
+        self._learner = CoTrainedModel(proxy, proxy_optimizer)
+        self.compare_every = compare_every
+
+    def score(self, candidates: Candidates) -> Tensor:
+        loss = candidates.under(self.proxy).loss.to(candidates.device)
+        return self.formula(loss, self.irreducible_loss(candidates), candidates.notes)
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        positions = functional.top(score, n_b)
+        if self.compare_every is not None and candidates.step % self.compare_every == 0:
+            own = self.formula(candidates.loss, self.irreducible_loss(candidates), {})
+            candidates.notes["overlap"] = functional.overlap(positions, functional.top(own, n_b))
+        return positions, None

@@ -1,0 +1,152 @@
+"""Selection via proxy: one fixed part of the dataset, chosen once by a small model."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss import functional
+from rholoss.candidates import Candidates
+from rholoss.data.candidate_loader import DrawRule
+from rholoss.dataset_scoring import DatasetScorer
+from rholoss.options import SelectorOptions
+from rholoss.progress import Progress, reporter
+from rholoss.registry import register
+from rholoss.scoring import Forward
+from rholoss.selector import Selector
+
+_MEASURES = {
+    "entropy": lambda logits: functional.predictive_entropy(logits[None]),
+    "least_confidence": functional.least_confidence,
+}
+
+
+def proxy_scores(
+    proxy: Any,
+    data: Any,
+    by: Literal["entropy", "least_confidence"] = "entropy",
+    *,
+    forward: Forward | None = None,
+    progress: Progress = None,
+) -> Tensor:
+    """How uncertain a proxy is of each example, shape (N,): the entropy of its prediction in nats, or one minus its highest
+    probability.
+
+    Args:
+        proxy: a trained classifier.
+        data: the dataset, or a loader over it; -inf for the examples that it does not draw.
+        by: the measure.
+        forward: see ``Selector``.
+        progress: see ``IrreducibleLossStore.from_model``.
+    """
+    if by not in _MEASURES:
+        raise ValueError(
+            f"by must be one of {sorted(_MEASURES)}, got {by!r}; for forgetting, pass scores=ForgettingCounts(...).scores()"
+        )
+    scorer, report, seen = DatasetScorer(data, forward=forward), reporter(progress, what="ranking"), 0
+
+    def count(n: int) -> None:
+        nonlocal seen
+        seen += n
+        report(seen, scorer.total)
+
+    index, values = scorer.run(proxy, lambda outputs, targets, _: _MEASURES[by](outputs), seen=count)
+    n = scorer.view.dataset_length
+    if n is None:
+        raise TypeError(f"ranking a dataset needs one of known length, got {type(data).__name__}; pass scores= instead")
+    return torch.full((n,), -torch.inf).index_copy_(0, index, values)
+
+
+class ForgettingCounts:
+    """Counts how often each example is forgotten, right at one visit and wrong at the next, while a proxy trains.
+
+    Args:
+        n: examples in the dataset.
+
+    References:
+        Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning", ICLR 2019.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.events = torch.zeros(n)
+        self.right = torch.zeros(n, dtype=torch.bool)
+        self.learnt = torch.zeros(n, dtype=torch.bool)
+
+    def update(self, index: Tensor, right: Tensor) -> None:
+        """Count one visit of some examples, each at most once.
+
+        Args:
+            index: shape (n,), int64.
+            right: whether the proxy classified each rightly, shape (n,), bool.
+        """
+        index, right = index.cpu(), right.cpu()
+        self.events[index] += (self.right[index] & ~right).float()
+        self.right[index] = right
+        self.learnt[index] |= right
+
+    def scores(self) -> Tensor:
+        """Forgetting events by index, shape (N,); more than any count for an example that was never learnt."""
+        return torch.where(self.learnt, self.events, self.events.max() + 1)
+
+
+@register("selection_via_proxy")
+class SelectionViaProxy(Selector):
+    """Trains on one fixed part of the dataset: the examples that a proxy ranks highest. The others are never read.
+
+    The part is the share ``keep`` of the examples (or n_b / n_B with ``batch_size``), and batches are drawn from it uniformly,
+    with the loader's sampler.
+
+    Args:
+        loader: a ``DataLoader`` over a map-style dataset.
+        model: the model in training; never scored.
+        proxy: a trained classifier that ranks the dataset once; or
+        scores: a ranking by index, shape (N,), higher is kept, such as ``ForgettingCounts.scores``.
+        by: what the proxy ranks by.
+        **options: see ``Selector``.
+
+    References:
+        Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any = None,
+        proxy: Any = None,
+        *,
+        scores: Tensor | None = None,
+        by: Literal["entropy", "least_confidence"] = "entropy",
+        **options: Unpack[SelectorOptions],
+    ) -> None:
+        if (proxy is None) == (scores is None):
+            raise ValueError("pass either a proxy that ranks the dataset or scores by index, one of the two")
+        super().__init__(loader, model, **options)
+        if not self.view.draws_by_index:
+            raise TypeError(f"selection via proxy needs a DataLoader over a map-style dataset, got {type(loader).__name__}")
+        if scores is None:
+            scores = proxy_scores(proxy, loader, by, forward=self.scorer.task.forward)
+        self.scores = scores.float()
+        if self.scores.shape != (self.view.dataset_length,) or bool(self.scores.isnan().any()):
+            expected, got = (self.view.dataset_length,), tuple(self.scores.shape)
+            raise ValueError(
+                f"scores must be one number per example of the dataset, shape {expected}, none of them NaN, got shape {got}"
+            )
+        share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
+        self.n_B = self.n_b
+        self.members = torch.zeros(len(self.scores), dtype=torch.bool)
+        self.members[functional.top(self.scores, max(1, round(int(self.scores.isfinite().sum()) * share)))] = True
+
+    def draw_rule(self) -> DrawRule:
+        return DrawRule(members=self.members, n_B=self.n_b)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"members": self.members}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if not torch.equal(state["members"].cpu(), self.members):
+            raise ValueError("this state cannot be loaded: it is of another part of the dataset; pass the scores as they were")
+
+    def score(self, candidates: Candidates) -> Tensor:
+        self.scores = self.scores.to(candidates.device)
+        return self.scores[candidates.index]

@@ -1,0 +1,62 @@
+"""The base class of methods that look irreducible losses up."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss.candidates import Candidates
+from rholoss.options import SelectorOptions
+from rholoss.selector import Selector
+from rholoss.store import IrreducibleLossStore
+from rholoss.store.checks import refuse_gaps, refuse_not_finite, refuse_other_data, warn_of_other_loss
+
+
+class StoreSelector(Selector):
+    """A selector with a store, checked against the loader when the two first meet.
+
+    Args:
+        loader: see ``Selector``.
+        model: see ``Selector``.
+        store: irreducible losses of the loader's dataset.
+        **options: see ``Selector``.
+
+    Raises:
+        ValueError: the store is another dataset's, also the same dataset's in another order or with other labels, or lacks the
+            irreducible loss of an example that may be drawn; the message says which.
+    """
+
+    needs_all: ClassVar[bool] = True
+    """Whether every example that may be drawn has to have an irreducible loss."""
+
+    def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[SelectorOptions]) -> None:
+        if not isinstance(store, IrreducibleLossStore):
+            raise TypeError(
+                f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; make one with "
+                "IrreducibleLossStore.from_model(il_model, dataset), .load(path), or of losses by index"
+            )
+        super().__init__(loader, model, **options)
+        refuse_gaps(store, self.view.drawable() if self.needs_all else None, self.view.dataset_length)
+        refuse_other_data(store, loader)
+        if model is not None:
+            warn_of_other_loss(store, self.scorer.task.loss)
+        self.store = store
+
+    def irreducible_loss(self, candidates: Candidates) -> Tensor:
+        """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
+        losses = self.look_up(candidates)
+        # Elsewhere than on the CPU looking would stall the queue, and the check of the score follows.
+        if losses.device.type == "cpu" and not bool(torch.isfinite(losses).all()):
+            refuse_not_finite(losses, candidates.loader_index.cpu(), self.view.names(candidates.batch))
+        return losses.to(candidates.device, non_blocking=True)
+
+    def look_up(self, candidates: Candidates) -> Tensor:
+        """What the store holds of each candidate, shape (n_B,), float32, in nats, where the store is; NaN for the unknown."""
+        if self.store.is_mapped:  # stays on the disk; looked up by the index as the loader gave it, which is on the CPU
+            return self.store[candidates.loader_index.cpu()]
+        self.store = self.store.to(candidates.index.device)
+        return self.store[candidates.index]
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "store": self.store}

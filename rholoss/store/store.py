@@ -1,0 +1,376 @@
+"""Irreducible losses by index, on the device where scoring happens."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss.data.fingerprint import fingerprint
+from rholoss.data.index import as_index, some, tensor_of
+from rholoss.options import ScoringOptions
+from rholoss.store.metadata import StoreMetadata
+from rholoss.store.serialization import read_store, write_mapped, write_store
+
+if TYPE_CHECKING:
+    from rholoss.report import Report
+
+
+class IrreducibleLossStore:
+    """The irreducible loss of every example: its loss under a model that never trained on it.
+
+    Args:
+        losses: irreducible losses in nats, at least 0, shape (N,), floating; NaN where an example has none. A tensor, an array, a
+            list, or a column of a data frame. Kept as float32.
+        ids: the index of each, shape (N,), int64, distinct, in any order; or a name of each, which is hashed, see
+            ``rholoss.hash_ids``. None: the indices are 0 to N-1.
+        meta: what made these losses: a ``StoreMetadata``, or JSON values by string. Saved with the store.
+
+    Attributes:
+        losses: shape (N,), float32, in the order of the ids.
+        ids: shape (N,), int64, ascending; None for indices 0 to N-1.
+        meta: what made these losses, a ``StoreMetadata``.
+        is_mapped: whether the arrays are memory-mapped files. Such a store is pickled as the place of its files, and mapped again
+            when it is unpickled, if the files there are still the same; ``to(device)`` gives one that is in memory.
+
+    Raises:
+        ValueError: the losses are not one-dimensional, or negative, or the ids do not match them or repeat.
+        TypeError: the losses are not floating.
+
+    Examples:
+        >>> import torch
+        >>> store = IrreducibleLossStore([0.5, 0.25, 2.0])
+        >>> store[torch.tensor([2, 0])]
+        tensor([2.0000, 0.5000])
+        >>> IrreducibleLossStore([0.5, 0.25], ids=[700, 40])[torch.tensor([40])]
+        tensor([0.2500])
+    """
+
+    losses: Tensor
+    ids: Tensor | None
+    meta: StoreMetadata
+    _files: list[str]  # that the arrays are mapped from
+
+    def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | StoreMetadata | None = None) -> None:
+        given = (torch.as_tensor(losses) if isinstance(losses, (list, tuple)) else tensor_of(losses)).detach()
+        if isinstance(losses, (list, tuple)) and given.is_floating_point():
+            given = torch.as_tensor(losses, dtype=torch.float32)  # whatever the default dtype is
+        if not given.is_floating_point():
+            raise TypeError(f"irreducible losses must be floating, got {given.dtype}")
+        if given.ndim != 1:
+            raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(given.shape)}")
+        self.losses, self.ids = given.to(torch.float32, copy=True), None
+        if ids is not None:
+            self.losses, self.ids = _sorted_by_id(self.losses, as_index(ids).to(given.device))
+        negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
+        if len(negative):
+            which = negative if self.ids is None else self.ids[negative]
+            raise ValueError(
+                f"irreducible losses must be at least 0, got {len(which):,} that are negative: indices {some(which.tolist())}; a "
+                "constant added to the loss, here and in the selector, changes nothing"
+            )
+        self.meta, self._files = StoreMetadata.of(meta), []
+
+    # --- how it is filled -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        data: Any,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        mapped: bool = False,
+        distributed: bool = False,
+        **options: Unpack[ScoringOptions],
+    ) -> IrreducibleLossStore:
+        """Score every example with the irreducible-loss model, in eval mode, without side effects on the model.
+
+        Args:
+            model: the irreducible-loss model: trained, but never on the examples of ``data``. Any callable, such as a pretrained
+                or zero-shot classifier; a ``Fit``, which is checked not to have seen them; or several models, a list or
+                ``Checkpoints``, whose mean loss is taken.
+            data: the dataset that training will read (without augmentation, in the paper), a loader over it, or
+                ``IndexedBatches``. Of a loader, the collate function, workers and sampler are used; no example is dropped at
+                the end.
+            path: where to save the store. Finished work is kept beside it, in ``path.parts``, so that a run that was killed
+                resumes, and the file comes out the same. Damaged parts are scored again. If the finished store is there
+                already, it is read. Data that report their own indices are not told from others.
+            mapped: save it as a folder of memory-mapped arrays, for stores that are larger than memory.
+            distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
+                with a ``path``, it is one that all of them see.
+            **options: how to score, see ``rholoss.dataset_scoring.ScoringOptions``: ``forward``, ``loss`` and ``dtype``, or
+                ``task``, as the selector gets them; ``batch_size``; ``views`` and ``seed`` of augmented data; ``progress``.
+
+        Raises:
+            ValueError: a loss is not one value per example, not finite, or negative; the model was fitted on some of the
+                examples; or what is at ``path`` was made by something else.
+        """
+        from rholoss.irreducible.score import score_with_model
+
+        return score_with_model(model, data, path=path, mapped=mapped, distributed=distributed, **options)
+
+    @classmethod
+    def score_share(
+        cls,
+        model: Any,
+        data: Any,
+        path: str | os.PathLike[str],
+        *,
+        process: int,
+        processes: int,
+        mapped: bool = False,
+        **options: Unpack[ScoringOptions],
+    ) -> IrreducibleLossStore | None:
+        """Score the share of one of several processes, which need only see the same ``path`` and may run at different times.
+
+        The process that finishes last saves the store, the same file as that of a single process, and returns it; the others
+        return None. ``process`` is from 0 to ``processes`` - 1; all other arguments are those of ``from_model``.
+        """
+        from rholoss.irreducible.score import score_share
+
+        return score_share(model, data, path, process=process, processes=processes, mapped=mapped, **options)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        predictions: Any,
+        targets: Any,
+        ids: Any = None,
+        *,
+        kind: Literal["logits", "probabilities"] = "logits",
+        meta: Mapping[str, Any] | None = None,
+    ) -> IrreducibleLossStore:
+        """Irreducible losses from what a classifier predicted elsewhere: its cross-entropy for the label of each example.
+
+        Args:
+            predictions: shape (N, C), floating: a tensor, an array (also a memory-mapped one, read a chunk at a time) or lists.
+            targets: classes, shape (N,), integer.
+            ids: see ``IrreducibleLossStore``.
+            kind: whether the predictions are logits or probabilities.
+            meta: what made them.
+
+        Raises:
+            ValueError: the shapes do not fit, probabilities do not sum to 1, or a loss is not finite; the message says which row.
+
+        Examples:
+            >>> import torch
+            >>> store = IrreducibleLossStore.from_predictions([[0.25, 0.75], [0.5, 0.5]], [1, 0], kind="probabilities")
+            >>> store.losses
+            tensor([0.2877, 0.6931])
+        """
+        from rholoss.irreducible.score import score_predictions
+
+        return score_predictions(predictions, targets, ids, kind=kind, meta=meta)
+
+    # --- looking up -----------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Irreducible losses of the examples with these indices, shape (n,), in nats; NaN where an example has none.
+
+        Raises:
+            IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
+        """
+        if not len(self):
+            return torch.full(index.shape, torch.nan, dtype=torch.float32, device=self.device)
+        if self.ids is None and self.device.type == "cpu":
+            try:
+                return self.losses.index_select(0, index)
+            except (IndexError, RuntimeError) as error:
+                out = index[(index < 0) | (index >= len(self))].tolist()
+                if not out:
+                    raise
+                raise IndexError(
+                    f"expected indices from 0 to {len(self) - 1}, got {some(out)}; was this store made for another dataset?"
+                ) from error
+        position = (index if self.ids is None else torch.searchsorted(self.ids, index)).clamp(0, len(self) - 1)
+        found = position == index if self.ids is None else self.ids[position] == index
+        return torch.where(found, self.losses[position], torch.nan)
+
+    @property
+    def device(self) -> torch.device:
+        return self.losses.device
+
+    @property
+    def is_mapped(self) -> bool:
+        return bool(self._files)
+
+    @property
+    def size(self) -> str:
+        """How many examples, in words."""
+        return f"{len(self):,} examples" + ("" if self.ids is None else " with ids")
+
+    @property
+    def coverage(self) -> float:
+        """Share of the store's examples whose irreducible loss is known and finite, in [0, 1]."""
+        return float(torch.isfinite(self.losses).double().mean()) if len(self) else 0.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size}, coverage={self.coverage:.1%}, device={self.device})"
+
+    def to(self, device: torch.device | str) -> IrreducibleLossStore:
+        """This store on a device; itself if it is there."""
+        if torch.device(device) == self.device:
+            return self
+        moved = copy.copy(self)
+        moved.losses, moved._files = self.losses.to(device), []
+        moved.ids = None if self.ids is None else self.ids.to(device)
+        return moved
+
+    # --- from store to store --------------------------------------------------------------------------------------------------
+
+    def merge(self, *others: IrreducibleLossStore) -> IrreducibleLossStore:
+        """The examples of several stores; each example's irreducible loss may be known to one of them only.
+
+        Args:
+            *others: stores of the same data, made with the same loss by the same model, or other folds of the same cross-fit.
+
+        Raises:
+            ValueError: two know some example, they hold different numbers of examples without ids, or their metadata say that
+                they were made from other data, by another model or with another loss.
+        """
+        together = self
+        for other in others:
+            together = together._with(other.to(self.device))
+        ids, n = together.ids, (together.meta.data or {}).get("length")
+        if others and ids is not None and 0 < len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1:
+            return IrreducibleLossStore(together.losses, meta=together.meta)
+        return together
+
+    def _with(self, other: IrreducibleLossStore) -> IrreducibleLossStore:
+        if (self.ids is None) != (other.ids is None) or (self.ids is None and len(self) != len(other)):
+            raise ValueError(
+                f"stores without ids must hold the same examples to be merged, got {self.size} and {other.size}; give both "
+                "of them ids, or neither"
+            )
+        self.meta.check_mergeable(other.meta)
+        if self.ids is None or other.ids is None:
+            ids = torch.arange(len(self), device=self.device)
+        else:
+            ids = torch.cat([self.ids, other.ids]).unique()
+        mine, theirs = self[ids], other[ids]
+        both = ~(torch.isnan(mine) | torch.isnan(theirs))
+        if both.any():
+            raise ValueError(
+                f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {some(ids[both].tolist())}"
+            )
+        losses = torch.where(torch.isnan(mine), theirs, mine)
+        return IrreducibleLossStore(losses, None if self.ids is None else ids, meta=self.meta.merged(other.meta))
+
+    def rebind(self, data: Any) -> IrreducibleLossStore:
+        """This store, for a dataset that holds the same examples in another form, such as under another transform.
+
+        Args:
+            data: the dataset, or a loader over it; the store is checked against its present content from here on.
+        """
+        twin = copy.copy(self)
+        twin.meta = replace(self.meta, data=fingerprint(data))
+        return twin
+
+    def report(self, labels: Any = None, **options: Any) -> Report:
+        """Judge this store before it is trusted: print what comes back, ``plot`` it, or look at its numbers.
+
+        Args:
+            labels: the label of each example, by index, shape (N,), integer, negative where it has none; or a dataset that shows
+                them, or a loader over it. None: nothing is said by class.
+            **options: see ``rholoss.report.report_on``: ``classes``, ``other``, ``plain_accuracy``, ``validation_loss``, ``top``.
+        """
+        from rholoss.report import report_on
+
+        return report_on(self, labels, **options)
+
+    # --- on disk --------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, mapped: bool = False) -> None:
+        """Write the store to one ``.npz`` file; if that fails, a file that was there stays as it was.
+
+        Args:
+            path: the file.
+            mapped: write a folder of arrays instead, which ``load`` maps into memory rather than reads.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        arrays = {"losses": self.losses.cpu().numpy()}
+        if self.ids is not None:
+            arrays["ids"] = self.ids.cpu().numpy()
+        if mapped:
+            write_mapped(path, len(self), [arrays], self.meta.to_json())
+        else:
+            write_store(path, arrays, self.meta.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
+        """Read a store that ``save`` wrote, and check it against its checksums. Nothing in the file is ever executed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: the file is not a store, is damaged, or is of a newer format; the message names it.
+        """
+        arrays, meta = read_store(path)
+        if isinstance(arrays["losses"], np.memmap):
+            return cls.of_arrays(arrays, meta)
+        try:
+            return cls(arrays["losses"], arrays.get("ids"), meta=meta)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fsdecode(path)} is damaged: {error}; make the store again") from error
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> IrreducibleLossStore:
+        """A store over arrays that are in order and checked already, without a copy."""
+        store = cls.__new__(cls)
+        store.losses = torch.from_numpy(arrays["losses"])
+        store.ids = torch.from_numpy(arrays["ids"]) if "ids" in arrays else None
+        store.meta = StoreMetadata.of(meta)
+        store._files = [str(array.filename) for array in arrays.values() if isinstance(array, np.memmap)]
+        return store
+
+    def __copy__(self) -> IrreducibleLossStore:
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IrreducibleLossStore:
+        """A copy of its own; of a mapped store, one that shares the mapped files, which nobody writes to."""
+        memo.update({id(array): array for array in (self.losses, self.ids) if self.is_mapped})
+        twin = memo[id(self)] = copy.copy(self)
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it; of a mapped store not the arrays but their files, from where unpickling maps them again."""
+        mapped = {"losses", "ids"} if self.is_mapped else set()
+        return {name: value for name, value in vars(self).items() if name not in mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self.is_mapped:
+            return
+        folder = os.path.dirname(self._files[0])
+        there = self.load(folder)
+        if there._files != self._files:  # they are named by their checksums
+            raise ValueError(f"{folder} holds another store than when this one was pickled; load the one that you mean")
+        self.losses, self.ids = there.losses, there.ids
+
+
+def _sorted_by_id(losses: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    if ids.shape != losses.shape:
+        raise ValueError(f"expected one id per irreducible loss, got {len(ids):,} ids for {len(losses):,} losses")
+    ids, order = ids.sort(stable=True)
+    repeated = ids[1:][ids[1:] == ids[:-1]].unique()
+    if len(repeated):
+        raise ValueError(
+            f"{len(repeated):,} ids appear more than once: {some(repeated.tolist())}; every example has one irreducible loss"
+        )
+    return losses[order], ids

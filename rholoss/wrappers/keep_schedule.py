@@ -1,0 +1,102 @@
+"""Keeping more, or less, as training goes on."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rholoss.candidates import Candidates
+from rholoss.data.candidate_loader import DrawRule
+from rholoss.isolation import derived_seed
+from rholoss.options import SelectorOptions
+from rholoss.schedules import Schedule
+from rholoss.selection import check_score
+from rholoss.selector import Selector
+from rholoss.wrappers.base import WrapperSelector
+
+
+class KeepScheduleSelector(WrapperSelector):
+    """Any method, choosing from fewer candidates as ``keep`` rises: what a step costs falls with them.
+
+    Of the n_B candidates that are drawn, n_b / keep take part, chosen at random, and the others are neither scored nor, with
+    ``keep`` given and ``num_workers=0``, loaded. n_b stays what it is, and so does the number of steps in an epoch.
+
+    Args:
+        loader: see ``Selector``.
+        model: see ``Selector``.
+        method: the selector that decides, built on the same loader and model.
+        schedule: the share to keep by step, in (0, 1]: one of ``rholoss.schedules``, or any function of the step, such as one
+            that looks at the accuracy reached. Below n_b / n_B it counts as n_b / n_B, so ``keep`` says the least.
+        **options: see ``Selector``.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from rholoss.schedules import Linear
+        >>> from rholoss.selectors import TrainLossSelector
+        >>> from rholoss.wrappers import KeepScheduleSelector
+        >>> data, model = TensorDataset(torch.randn(96, 5), torch.randint(3, (96,))), torch.nn.Linear(5, 3)
+        >>> loader = DataLoader(data, batch_size=8, shuffle=True)
+        >>> method = TrainLossSelector(loader, model, keep=0.25)
+        >>> selector = KeepScheduleSelector(loader, model, method, Linear(0.25, 1.0, steps=2), keep=0.25)
+        >>> [len(y) for x, y in selector]
+        [8, 8, 8]
+    """
+
+    def __init__(self, loader: Any, model: Any, method: Selector, schedule: Schedule, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(loader, model, **options)
+        self.method = method
+        self.schedule = schedule
+        self.check_parts()
+
+    def parts(self) -> list[Selector]:
+        return [self.method]
+
+    def part_at(self, step: int, epoch: int) -> Selector:
+        return self.method
+
+    def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
+        return self.method, self._taking_part_of(candidates)[1]
+
+    def score(self, candidates: Candidates) -> Tensor:
+        rows, fewer = self._taking_part_of(candidates)
+        score = check_score(self.method.score(fewer), len(rows), rows.device)
+        return score.new_full((len(candidates),), -torch.inf).index_copy(0, rows, score)
+
+    def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
+        if self not in candidates.memory:  # a choice from several batches, by the scores alone
+            return self.method.choose(candidates, score, n_b)
+        rows, fewer = self._taking_part_of(candidates)
+        positions, weights = self.method.choose(fewer, score[rows], n_b)
+        return rows[positions], weights
+
+    def draw_rule(self) -> DrawRule:
+        rule = super().draw_rule()
+        exact = self.redraws and self.view.draws_by_index and self.view.loader.num_workers == 0  # workers draw before the step
+        return replace(rule, prefilter=self._prefilter) if exact else rule
+
+    def _prefilter(self, index: Tensor, step: int) -> Tensor:
+        loaded = self.prefilter_of_part(index, step)
+        loaded = torch.arange(len(index)) if loaded is None else loaded
+        return loaded[self._taking_part(step, len(loaded))]
+
+    def _taking_part_of(self, candidates: Candidates) -> tuple[Tensor, Candidates]:
+        """The positions of the candidates that take part, and these alone."""
+        if self not in candidates.memory:
+            rows = self._taking_part(candidates.step, len(candidates)).to(candidates.device, non_blocking=True)
+            candidates.memory[self] = rows, candidates if len(rows) == len(candidates) else candidates.at(rows)
+        found: tuple[Tensor, Candidates] = candidates.memory[self]
+        return found
+
+    def _taking_part(self, step: int, n: int) -> Tensor:
+        """Which of n candidates take part, ascending: all, once the others were left out before loading."""
+        keep = self.schedule(step)
+        if not 0 < keep <= 1:
+            raise ValueError(f"the schedule must give a share to keep in (0, 1], got {keep!r} at step {step}")
+        count = round(self.n_b / keep)
+        if count >= n:
+            return torch.arange(n)
+        generator = torch.Generator().manual_seed(derived_seed("keep", self.generator.initial_seed(), step))
+        return torch.randperm(n, generator=generator)[:count].sort().values

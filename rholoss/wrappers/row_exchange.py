@@ -1,0 +1,189 @@
+"""Rows of batches on their way from rank to rank."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rholoss.batches import Rows, cut, name_of
+from rholoss.distributed import Ranks
+from rholoss.isolation import derived_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What one rank trains on, of what all ranks chose together.
+
+    Attributes:
+        mine: which of the chosen, as positions among them, shape (n_b,), int64, ascending.
+        own: the positions of this rank's candidates that anyone trains on, shape (m,), int64, ascending.
+        sent: for each rank, the positions of this rank's candidates that it trains on, int64.
+        received: how many rows each rank has for this one, itself included.
+        is_local: whether every rank trains on its own candidates alone.
+    """
+
+    mine: Tensor
+    own: Tensor
+    sent: list[Tensor]
+    received: list[int]
+    is_local: bool
+
+    @classmethod
+    def of(cls, rank: int, chosen: Tensor, sizes: list[int]) -> "Share":
+        """The share of a rank: as many as any other's, its own candidates first, so that as few rows as possible move.
+
+        Args:
+            rank: whose share.
+            chosen: positions in the candidates of all ranks, in rank order, a multiple of the number of ranks, int64, ascending.
+            sizes: how many candidates each rank has.
+        """
+        n_b, ends = len(chosen) // len(sizes), torch.tensor(sizes).cumsum(0)
+        owner = torch.searchsorted(ends, chosen, right=True)
+        counts = torch.bincount(owner, minlength=len(sizes))
+        place = torch.arange(len(chosen)) - (counts.cumsum(0) - counts)[owner]  # among the chosen of its owner
+        trainer = owner.clone()
+        trainer[place >= n_b] = torch.arange(len(sizes)).repeat_interleave((n_b - counts).clamp(min=0))
+        position = chosen - ends[rank] + sizes[rank]
+        return cls(
+            mine=torch.nonzero(trainer == rank).flatten(),
+            own=position[owner == rank],
+            sent=[position[(owner == rank) & (trainer == to)] for to in range(len(sizes))],
+            received=torch.bincount(owner[trainer == rank], minlength=len(sizes)).tolist(),
+            is_local=bool((trainer == owner).all()),
+        )
+
+
+class Exchange:
+    """Moves rows of a batch to the ranks that train on them. Their order is that of the ranks they come from.
+
+    The rows of all tensors travel together as bytes, in one collective; lists and arrays are pickled. What belongs to a batch as
+    a whole stays on its rank.
+
+    Args:
+        ranks: the ranks.
+        batch: this rank's candidate batch.
+        n: how many examples it holds.
+
+    Attributes:
+        digest: the same number on two ranks if their rows can take each other's place.
+    """
+
+    def __init__(self, ranks: Ranks, batch: Any, n: int) -> None:
+        self._ranks, self._batch, self._n = ranks, batch, n
+        found = _Found()
+        cut(batch, found, n)
+        self._columns = found.columns
+        self._layouts = [_layout(column) for column in self._columns]
+        self.digest = derived_seed(*self._layouts)
+
+    def check(self, digests: Tensor) -> None:
+        """Refuse columns that differ between ranks, such as in the length that they are padded to; on all ranks alike.
+
+        Args:
+            digests: of every rank, shape (W,), int64.
+        """
+        if bool((digests == digests[0]).all()):
+            return
+        everyones = self._ranks.all_gather_objects(list(zip(self._names(), self._layouts, strict=True)))
+        here = everyones[0]
+        rank, there = next((rank, other) for rank, other in enumerate(everyones) if other != here)
+        if len(here) != len(there):
+            fields = [name for name, _ in here], [name for name, _ in there]
+            raise ValueError(
+                f"batches must have the same fields on every rank, got {fields[0]} on rank 0, {fields[1]} on rank {rank}"
+            )
+        (name, layout), (_, other) = next((a, b) for a, b in zip(here, there, strict=True) if a != b)
+        raise ValueError(
+            f"rows of {name} must be alike on every rank, as they go from one to another: got {layout} on rank 0, {other} on "
+            f"rank {rank}; pad to a fixed length, or convert to one dtype, in the collate_fn"
+        )
+
+    def __call__(self, share: Share) -> Any:
+        """The rows of a share, as a batch of the same type."""
+        if share.is_local:
+            everything = torch.equal(share.own, torch.arange(self._n))
+            return self._batch if everything else cut(self._batch, Rows(share.own), self._n)
+        tensors = [column for column in self._columns if isinstance(column, Tensor)]
+        others = [column for column in self._columns if not isinstance(column, Tensor)]
+        arrived = {True: iter(self._tensors(tensors, share)), False: iter(self._others(others, share))}
+        return cut(self._batch, _Replaced(next(arrived[isinstance(c, Tensor)]) for c in self._columns), self._n)
+
+    def _names(self) -> list[str | None]:
+        marks = [object() for _ in self._columns]  # a batch may hold the same tensor twice
+        marked = cut(self._batch, _Replaced(marks), self._n)
+        return [name_of(mark, marked) for mark in marks]
+
+    def _tensors(self, columns: list[Tensor], share: Share) -> list[Tensor]:
+        if not columns:
+            return []
+        rows, device = Rows(torch.cat(share.sent)), self._ranks.device
+        sent = [_bytes(rows.tensor(column.detach()).to(device)) for column in columns]
+        arrived = self._ranks.all_to_all(torch.cat(sent, 1), [len(to) for to in share.sent], share.received)
+        parts = arrived.split([part.shape[1] for part in sent], 1)
+        return [_like(column, part) for column, part in zip(columns, parts, strict=True)]
+
+    def _others(self, columns: list[Any], share: Share) -> list[Any]:
+        if not columns:
+            return []
+        sent = [[_taken(column, Rows(to)) for column in columns] for to in share.sent]
+        arrived = self._ranks.all_to_all_objects(sent)
+        return [_put_together(column, parts) for column, parts in zip(columns, zip(*arrived, strict=True), strict=True)]
+
+
+class _Found:
+    """Takes columns whole, and keeps them in the order in which they are come to."""
+
+    def __init__(self) -> None:
+        self.columns: list[Any] = []
+
+    def tensor(self, column: Any) -> Any:
+        self.columns.append(column)
+        return column
+
+    array = sequence = tensor
+
+
+class _Replaced:
+    """Puts other columns in the place of these, in the order in which they are come to."""
+
+    def __init__(self, columns: Iterable[Any]) -> None:
+        self._columns = iter(columns)
+
+    def tensor(self, column: Any) -> Any:
+        return next(self._columns)
+
+    array = sequence = tensor
+
+
+def _layout(column: Any) -> str:
+    """What rows of a column have to share with the rows that they are put beside."""
+    if isinstance(column, Tensor):
+        return f"{column.dtype} of shape {tuple(column.shape[1:])}"
+    if isinstance(column, np.ndarray):
+        return f"an array of {column.dtype.type.__name__} of shape {column.shape[1:]}"  # strings may be of any length
+    return f"a {type(column).__name__}"
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """Rows of any shape and dtype as bytes, shape (n, bytes in a row)."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])).contiguous().view(torch.uint8)
+
+
+def _like(column: Tensor, rows: Tensor) -> Tensor:
+    """Bytes as rows of a column, where that column is."""
+    like = column.new_empty(len(rows), *column.shape[1:])
+    _bytes(like).copy_(rows)  # new and contiguous, so these bytes are its own
+    return like
+
+
+def _taken(column: Any, rows: Rows) -> Any:
+    return rows.array(column) if isinstance(column, np.ndarray) else rows.sequence(column)
+
+
+def _put_together(column: Any, parts: tuple[Any, ...]) -> Any:
+    return np.concatenate(parts) if isinstance(column, np.ndarray) else type(column)(chain.from_iterable(parts))
