@@ -1,4 +1,4 @@
-"""What a method is given to score: a candidate batch, and what the model makes of it, computed when it is read."""
+"""What a method scores: a candidate batch, and the model's outputs and losses, computed when they are read."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from rholoss.scoring import Forward, Scorer
 
 
 class Candidates:
-    """A candidate batch of n_B examples.
-
-    What is read is computed, once; what is not read costs nothing. Nothing here carries a gradient.
+    """A candidate batch of n_B examples. What is read is computed, once, without a gradient; what is not read costs nothing.
 
     Attributes:
         device: the scoring device.
@@ -29,9 +27,9 @@ class Candidates:
         step: how many batches were selected before this one.
         epoch: which pass over the data this is, from 0.
         generator: the selector's own random generator, on the CPU.
-        notes: scalar tensors that a method wants to leave in ``selector.last.notes``.
-        memory: for what a method computes in ``score`` and needs again in ``choose``; gone with the candidates.
-        scored: how many examples were scored.
+        notes: scalar tensors that a method leaves in ``selector.last.notes``.
+        memory: what a method computes in ``score`` and needs again in ``choose``.
+        scored: how many examples were scored, by which models.
     """
 
     def __init__(
@@ -66,10 +64,9 @@ class Candidates:
 
     @property
     def outputs(self) -> Any:
-        """What the model says, as ``forward`` returns it: for a classifier logits, shape (n_B, C).
+        """The model's outputs, as ``forward`` returns them: for a classifier logits, shape (n_B, C).
 
-        With a ``chunk_size`` below n_B all chunks are kept; read this before ``loss`` where both are needed, and the loss is
-        computed from it.
+        A method that needs the loss too reads this first: the loss is then computed from it, also with a ``chunk_size``.
         """
         return self._outputs_and_targets()[0]
 
@@ -87,17 +84,14 @@ class Candidates:
         return self._loss
 
     def per_example(self, fn: Callable[[Any, Any, int], Tensor]) -> Tensor:
-        """``fn(outputs, targets, n)`` for the n examples of each chunk, joined to shape (n_B, ...).
-
-        The outputs of all chunks are never kept together.
-        """
+        """``fn(outputs, targets, n)`` for the n examples of each chunk, joined to shape (n_B, ...); no outputs are kept."""
         if self._pair is not None:
             with self._scorer.around(self._model, self._mode, self._seed(self._mode)):
                 return fn(*self._pair, len(self))
         whole = self._scorer.in_one_pass(len(self))
 
         def keeping(outputs: Any, targets: Any, n: int) -> Any:
-            if whole:  # held anyway until the pass is over, so that reading outputs later costs nothing
+            if whole:  # held anyway until the pass is over
                 self._pair = outputs, targets
             return fn(outputs, targets, n)
 
@@ -106,8 +100,7 @@ class Candidates:
     def sampled(self, fn: Callable[[Any, Any, int], Tensor], passes: int) -> Tensor:
         """``fn(outputs, targets, n)`` for each of several passes with dropout, shape (passes, n_B, ...).
 
-        Every module is in train mode but those that keep running statistics (BatchNorm); buffers and modes are put back. The
-        masks are drawn from the selector's generator.
+        Every module is in train mode but those that keep running statistics (BatchNorm); buffers and modes are put back.
         """
         return torch.stack([self._run(fn, "dropout") for _ in range(passes)])
 
@@ -115,7 +108,7 @@ class Candidates:
         """The same candidates under another model, with the same forward and loss; in ``mode``, or that of the selector."""
         key = (id(model), mode)
         if key not in self._others:
-            other = self._anew()
+            other = self._fresh()
             other._model, other._mode = model, mode or self._mode
             other.index = self.index.to(device_of(model) or self.device, non_blocking=True)
             other.device = other.index.device
@@ -124,21 +117,18 @@ class Candidates:
 
     def read_with(self, forward: Forward) -> Candidates:
         """The same candidates under another forward, for a method that needs more of the model than the loss does."""
-        other = self._anew()
+        other = self._fresh()
         other._scorer = replace(self._scorer, task=replace(self._scorer.task, forward=forward))
         return other
 
-    def _anew(self) -> Candidates:
+    def _fresh(self) -> Candidates:
         """A copy in which nothing is computed."""
         other = copy.copy(self)
         other._pair, other._loss, other._others, other.memory = None, None, {}, {}
         return other
 
     def apart(self, seed: int) -> Candidates:
-        """The same candidates for one who only looks: with a random generator, from a seed, and notes of its own.
-
-        What is computed already is not computed again; what is drawn here moves nothing in the run.
-        """
+        """The same candidates, with what is computed, and with a generator and notes of their own: for listeners."""
         return self._apart(torch.Generator().manual_seed(seed), {})
 
     def _apart(self, generator: torch.Generator, notes: dict[str, Tensor]) -> Candidates:
@@ -148,10 +138,7 @@ class Candidates:
         return other
 
     def at(self, positions: Tensor) -> Candidates:
-        """Some of the candidates, as if they were all; positions are those in this batch, shape (m,), int64.
-
-        Notes, generator and the count of what was scored are the same; what is computed already is computed anew.
-        """
+        """Some of the candidates, by their positions in this batch, shape (m,), int64, with nothing computed."""
         index, batch = self.loader_index[positions.to(self.loader_index.device)], cut(self.batch, Rows(positions), len(self))
         other = Candidates(index, batch, self._own_model, self._scorer, self.device, (self.step, self.epoch), self.generator)
         other.notes, other.scored = self.notes, self.scored
@@ -184,12 +171,9 @@ class Candidates:
         if self._model is None:
             raise ValueError("a loss or outputs need a model; pass it as the second argument, after the loader")
         mode = mode or self._mode
-        if self._model is self._own_model:
-            self.scored.by_model += len(self)
-        else:
-            self.scored.by_others += len(self)
+        self.scored.add(len(self), by_model=self._model is self._own_model)
         return self._scorer.run(self._model, self.batch, len(self), fn, mode, self._seed(mode))
 
     def _seed(self, mode: Mode) -> int | None:
-        """A seed for what a forward pass draws, from the selector's generator; eval mode draws nothing."""
+        """A seed for the forward pass, from the selector's generator; eval mode draws nothing."""
         return None if mode == "eval" else int(torch.randint(2**62, (), generator=self.generator))

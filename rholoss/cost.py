@@ -95,6 +95,13 @@ class ScoredCounts:
     by_model: int = 0
     by_others: int = 0
 
+    def add(self, n: int, by_model: bool) -> None:
+        """Count n more examples."""
+        if by_model:
+            self.by_model += n
+        else:
+            self.by_others += n
+
 
 class StepTimer:
     """Keeps count of the phases of each step.

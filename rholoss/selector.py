@@ -28,18 +28,17 @@ from rholoss.selection import FiniteCheck, Selection, check_score, checked_choic
 class Selector(ABC):
     """Wraps a loader and a model and yields, of each candidate batch, the examples worth training on.
 
-    Iterate it where the loop iterated its loader, or call ``select`` inside a step. A method is a subclass that implements
-    ``score``.
+    Iterate it where the loop iterated its loader. A method is a subclass that implements ``score``.
 
     There are two ways to say how many, never both. ``keep=0.1``: the loop's batch size stays what it was, n_b =
     ``loader.batch_size``, and each selected batch is chosen from n_B = round(n_b / keep) candidates, drawn with the loader's own
     sampler. ``batch_size=32``: the loader's own batches are the candidates, and 32 of each are yielded.
 
-    Every selected batch has n_b examples, but the last of an epoch: fewer than n_b candidates are all yielded, or none of them
-    where the loader's own rule is ``drop_last=True``.
+    Every selected batch has n_b examples. At the end of an epoch there may be fewer than n_b candidates: they are all yielded, or
+    none of them where the loader has ``drop_last=True``.
 
     Args:
-        loader: a ``DataLoader`` over a map-style dataset, or ``IndexedBatches`` around anything else. It is left as it is.
+        loader: a ``DataLoader`` over a map-style dataset, or ``IndexedBatches`` around anything else; never changed.
         model: the model in training; None for methods that need none.
         keep: n_b / n_B, the fraction of each candidate batch to keep, in (0, 1]; 0.1 where ``batch_size`` is not given either.
         batch_size: n_b, at least 1, where the loader's batches are the candidates.
@@ -61,17 +60,15 @@ class Selector(ABC):
         step: batches selected so far.
         listeners: called with ``(candidates, selection)`` for each selection, such as the logs of ``rholoss.diagnostics``;
             nothing that they compute or draw changes the run.
-        view: the loader, taken apart: its dataset, its batch size, which examples it may draw.
-        scorer: runs the model: forward, loss, mode, dtype and chunk size.
-        generator: what the method draws from.
-        timer: what the phases of a step take.
-        finite_check: refuses scores that cannot be ranked.
+        view: what is known of the loader, a ``LoaderView``.
+        scorer: runs the model, a ``Scorer``.
+        generator: the random generator that the method draws from.
     """
 
     scores_by_index: ClassVar[bool] = False
-    """Whether ``score`` reads ``candidates.index`` and what the method knows by index alone, neither the batch nor the model."""
+    """Whether ``score`` goes by ``candidates.index`` alone, and reads neither the batch nor the model."""
     compares_candidates: bool = False
-    """Whether the score of a candidate depends on the others, so that scores of two batches cannot be ranked together."""
+    """Whether a score depends on the other candidates, so that scores of two batches cannot be ranked together."""
 
     def __init__(
         self,
@@ -108,8 +105,6 @@ class Selector(ABC):
         self.step = 0
         self._passes = EpochState()
 
-    # --- what a method implements ---------------------------------------------------------------------------------------------
-
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
         """What candidates are ranked by, shape (n_B,), on the scoring device; higher is kept. -inf is last, NaN an error."""
@@ -119,10 +114,7 @@ class Selector(ABC):
         return functional.top(score, n_b), None
 
     def draw_rule(self) -> DrawRule:
-        """What is decided before anything is loaded: which examples may be drawn, and which of those drawn are loaded.
-
-        Asked for once, when the first batch, the length or the state is: whatever the constructor sets is there by then.
-        """
+        """Which examples may be drawn, and which of those drawn are loaded; asked for once, when the first batch is needed."""
         return DrawRule()
 
     def begin_epoch(self, epoch: int) -> None:
@@ -135,13 +127,11 @@ class Selector(ABC):
         """Called with the losses (n_b,) that the loop records of a selected batch; for methods that go by them."""
 
     def extra_state(self) -> dict[str, Any]:
-        """What a method has to add to the state; nothing here."""
+        """What a method adds to the state."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``extra_state`` gave."""
-
-    # --- what a loop uses -----------------------------------------------------------------------------------------------------
+        """Restore what ``extra_state`` returned."""
 
     def __iter__(self) -> Iterator[Any]:
         self._passes.count()
@@ -150,142 +140,9 @@ class Selector(ABC):
             yield self.select_from(candidates)
         self.finite_check.wait()
 
-    def __len__(self) -> int:
-        """Selected batches in an epoch."""
-        return self.candidate_loader.count(self.n_b, self._drop_last)
-
-    def select(self, candidates: IndexedBatch | tuple[Any, Any]) -> Any:
-        """Choose n_b examples of a candidate batch, with the model as it is now.
-
-        Args:
-            candidates: an ``IndexedBatch``, as ``candidate_batches`` yields them, or a pair (index, batch).
-
-        Returns:
-            The selected batch, of the same type as the batch.
-
-        Raises:
-            ValueError: there are fewer than n_b candidates, or a loss, score or choice is not what it has to be.
-        """
-        index, batch = candidates
-        if len(index) < self.n_b:
-            raise ValueError(
-                f"cannot choose n_b = {self.n_b} of {len(index)} candidates; pass more of them, or a smaller batch_size"
-            )
-        return self.select_from(IndexedBatch(as_index(index), batch))
-
-    def mean_loss(self, losses: Tensor) -> Tensor:
-        """The loss to train on, a scalar: the mean of the losses of the batch selected last, shape (n_b,).
-
-        Where the method has weights, each loss is multiplied by its weight first; without, it is ``losses.mean()``.
-        """
-        if self.last is None:
-            raise ValueError("mean_loss needs the losses of the batch that was selected last, and none was selected yet")
-        return self.last.mean_loss(losses)
-
-    def record_losses(self, losses: Tensor) -> None:
-        """Report the losses of the batch that was selected last, shape (n_b,), without weights; most methods need none."""
-        if self.last is None:
-            raise ValueError("record_losses needs the losses of the batch that was selected last, and none was selected yet")
-        self.last.check_losses(losses)
-        self.after_loss(self.last, losses.detach())
-
-    def cost(self) -> Cost:
-        """What a step costs, of the latest steps, without waiting for an accelerator: print it, or read its ``ratio``."""
-        return self.timer.cost(self.n_b, self.n_B)
-
-    @property
-    def candidate_batches(self) -> Any:
-        """The ``IndexedBatch`` items to select from, for loops that draw them and call ``select``."""
-        return self.candidate_loader.batches
-
-    batch_size = property(lambda self: self.n_b, doc="n_b, as of a loader.")
-    dataset = property(lambda self: self.view.dataset, doc="The loader's dataset.")
-    sampler = property(lambda self: self, doc="The selector: frameworks call ``loader.sampler.set_epoch``.")
-    epoch = property(lambda self: self._passes.epoch, doc="Passes over the data before this one.")
-
-    @property
-    def next_epoch(self) -> int:
-        """Which pass over the data the next iteration is, or is the rest of: ``range(selector.next_epoch, epochs)`` are left."""
-        return self._passes.next_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Announce which pass over the data comes next, also to the loader's sampler and dataset if they have ``set_epoch``.
-
-        After ``load_state_dict`` in mid-epoch, announcing that epoch again resumes it, and announcing another one begins that.
-        """
-        self.candidate_loader.set_epoch(epoch)
-        self._passes.announce(epoch)
-        self.begin_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on with the very selections that would have followed: tensors, numbers and strings."""
-        return {
-            "selector": type(self).__name__,
-            "n_b": self.n_b,
-            "n_B": self.n_B,
-            "step": self.step,
-            "loader": self.candidate_loader.state(),
-            "generator": self.generator.get_state(),
-            "extra": copy.deepcopy(self.extra_state()),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state; the next iteration resumes the epoch in progress, without reading what a sampler can skip.
-
-        Raises:
-            ValueError: the state is of another selector or of other batch sizes.
-        """
-        for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
-            if (its := state.get(name)) != mine:
-                raise ValueError(
-                    f"this state cannot be loaded: expected {name} = {mine!r}, got {its!r}; build the selector as it was"
-                )
-        self.load_extra_state(state["extra"])
-        self.candidate_loader.resume(state["loader"])
-        self.step = state["step"]
-        self.generator.set_state(state["generator"].cpu())
-        self.begin_epoch(self.epoch)
-
-    def describe(self) -> dict[str, Any]:
-        """What ``print(selector)`` shows, by name."""
-        dataset = "" if self.dataset is None else f" over {type(self.dataset).__name__}"
-        loader = f"{type(self.loader).__name__}{dataset}"
-        return {"n_b": self.n_b, "n_B": self.n_B, "loader": loader, "epoch": self.epoch, "step": self.step}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
-
-    # --- one candidate batch, from the loader to the loop ---------------------------------------------------------------------
-
-    @property
-    def scoring_device(self) -> torch.device:
-        """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
-        own = device_of(self.model)
-        return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
-
-    @cached_property
-    def candidate_loader(self) -> CandidateLoader:
-        """Where candidate batches come from; made when the first is asked for."""
-        self._rule = rule = self.draw_rule()
-        n_B = rule.n_B or (self.n_B if self.redraws else None)
-        if (rule.members is not None or rule.prefilter) and not (
-            n_B and self.view.draws_by_index and self.view.batching is not None
-        ):
-            raise ValueError(
-                f"{type(self).__name__} decides before examples are loaded: pass a DataLoader over a map-style dataset, and "
-                "keep=, not batch_size="
-            )
-        return CandidateLoader(self.view, n_B, rule.members, self._prefiltered if rule.prefilter else None, self._passes)
-
     def draw(self) -> Iterator[IndexedBatch]:
         """The candidate batches of an epoch, or the rest of one."""
         return self.candidate_loader.epoch(self.n_b, self._drop_last)
-
-    def _prefiltered(self, drawn: list[int]) -> list[int]:
-        """Of the positions in the dataset that the sampler drew, those to load."""
-        assert self._rule.prefilter is not None
-        found = self._rule.prefilter(self.view.index_of(torch.tensor(drawn)), self.step)
-        return drawn if found is None else [drawn[i] for i in checked_prefilter(found, self.n_b, len(drawn))]
 
     def select_from(self, indexed: IndexedBatch) -> Any:
         """The selected batch of a candidate batch: score, choose, cut, look back."""
@@ -324,3 +181,119 @@ class Selector(ABC):
         apart = candidates.apart(derived_seed("listeners", self.generator.initial_seed(), self.step))
         for listener in self.listeners:
             listener(apart, selection)
+
+    def __len__(self) -> int:
+        """Selected batches in an epoch."""
+        return self.candidate_loader.count(self.n_b, self._drop_last)
+
+    def select(self, candidates: IndexedBatch | tuple[Any, Any]) -> Any:
+        """The selected batch of a candidate batch, with the model as it is now, for loops that draw candidates themselves.
+
+        Args:
+            candidates: an ``IndexedBatch``, as ``candidate_batches`` yields them, or a pair (index, batch).
+
+        Raises:
+            ValueError: there are fewer than n_b candidates, or a loss, score or choice is not what it has to be.
+        """
+        index, batch = candidates
+        if len(index) < self.n_b:
+            raise ValueError(
+                f"cannot choose n_b = {self.n_b} of {len(index)} candidates; pass more of them, or a smaller batch_size"
+            )
+        return self.select_from(IndexedBatch(as_index(index), batch))
+
+    def mean_loss(self, losses: Tensor) -> Tensor:
+        """The loss to train on, a scalar: the mean of the latest batch's losses (n_b,), each times its weight if it has one."""
+        return self._latest("mean_loss").mean_loss(losses)
+
+    def record_losses(self, losses: Tensor) -> None:
+        """Report the latest batch's losses (n_b,), without weights, to a method that goes by them; others ignore them."""
+        self._latest("record_losses").check_losses(losses)
+        self.after_loss(self._latest("record_losses"), losses.detach())
+
+    def _latest(self, caller: str) -> Selection:
+        if self.last is None:
+            raise ValueError(f"{caller} needs the losses of the batch that was selected last, and none was selected yet")
+        return self.last
+
+    def cost(self) -> Cost:
+        """What a step costs, of the latest steps, without waiting for an accelerator: print it, or read its ``ratio``."""
+        return self.timer.cost(self.n_b, self.n_B)
+
+    @property
+    def candidate_batches(self) -> Any:
+        """The ``IndexedBatch`` items to select from, for loops that draw them and call ``select``."""
+        return self.candidate_loader.batches
+
+    batch_size = property(lambda self: self.n_b, doc="n_b, as of a loader.")
+    dataset = property(lambda self: self.view.dataset, doc="The loader's dataset.")
+    sampler = property(lambda self: self, doc="The selector: frameworks call ``loader.sampler.set_epoch``.")
+    epoch = property(lambda self: self._passes.epoch, doc="Passes over the data before this one.")
+
+    @property
+    def next_epoch(self) -> int:
+        """Which pass over the data the next iteration is, or is the rest of: ``range(selector.next_epoch, epochs)`` are left."""
+        return self._passes.next_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce the next pass over the data, also to the loader's sampler and dataset; the pass in progress can be resumed."""
+        self.candidate_loader.set_epoch(epoch)
+        self._passes.announce(epoch)
+        self.begin_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to resume with the same selections: tensors, numbers and strings."""
+        return {
+            "selector": type(self).__name__,
+            "n_b": self.n_b,
+            "n_B": self.n_B,
+            "step": self.step,
+            "loader": self.candidate_loader.state(),
+            "generator": self.generator.get_state(),
+            "extra": copy.deepcopy(self.extra_state()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state; the next iteration resumes the epoch in progress, without reading what a sampler can skip.
+
+        Raises:
+            ValueError: the state is of another selector or of other batch sizes.
+        """
+        for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
+            if (its := state.get(name)) != mine:
+                raise ValueError(
+                    f"this state cannot be loaded: expected {name} = {mine!r}, got {its!r}; build the selector as it was"
+                )
+        self.load_extra_state(state["extra"])
+        self.candidate_loader.resume(state["loader"])
+        self.step = state["step"]
+        self.generator.set_state(state["generator"].cpu())
+        self.begin_epoch(self.epoch)
+
+    @property
+    def scoring_device(self) -> torch.device:
+        """Where scores are computed: the model's device; without a model, ``device``, or the CPU."""
+        own = device_of(self.model)
+        return own if own is not None else torch.device(self._device if self._device not in (None, "model") else "cpu")
+
+    @cached_property
+    def candidate_loader(self) -> CandidateLoader:
+        """Where candidate batches come from; made when the first is needed, so that the constructor is through."""
+        self._rule = rule = self.draw_rule()
+        n_B = rule.n_B or (self.n_B if self.redraws else None)
+        return CandidateLoader(self.view, n_B, rule.members, self._prefiltered if rule.prefilter else None, self._passes)
+
+    def _prefiltered(self, drawn: list[int]) -> list[int]:
+        """Of the positions in the dataset that the sampler drew, those to load."""
+        assert self._rule.prefilter is not None
+        found = self._rule.prefilter(self.view.index_of(torch.tensor(drawn)), self.step)
+        return drawn if found is None else [drawn[i] for i in checked_prefilter(found, self.n_b, len(drawn))]
+
+    def describe(self) -> dict[str, Any]:
+        """What ``print(selector)`` shows, by name."""
+        dataset = "" if self.dataset is None else f" over {type(self.dataset).__name__}"
+        loader = f"{type(self.loader).__name__}{dataset}"
+        return {"n_b": self.n_b, "n_B": self.n_B, "loader": loader, "epoch": self.epoch, "step": self.step}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.describe().items())})"

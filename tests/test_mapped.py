@@ -188,7 +188,7 @@ class TestFiles:
             path.chmod(0o444)
         (tmp_path / "il").chmod(0o555)
         loaded = IrreducibleLossStore.load(tmp_path / "il")
-        loaded.losses += 1  # on a copy of the page
+        loaded.losses.add_(1)  # on a copy of the page
         assert {path: path.read_bytes() for path in before} == before
         assert same(store, IrreducibleLossStore.load(tmp_path / "il"))
         (tmp_path / "il").chmod(0o755)

@@ -74,6 +74,12 @@ class CandidateLoader:
     def _changes(self, n_B: int | None, members: Any, prefilter: Any) -> dict[str, Any]:
         """The changes to the loader that make it draw candidate batches, from any position on."""
         view, loader = self.view, self.view.loader
+        decides = members is not None or prefilter is not None
+        if decides and not (n_B and view.draws_by_index and view.batching is not None):
+            raise ValueError(
+                "this method decides before examples are loaded: it needs a DataLoader over a map-style dataset with a sampler "
+                "of single indices, and keep= rather than batch_size="
+            )
         if n_B is None:
             if not view.is_map_style:
                 return {}

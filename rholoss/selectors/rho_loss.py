@@ -14,19 +14,14 @@ from rholoss.store import IrreducibleLossStore
 
 
 class RhoLossFormula:
-    """The score: in nats as in the paper, or in probability, with a gate or without.
-
-    Args:
-        max_irreducible_loss: see ``RhoLossSelector``.
-        bounded: see ``RhoLossSelector``.
-    """
+    """The score: in nats as in the paper, or in probability, with a gate or without; see ``RhoLossSelector``."""
 
     def __init__(self, max_irreducible_loss: float | None, bounded: bool) -> None:
         self.max_irreducible_loss = None if max_irreducible_loss is None else checked_limit(max_irreducible_loss)
         self.bounded = bounded
 
     def __call__(self, loss: Tensor, irreducible_loss: Tensor, notes: dict[str, Tensor]) -> Tensor:
-        """The score of candidates, shape (n_B,); the share that is gated is left in the notes."""
+        """The score of candidates, shape (n_B,); the share that the gate removes is left in the notes."""
         formula = functional.bounded_reducible_loss if self.bounded else functional.reducible_loss
         score = formula(loss, irreducible_loss)
         if self.max_irreducible_loss is None:
@@ -36,7 +31,7 @@ class RhoLossFormula:
 
 
 def checked_limit(limit: Any) -> float:
-    """A highest irreducible loss, or the error that says what it should be."""
+    """The highest irreducible loss to admit, in nats, checked."""
     if not isinstance(limit, (int, float)) or not limit > 0:
         raise ValueError(
             f"max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got {limit!r}"
@@ -46,18 +41,18 @@ def checked_limit(limit: Any) -> float:
 
 @register("rho_loss")
 class RhoLossSelector(StoreSelector):
-    """Keeps the examples with the highest reducible loss: learnable, worth learning, and not yet learnt.
+    """Keeps the examples with the highest reducible loss: learnable, worth learning, and not yet learned.
 
-    A noisy example has a high irreducible loss, one that is learnt has a low loss, and one not worth learning has a low loss as
-    well or a high irreducible loss: all three score low. Train on the plain mean loss of what is yielded; the bias is intended.
+    A noisy example has a high irreducible loss. An example that is already learned has a low loss. A less relevant one has a low
+    loss or a high irreducible loss. All three score low. Train on the plain mean loss of what is yielded: the bias is intended.
 
     Args:
         loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
-        max_irreducible_loss: candidates with a higher irreducible loss, in nats, rank below all others and their share is left in
-            ``selector.last.notes["gated"]``; ``math.log(C)`` gates out what the irreducible-loss model finds less probable than a
-            guess among C classes. None, as in the paper: no gate.
+        max_irreducible_loss: a gate, in nats: candidates with a higher irreducible loss rank below all others, and their share is
+            left in ``selector.last.notes["gated"]``. ``math.log(C)`` is the chance level of C classes. None, as in the paper: no
+            gate.
         bounded: score in probability, exp(-irreducible loss) - exp(-loss), rather than in nats as in the paper.
         **options: see ``Selector``.
 

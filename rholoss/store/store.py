@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from rholoss.data.fingerprint import fingerprint
 from rholoss.data.index import as_index, some, tensor_of
 from rholoss.options import ScoringOptions
+from rholoss.store.arrays import StoreArrays
 from rholoss.store.metadata import StoreMetadata
 from rholoss.store.serialization import read_store, write_mapped, write_store
 
@@ -53,11 +54,6 @@ class IrreducibleLossStore:
         tensor([0.2500])
     """
 
-    losses: Tensor
-    ids: Tensor | None
-    meta: StoreMetadata
-    _files: list[str]  # that the arrays are mapped from
-
     def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | StoreMetadata | None = None) -> None:
         given = (torch.as_tensor(losses) if isinstance(losses, (list, tuple)) else tensor_of(losses)).detach()
         if isinstance(losses, (list, tuple)) and given.is_floating_point():
@@ -66,9 +62,9 @@ class IrreducibleLossStore:
             raise TypeError(f"irreducible losses must be floating, got {given.dtype}")
         if given.ndim != 1:
             raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(given.shape)}")
-        self.losses, self.ids = given.to(torch.float32, copy=True), None
-        if ids is not None:
-            self.losses, self.ids = _sorted_by_id(self.losses, as_index(ids).to(given.device))
+        own = given.to(torch.float32, copy=True)
+        self._arrays = StoreArrays(own, None) if ids is None else StoreArrays.sorted(own, as_index(ids).to(own.device))
+        self.meta = StoreMetadata.of(meta)
         negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
         if len(negative):
             which = negative if self.ids is None else self.ids[negative]
@@ -76,9 +72,6 @@ class IrreducibleLossStore:
                 f"irreducible losses must be at least 0, got {len(which):,} that are negative: indices {some(which.tolist())}; a "
                 "constant added to the loss, here and in the selector, changes nothing"
             )
-        self.meta, self._files = StoreMetadata.of(meta), []
-
-    # --- how it is filled -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_model(
@@ -98,16 +91,14 @@ class IrreducibleLossStore:
                 or zero-shot classifier; a ``Fit``, which is checked not to have seen them; or several models, a list or
                 ``Checkpoints``, whose mean loss is taken.
             data: the dataset that training will read (without augmentation, in the paper), a loader over it, or
-                ``IndexedBatches``. Of a loader, the collate function, workers and sampler are used; no example is dropped at
-                the end.
-            path: where to save the store. Finished work is kept beside it, in ``path.parts``, so that a run that was killed
-                resumes, and the file comes out the same. Damaged parts are scored again. If the finished store is there
-                already, it is read. Data that report their own indices are not told from others.
+                ``IndexedBatches``. Of a loader, the collate function, workers and sampler are used; a short last batch is kept.
+            path: where to save the store. Finished work is kept beside it, in ``path.parts``: a run that was killed resumes, and
+                the file comes out the same. If the finished store of the same model and data is there already, it is read.
             mapped: save it as a folder of memory-mapped arrays, for stores that are larger than memory.
             distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
                 with a ``path``, it is one that all of them see.
-            **options: how to score, see ``rholoss.dataset_scoring.ScoringOptions``: ``forward``, ``loss`` and ``dtype``, or
-                ``task``, as the selector gets them; ``batch_size``; ``views`` and ``seed`` of augmented data; ``progress``.
+            **options: how to score, see ``rholoss.options.ScoringOptions``: ``forward``, ``loss`` and ``dtype``, or ``task``, as
+                the selector gets them; ``batch_size``; ``views`` and ``seed`` of augmented data; ``progress``.
 
         Raises:
             ValueError: a loss is not one value per example, not finite, or negative; the model was fitted on some of the
@@ -161,16 +152,12 @@ class IrreducibleLossStore:
             ValueError: the shapes do not fit, probabilities do not sum to 1, or a loss is not finite; the message says which row.
 
         Examples:
-            >>> import torch
-            >>> store = IrreducibleLossStore.from_predictions([[0.25, 0.75], [0.5, 0.5]], [1, 0], kind="probabilities")
-            >>> store.losses
+            >>> IrreducibleLossStore.from_predictions([[0.25, 0.75], [0.5, 0.5]], [1, 0], kind="probabilities").losses
             tensor([0.2877, 0.6931])
         """
         from rholoss.irreducible.score import score_predictions
 
         return score_predictions(predictions, targets, ids, kind=kind, meta=meta)
-
-    # --- looking up -----------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -181,29 +168,27 @@ class IrreducibleLossStore:
         Raises:
             IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
         """
-        if not len(self):
+        losses, ids = self._arrays.losses, self._arrays.ids
+        if not len(losses):
             return torch.full(index.shape, torch.nan, dtype=torch.float32, device=self.device)
-        if self.ids is None and self.device.type == "cpu":
+        if ids is None and losses.device.type == "cpu":
             try:
-                return self.losses.index_select(0, index)
+                return losses.index_select(0, index)
             except (IndexError, RuntimeError) as error:
-                out = index[(index < 0) | (index >= len(self))].tolist()
+                out = index[(index < 0) | (index >= len(losses))].tolist()
                 if not out:
                     raise
                 raise IndexError(
-                    f"expected indices from 0 to {len(self) - 1}, got {some(out)}; was this store made for another dataset?"
+                    f"expected indices from 0 to {len(losses) - 1}, got {some(out)}; was this store made for another dataset?"
                 ) from error
-        position = (index if self.ids is None else torch.searchsorted(self.ids, index)).clamp(0, len(self) - 1)
-        found = position == index if self.ids is None else self.ids[position] == index
-        return torch.where(found, self.losses[position], torch.nan)
+        position = (index if ids is None else torch.searchsorted(ids, index)).clamp(0, len(losses) - 1)
+        found = position == index if ids is None else ids[position] == index
+        return torch.where(found, losses[position], torch.nan)
 
-    @property
-    def device(self) -> torch.device:
-        return self.losses.device
-
-    @property
-    def is_mapped(self) -> bool:
-        return bool(self._files)
+    losses = property(lambda self: self._arrays.losses, doc="Irreducible losses, shape (N,), float32, in the order of the ids.")
+    ids = property(lambda self: self._arrays.ids, doc="Ids, shape (N,), int64, ascending; None for indices 0 to N-1.")
+    device = property(lambda self: self._arrays.losses.device, doc="Where the arrays are.")
+    is_mapped = property(lambda self: bool(self._arrays.files), doc="Whether the arrays are memory-mapped files.")
 
     @property
     def size(self) -> str:
@@ -220,14 +205,20 @@ class IrreducibleLossStore:
 
     def to(self, device: torch.device | str) -> IrreducibleLossStore:
         """This store on a device; itself if it is there."""
-        if torch.device(device) == self.device:
-            return self
-        moved = copy.copy(self)
-        moved.losses, moved._files = self.losses.to(device), []
-        moved.ids = None if self.ids is None else self.ids.to(device)
-        return moved
+        return self if torch.device(device) == self.device else self._like(self._arrays.to(device), self.meta)
 
-    # --- from store to store --------------------------------------------------------------------------------------------------
+    def rebind(self, data: Any) -> IrreducibleLossStore:
+        """This store, for a dataset that holds the same examples in another form, such as under another transform.
+
+        Args:
+            data: the dataset, or a loader over it; the store is checked against its present content from here on.
+        """
+        return self._like(self._arrays, replace(self.meta, data=fingerprint(data)))
+
+    def _like(self, arrays: StoreArrays, meta: StoreMetadata) -> IrreducibleLossStore:
+        twin = copy.copy(self)
+        twin._arrays, twin.meta = arrays, meta
+        return twin
 
     def merge(self, *others: IrreducibleLossStore) -> IrreducibleLossStore:
         """The examples of several stores; each example's irreducible loss may be known to one of them only.
@@ -254,10 +245,7 @@ class IrreducibleLossStore:
                 "of them ids, or neither"
             )
         self.meta.check_mergeable(other.meta)
-        if self.ids is None or other.ids is None:
-            ids = torch.arange(len(self), device=self.device)
-        else:
-            ids = torch.cat([self.ids, other.ids]).unique()
+        ids = torch.arange(len(self), device=self.device) if self.ids is None else torch.cat([self.ids, other.ids]).unique()
         mine, theirs = self[ids], other[ids]
         both = ~(torch.isnan(mine) | torch.isnan(theirs))
         if both.any():
@@ -266,16 +254,6 @@ class IrreducibleLossStore:
             )
         losses = torch.where(torch.isnan(mine), theirs, mine)
         return IrreducibleLossStore(losses, None if self.ids is None else ids, meta=self.meta.merged(other.meta))
-
-    def rebind(self, data: Any) -> IrreducibleLossStore:
-        """This store, for a dataset that holds the same examples in another form, such as under another transform.
-
-        Args:
-            data: the dataset, or a loader over it; the store is checked against its present content from here on.
-        """
-        twin = copy.copy(self)
-        twin.meta = replace(self.meta, data=fingerprint(data))
-        return twin
 
     def report(self, labels: Any = None, **options: Any) -> Report:
         """Judge this store before it is trusted: print what comes back, ``plot`` it, or look at its numbers.
@@ -288,8 +266,6 @@ class IrreducibleLossStore:
         from rholoss.report import report_on
 
         return report_on(self, labels, **options)
-
-    # --- on disk --------------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], *, mapped: bool = False) -> None:
         """Write the store to one ``.npz`` file; if that fails, a file that was there stays as it was.
@@ -327,50 +303,8 @@ class IrreducibleLossStore:
             raise ValueError(f"{os.fsdecode(path)} is damaged: {error}; make the store again") from error
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> IrreducibleLossStore:
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> IrreducibleLossStore:
         """A store over arrays that are in order and checked already, without a copy."""
         store = cls.__new__(cls)
-        store.losses = torch.from_numpy(arrays["losses"])
-        store.ids = torch.from_numpy(arrays["ids"]) if "ids" in arrays else None
-        store.meta = StoreMetadata.of(meta)
-        store._files = [str(array.filename) for array in arrays.values() if isinstance(array, np.memmap)]
+        store._arrays, store.meta = StoreArrays.of(arrays), StoreMetadata.of(meta)
         return store
-
-    def __copy__(self) -> IrreducibleLossStore:
-        twin = type(self).__new__(type(self))
-        vars(twin).update(vars(self))
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> IrreducibleLossStore:
-        """A copy of its own; of a mapped store, one that shares the mapped files, which nobody writes to."""
-        memo.update({id(array): array for array in (self.losses, self.ids) if self.is_mapped})
-        twin = memo[id(self)] = copy.copy(self)
-        vars(twin).update(copy.deepcopy(vars(self), memo))
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All of it; of a mapped store not the arrays but their files, from where unpickling maps them again."""
-        mapped = {"losses", "ids"} if self.is_mapped else set()
-        return {name: value for name, value in vars(self).items() if name not in mapped}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if not self.is_mapped:
-            return
-        folder = os.path.dirname(self._files[0])
-        there = self.load(folder)
-        if there._files != self._files:  # they are named by their checksums
-            raise ValueError(f"{folder} holds another store than when this one was pickled; load the one that you mean")
-        self.losses, self.ids = there.losses, there.ids
-
-
-def _sorted_by_id(losses: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    if ids.shape != losses.shape:
-        raise ValueError(f"expected one id per irreducible loss, got {len(ids):,} ids for {len(losses):,} losses")
-    ids, order = ids.sort(stable=True)
-    repeated = ids[1:][ids[1:] == ids[:-1]].unique()
-    if len(repeated):
-        raise ValueError(
-            f"{len(repeated):,} ids appear more than once: {some(repeated.tolist())}; every example has one irreducible loss"
-        )
-    return losses[order], ids

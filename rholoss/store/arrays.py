@@ -1,0 +1,75 @@
+"""The tensors of a store: in memory, or mapped from files that nobody writes to."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rholoss.data.index import some
+from rholoss.store.serialization import read_store
+
+
+@dataclass(frozen=True, eq=False)
+class StoreArrays:
+    """Losses by id.
+
+    Mapped arrays are shared by their copies. They are pickled as the place of their files, and mapped again when unpickled.
+
+    Attributes:
+        losses: shape (N,), float32, in the order of the ids.
+        ids: shape (N,), int64, ascending; None for indices 0 to N-1.
+        files: that the arrays are mapped from, named by their checksums; empty for arrays in memory.
+    """
+
+    losses: Tensor
+    ids: Tensor | None
+    files: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> StoreArrays:
+        """Arrays that are in order and checked already, without a copy."""
+        files = tuple(str(array.filename) for array in arrays.values() if isinstance(array, np.memmap))
+        ids = torch.from_numpy(arrays["ids"]) if "ids" in arrays else None
+        return cls(torch.from_numpy(arrays["losses"]), ids, files)
+
+    @classmethod
+    def sorted(cls, losses: Tensor, ids: Tensor) -> StoreArrays:
+        """Losses in the order of their ids.
+
+        Raises:
+            ValueError: the ids do not match the losses, or repeat.
+        """
+        if ids.shape != losses.shape:
+            raise ValueError(f"expected one id per irreducible loss, got {len(ids):,} ids for {len(losses):,} losses")
+        ids, order = ids.sort(stable=True)
+        repeated = ids[1:][ids[1:] == ids[:-1]].unique()
+        if len(repeated):
+            raise ValueError(
+                f"{len(repeated):,} ids appear more than once: {some(repeated.tolist())}; every example has one irreducible loss"
+            )
+        return cls(losses[order], ids)
+
+    def to(self, device: torch.device | str) -> StoreArrays:
+        """The arrays in the memory of a device."""
+        return StoreArrays(self.losses.to(device), None if self.ids is None else self.ids.to(device))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoreArrays:
+        return self if self.files else StoreArrays(copy.deepcopy(self.losses, memo), copy.deepcopy(self.ids, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_mapped_again, (self.files,)) if self.files else (StoreArrays, (self.losses, self.ids))
+
+
+def _mapped_again(files: tuple[str, ...]) -> StoreArrays:
+    folder = os.path.dirname(files[0])
+    there = StoreArrays.of(read_store(folder)[0])
+    if there.files != files:
+        raise ValueError(f"{folder} holds another store than when this one was pickled; load the one that you mean")
+    return there
