@@ -1,6 +1,6 @@
 """Train on the examples worth training on: online batch selection by reducible holdout loss (RHO-LOSS).
 
-Start with ``IrreducibleLossStore`` (what a model that never trained on an example loses on it) and ``RhoLossSelector``
+Start with ``IrreducibleLossStore`` (for each example, its loss under a model that was not trained on it) and ``RhoLossSelector``
 (wraps a loader and a model and yields selected batches). To read the method: ``selectors/rho_loss.py``, ``selector.py``,
 ``candidates.py``, ``store/store.py``. Where the rest is:
 

@@ -17,7 +17,7 @@ from rholoss.scoring import Forward, Scorer
 
 
 class Candidates:
-    """A candidate batch of n_B examples. What is read is computed, once, without a gradient; what is not read costs nothing.
+    """A candidate batch of n_B examples. Outputs and losses are computed on first access, without a gradient.
 
     Attributes:
         device: the scoring device.
@@ -51,7 +51,7 @@ class Candidates:
         self.notes: dict[str, Tensor] = {}
         self.memory: dict[Any, Any] = {}
         self.scored = ScoredCounts()
-        self._n = len(index)  # the length of a tensor takes long to be told
+        self._n = len(index)  # len(tensor) is slow
         self._model = self._own_model = model
         self._scorer = scorer
         self._mode = scorer.mode
@@ -84,7 +84,7 @@ class Candidates:
         return self._loss
 
     def per_example(self, fn: Callable[[Any, Any, int], Tensor]) -> Tensor:
-        """``fn(outputs, targets, n)`` for the n examples of each chunk, joined to shape (n_B, ...); no outputs are kept."""
+        """``fn(outputs, targets, n)`` for the n examples of each chunk, joined to shape (n_B, ...): for large outputs."""
         if self._pair is not None:
             with self._scorer.around(self._model, self._mode, self._seed(self._mode)):
                 return fn(*self._pair, len(self))
@@ -100,7 +100,7 @@ class Candidates:
     def sampled(self, fn: Callable[[Any, Any, int], Tensor], passes: int) -> Tensor:
         """``fn(outputs, targets, n)`` for each of several passes with dropout, shape (passes, n_B, ...).
 
-        Every module is in train mode but those that keep running statistics (BatchNorm); buffers and modes are put back.
+        Every module is in train mode, except those that keep running statistics (BatchNorm); buffers and modes are restored.
         """
         return torch.stack([self._run(fn, "dropout") for _ in range(passes)])
 
@@ -142,7 +142,8 @@ class Candidates:
         index, batch = self.loader_index[positions.to(self.loader_index.device)], cut(self.batch, Rows(positions), len(self))
         other = Candidates(index, batch, self._own_model, self._scorer, self.device, (self.step, self.epoch), self.generator)
         other.notes, other.scored = self.notes, self.scored
-        return other if self._model is self._own_model else other.under(self._model, self._mode)
+        is_same = self._model is self._own_model and self._mode == self._scorer.mode
+        return other if is_same else other.under(self._model, self._mode)
 
     def losses_of(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The selector's loss for the outputs of n examples, shape (n,)."""

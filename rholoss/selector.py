@@ -30,12 +30,11 @@ class Selector(ABC):
 
     Iterate it where the loop iterated its loader. A method is a subclass that implements ``score``.
 
-    There are two ways to say how many, never both. ``keep=0.1``: the loop's batch size stays what it was, n_b =
-    ``loader.batch_size``, and each selected batch is chosen from n_B = round(n_b / keep) candidates, drawn with the loader's own
-    sampler. ``batch_size=32``: the loader's own batches are the candidates, and 32 of each are yielded.
+    Set how many are selected with ``keep`` or with ``batch_size``, not both. ``keep=0.1``: the loop's batch size stays what it
+    was, n_b = ``loader.batch_size``, and each selected batch is chosen from n_B = round(n_b / keep) candidates, drawn with the
+    loader's own sampler. ``batch_size=32``: the loader's own batches are the candidates, and 32 of each are yielded.
 
-    Every selected batch has n_b examples. At the end of an epoch there may be fewer than n_b candidates: they are all yielded, or
-    none of them where the loader has ``drop_last=True``.
+    A last candidate batch of fewer than n_b examples is yielded whole, or dropped where the loader has ``drop_last=True``.
 
     Args:
         loader: a ``DataLoader`` over a map-style dataset, or ``IndexedBatches`` around anything else; never changed.
@@ -46,7 +45,7 @@ class Selector(ABC):
         forward: ``(model, batch) -> (outputs, targets)``; None for ``rholoss.scoring.default_forward``.
         loss: ``(outputs, targets) -> (n,)``; None for ``rholoss.scoring.default_loss``.
         dtype: autocast dtype for scoring; None for the model's own precision.
-        mode: score with the model in ``"eval"`` mode, or in ``"train"`` mode: each module as the loop left it.
+        mode: ``"eval"``: score with the model in eval mode; ``"train"``: leave every module in the mode that the loop set.
         chunk_size: most examples in one scoring pass, at least 1; None for a whole candidate batch.
         device: where to hand the batches back: a device, ``"model"`` for the model's, None for where the loader left them.
         drop_last: whether to drop a last candidate batch of fewer than n_b; None for the loader's own rule.
@@ -56,7 +55,7 @@ class Selector(ABC):
         last: the ``Selection`` of the latest batch, or None.
         n_b: examples in a selected batch.
         n_B: examples in a candidate batch, or None where the loader does not tell.
-        redraws: whether candidate batches are drawn with the loader's sampler; else its own batches are these.
+        redraws: whether candidate batches are drawn with the loader's sampler; if False, they are the loader's own batches.
         step: batches selected so far.
         listeners: called with ``(candidates, selection)`` for each selection, such as the logs of ``rholoss.diagnostics``;
             nothing that they compute or draw changes the run.
@@ -93,8 +92,8 @@ class Selector(ABC):
         self.model = model
         self.view = LoaderView(loader)
         self.view.require_index()
-        self.n_b, drawn = self.view.batch_sizes(keep, batch_size)
-        self.n_B, self.redraws = drawn or self.view.batch_size, drawn is not None
+        self.n_b, n_B = self.view.batch_sizes(keep, batch_size)  # n_B is None where the loader's batches are the candidates
+        self.n_B, self.redraws = n_B or self.view.batch_size, n_B is not None
         self.scorer = Scorer(Task.of(task, forward, loss, dtype), mode, chunk_size)
         self._device = device
         self._drop_last = self.view.drop_last if drop_last is None else drop_last
@@ -124,7 +123,7 @@ class Selector(ABC):
         """Called with each selected batch before it is handed back; for methods that learn from it."""
 
     def after_loss(self, selection: Selection, losses: Tensor) -> None:
-        """Called with the losses (n_b,) that the loop records of a selected batch; for methods that go by them."""
+        """Called when the loop passes the losses (n_b,) of a selected batch to ``record_losses``; for methods that use them."""
 
     def extra_state(self) -> dict[str, Any]:
         """What a method adds to the state."""
@@ -136,16 +135,16 @@ class Selector(ABC):
     def __iter__(self) -> Iterator[Any]:
         self._passes.count()
         self.begin_epoch(self.epoch)
-        for candidates in self.timer.around(self.draw(), self.scoring_device):
-            yield self.select_from(candidates)
-        self.finite_check.wait()
+        for indexed in self.timer.around(self.draw(), self.scoring_device):
+            yield self.select_from(indexed)
+        self.finite_check.wait()  # an accelerator reports a score that is not finite a step later
 
     def draw(self) -> Iterator[IndexedBatch]:
         """The candidate batches of an epoch, or the rest of one."""
         return self.candidate_loader.epoch(self.n_b, self._drop_last)
 
     def select_from(self, indexed: IndexedBatch) -> Any:
-        """The selected batch of a candidate batch: score, choose, cut, look back."""
+        """The selected batch of a candidate batch: score, choose, cut, then run the hooks."""
         (index, batch), device = indexed, self.scoring_device
         self.timer.enter("selecting", device)
         if self._device is not None:
@@ -208,8 +207,9 @@ class Selector(ABC):
 
     def record_losses(self, losses: Tensor) -> None:
         """Report the latest batch's losses (n_b,), without weights, to a method that goes by them; others ignore them."""
-        self._latest("record_losses").check_losses(losses)
-        self.after_loss(self._latest("record_losses"), losses.detach())
+        latest = self._latest("record_losses")
+        latest.check_losses(losses)
+        self.after_loss(latest, losses.detach())
 
     def _latest(self, caller: str) -> Selection:
         if self.last is None:
@@ -232,11 +232,11 @@ class Selector(ABC):
 
     @property
     def next_epoch(self) -> int:
-        """Which pass over the data the next iteration is, or is the rest of: ``range(selector.next_epoch, epochs)`` are left."""
+        """The epoch of the next iteration, also where it resumes one: ``range(selector.next_epoch, epochs)`` are left."""
         return self._passes.next_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Announce the next pass over the data, also to the loader's sampler and dataset; the pass in progress can be resumed."""
+        """Announce the next epoch, also to the loader's sampler and dataset; after ``load_state_dict``, the same one resumes."""
         self.candidate_loader.set_epoch(epoch)
         self._passes.announce(epoch)
         self.begin_epoch(epoch)
@@ -254,7 +254,7 @@ class Selector(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state; the next iteration resumes the epoch in progress, without reading what a sampler can skip.
+        """Resume from a state: the next iteration makes the rest of its epoch. Batches of a sampler are skipped without loading.
 
         Raises:
             ValueError: the state is of another selector or of other batch sizes.
@@ -278,7 +278,7 @@ class Selector(ABC):
 
     @cached_property
     def candidate_loader(self) -> CandidateLoader:
-        """Where candidate batches come from; made when the first is needed, so that the constructor is through."""
+        """Where candidate batches come from; built lazily, as ``draw_rule`` may need what a subclass's constructor sets."""
         self._rule = rule = self.draw_rule()
         n_B = rule.n_B or (self.n_B if self.redraws else None)
         return CandidateLoader(self.view, n_B, rule.members, self._prefiltered if rule.prefilter else None, self._passes)

@@ -14,7 +14,7 @@ from rholoss.store import IrreducibleLossStore
 
 
 class RhoLossFormula:
-    """The score: in nats as in the paper, or in probability, with a gate or without; see ``RhoLossSelector``."""
+    """The score: loss - irreducible loss, in nats, or its bounded form; optionally gated. See ``RhoLossSelector``."""
 
     def __init__(self, max_irreducible_loss: float | None, bounded: bool) -> None:
         self.max_irreducible_loss = None if max_irreducible_loss is None else checked_limit(max_irreducible_loss)
@@ -22,12 +22,14 @@ class RhoLossFormula:
 
     def __call__(self, loss: Tensor, irreducible_loss: Tensor, notes: dict[str, Tensor]) -> Tensor:
         """The score of candidates, shape (n_B,); the share that the gate removes is left in the notes."""
-        formula = functional.bounded_reducible_loss if self.bounded else functional.reducible_loss
-        score = formula(loss, irreducible_loss)
+        if self.bounded:
+            score = functional.bounded_reducible_loss(loss, irreducible_loss)  # exp(-irreducible loss) - exp(-loss)
+        else:
+            score = functional.reducible_loss(loss, irreducible_loss)  # loss - irreducible loss
         if self.max_irreducible_loss is None:
             return score
         notes["gated"] = (irreducible_loss > self.max_irreducible_loss).float().mean()
-        return functional.gated(score, irreducible_loss, self.max_irreducible_loss)
+        return functional.gated(score, irreducible_loss, self.max_irreducible_loss)  # -inf above the limit
 
 
 def checked_limit(limit: Any) -> float:
@@ -41,23 +43,23 @@ def checked_limit(limit: Any) -> float:
 
 @register("rho_loss")
 class RhoLossSelector(StoreSelector):
-    """Keeps the examples with the highest reducible loss: learnable, worth learning, and not yet learned.
+    """Keeps the examples with the highest reducible loss, loss - irreducible loss: learnable, worth learning, not yet learned.
 
-    A noisy example has a high irreducible loss. An example that is already learned has a low loss. A less relevant one has a low
-    loss or a high irreducible loss. All three score low. Train on the plain mean loss of what is yielded: the bias is intended.
+    A noisy example has a high irreducible loss, and an example that is already learned has a low loss: both score low. Train on
+    the plain mean loss of what is yielded: the bias is intended.
 
     Args:
         loader: see ``Selector``.
         model: the model in training.
         store: irreducible losses of the loader's dataset.
-        max_irreducible_loss: a gate, in nats: candidates with a higher irreducible loss rank below all others, and their share is
-            left in ``selector.last.notes["gated"]``. ``math.log(C)`` is the chance level of C classes. None, as in the paper: no
-            gate.
+        max_irreducible_loss: a gate, in nats: candidates with a higher irreducible loss score -inf, so they are selected only
+            where fewer than n_b others are left. ``selector.last.notes["gated"]`` has their share. ``math.log(C)`` is the chance
+            level of C classes. None, as in the paper: no gate.
         bounded: score in probability, exp(-irreducible loss) - exp(-loss), rather than in nats as in the paper.
         **options: see ``Selector``.
 
     Raises:
-        ValueError: the store is another dataset's, or lacks an example that may be drawn.
+        ValueError: at construction, the store is another dataset's, or lacks an example that the sampler may draw.
 
     Examples:
         >>> import torch
@@ -89,4 +91,5 @@ class RhoLossSelector(StoreSelector):
         self.formula = RhoLossFormula(max_irreducible_loss, bounded)
 
     def score(self, candidates: Candidates) -> Tensor:
-        return self.formula(candidates.loss, self.irreducible_loss(candidates), candidates.notes)
+        irreducible_loss = self.irreducible_loss(candidates)  # self.store[candidates.index], checked to be finite
+        return self.formula(candidates.loss, irreducible_loss, candidates.notes)

@@ -38,8 +38,8 @@ class IrreducibleLossStore:
         losses: shape (N,), float32, in the order of the ids.
         ids: shape (N,), int64, ascending; None for indices 0 to N-1.
         meta: what made these losses, a ``StoreMetadata``.
-        is_mapped: whether the arrays are memory-mapped files. Such a store is pickled as the place of its files, and mapped again
-            when it is unpickled, if the files there are still the same; ``to(device)`` gives one that is in memory.
+        is_mapped: whether the arrays are memory-mapped files. Pickling such a store saves the paths of its files alone, and
+            unpickling maps them again if they are still the same; ``to(device)`` gives one that is in memory.
 
     Raises:
         ValueError: the losses are not one-dimensional, or negative, or the ids do not match them or repeat.
@@ -69,8 +69,8 @@ class IrreducibleLossStore:
         if len(negative):
             which = negative if self.ids is None else self.ids[negative]
             raise ValueError(
-                f"irreducible losses must be at least 0, got {len(which):,} that are negative: indices {some(which.tolist())}; a "
-                "constant added to the loss, here and in the selector, changes nothing"
+                f"irreducible losses must be at least 0, got {len(which):,} that are negative: indices {some(which.tolist())}; "
+                "add one constant to the loss, here and in the selector: the ranking stays the same"
             )
 
     @classmethod
@@ -96,7 +96,7 @@ class IrreducibleLossStore:
                 the file comes out the same. If the finished store of the same model and data is there already, it is read.
             mapped: save it as a folder of memory-mapped arrays, for stores that are larger than memory.
             distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
-                with a ``path``, it is one that all of them see.
+                a ``path`` is on storage that all ranks share.
             **options: how to score, see ``rholoss.options.ScoringOptions``: ``forward``, ``loss`` and ``dtype``, or ``task``, as
                 the selector gets them; ``batch_size``; ``views`` and ``seed`` of augmented data; ``progress``.
 
@@ -221,14 +221,14 @@ class IrreducibleLossStore:
         return twin
 
     def merge(self, *others: IrreducibleLossStore) -> IrreducibleLossStore:
-        """The examples of several stores; each example's irreducible loss may be known to one of them only.
+        """The examples of several stores; each example has an irreducible loss in at most one of them.
 
         Args:
             *others: stores of the same data, made with the same loss by the same model, or other folds of the same cross-fit.
 
         Raises:
-            ValueError: two know some example, they hold different numbers of examples without ids, or their metadata say that
-                they were made from other data, by another model or with another loss.
+            ValueError: an example has a loss in two of them, they hold different numbers of examples without ids, or their
+                metadata differ in data, model or loss.
         """
         together = self
         for other in others:
