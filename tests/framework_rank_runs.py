@@ -1,4 +1,4 @@
-"""Frameworks on two processes, run by test_frameworks_ranks.py: python tests/framework_rank_runs.py FRAMEWORK FOLDER.
+"""Frameworks on two processes, for integrations/test_frameworks_ranks.py: python tests/framework_rank_runs.py FRAMEWORK FOLDER.
 
 Each rank leaves what it saw in a file. Beside each framework's runs there is a plain loop with DDP, whose ranks are dealt their
 candidates by hand.

@@ -1,4 +1,6 @@
-"""The framework examples, and runs in frameworks that are killed and resumed; for test_frameworks.py, in processes of their own.
+"""The framework examples, and runs in frameworks that are killed and resumed.
+
+integrations/test_frameworks.py runs them in processes of their own.
 
 python tests/framework_runs.py examples FOLDER NAME...     each example's picks and weights, and the plain loop's, to FOLDER
 python tests/framework_runs.py resume FOLDER FRAMEWORK     20 runs killed at random steps and resumed, and those that were not

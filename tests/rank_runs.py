@@ -1,4 +1,6 @@
-"""What ranks of torch.distributed select and train on, run by test_across_ranks.py in a process of its own, which forks cheaply.
+"""What ranks of torch.distributed select and train on.
+
+wrappers/test_global_selection.py runs it in a process of its own, which forks cheaply.
 
 Each rank leaves what it saw in a file. The data and the methods of the tests are here too.
 """

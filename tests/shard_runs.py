@@ -1,4 +1,6 @@
-"""Scoring in processes that are killed, fail, meet or share, run by test_shards.py in a process of its own, which forks cheaply.
+"""Scoring in processes that are killed, fail, meet or share.
+
+irreducible/test_resume.py runs it in a process of its own, which forks cheaply.
 
 Each run prints what it saw as JSON. The stretches are a few examples long, so that a small data set has many.
 """

@@ -1,4 +1,4 @@
-"""Rows of a batch: any structure is cut to the same type, nothing is mutated, and what cannot be told is refused by name."""
+"""Rows of a batch: any structure is cut to the same type, nothing is mutated, and ambiguous batches are refused by name."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""A training step on two ranks, run by test_tokens.py in a process of its own, which forks cheaply.
+"""A training step on two ranks, run by tokens/test_token_loss.py in a process of its own, which forks cheaply.
 
 The model and the data of its other tests are here too.
 """
