@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -355,3 +356,16 @@ def test_the_picture_of_the_layers_is_that_of_the_code():
     drawn = architecture.draw(SOURCES)
     assert architecture.PICTURE.read_text() == drawn, "run python docs/architecture.py"
     assert architecture.draw(planted(batches="import rholoss.functional")) != drawn
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/pages/architecture.md"])
+def test_the_map_has_every_folder_and_module(page):
+    words = (ROOT / page).read_text()
+    for unit in (unit for unit in UNITS if not unit.startswith("_")):
+        written = (f"{unit}/", f"`{unit}`") if unit in FOLDERS else (f"{unit}.py", f"`{unit}`")
+        assert any(name in words for name in written), unit
+
+
+def test_the_reading_path_is_on_the_page():
+    table = (ROOT / "docs" / "pages" / "architecture.md").read_text()
+    assert tuple(re.findall(r"^\| `([\w/]+\.py)` \|", table, re.MULTILINE)) == READING_PATH
