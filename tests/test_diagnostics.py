@@ -67,9 +67,9 @@ def assert_same(got, expected):
 class Batch:
     """A selected batch in plain numbers."""
 
-    def __init__(self, index, positions, scores, step, epoch=0, right=None, notes=None):
+    def __init__(self, index, positions, scores, step, epoch=0, correct=None, notes=None):
         self.index, self.positions, self.scores, self.step, self.epoch = index, sorted(positions), scores, step, epoch
-        self.right, self.notes = right, notes or {}
+        self.correct, self.notes = correct, notes or {}
         self.chosen = [index[position] for position in self.positions]
 
     def selection(self, ids=None):
@@ -81,7 +81,7 @@ class Batch:
         return Selection(index[positions], positions, weights, scores, index, self.step, self.epoch, notes)
 
     def add_to(self, log, ids=None):
-        log.update(self.selection(ids), None if self.right is None else torch.tensor(self.right))
+        log.update(self.selection(ids), None if self.correct is None else torch.tensor(self.correct))
 
 
 def slow_record(batches, everything, flags):
@@ -93,12 +93,12 @@ def slow_record(batches, everything, flags):
         among = share(sum(flag[i] for i in selected), len(selected)), share(sum(flag[i] for i in candidates), len(candidates))
         record |= {f"{name}/selected": among[0], f"{name}/candidates": among[1], f"{name}/data": sum(flag) / len(flag)}
         record[f"{name}/ratio"] = share(*among)
-    if any(batch.right is not None for batch in everything):
-        known = [batch for batch in batches if batch.right is not None]
-        chosen = [batch.right[position] for batch in known for position in batch.positions]
-        all_of_them = [right for batch in known for right in batch.right]
+    if any(batch.correct is not None for batch in everything):
+        known = [batch for batch in batches if batch.correct is not None]
+        chosen = [batch.correct[position] for batch in known for position in batch.positions]
+        all_of_them = [correct for batch in known for correct in batch.correct]
         among = share(sum(chosen), len(chosen)), share(sum(all_of_them), len(all_of_them))
-        record |= {"right/selected": among[0], "right/candidates": among[1], "right/ratio": share(*among)}
+        record |= {"correct/selected": among[0], "correct/candidates": among[1], "correct/ratio": share(*among)}
     seen, repeated = {i for batch in everything if batches and batch.step < batches[0].step for i in batch.chosen}, 0
     for i in selected:
         repeated += i in seen
@@ -227,7 +227,7 @@ def test_a_long_run_is_counted_in_blocks_without_a_difference():
     log = SelectionLog(N, {"wrong": torch.tensor(flags["wrong"])})
     for batch in batches:
         batch.add_to(log)
-    assert log._counts._aside  # the rest of a block waits
+    assert log._counts._pending  # the rest of a block waits
     check_log(log, batches, flags)
 
 
@@ -298,7 +298,7 @@ def test_what_is_put_in_may_change_afterwards():
             r"one bool per example .*shape \(3,\), got torch.int64",
         ),
         (lambda: SelectionLog(3, {"wrong": torch.zeros(4, dtype=torch.bool)}), ValueError, r"of shape \(4,\)"),
-        (lambda: SelectionLog(3, {"right": torch.zeros(3, dtype=torch.bool)}), ValueError, "cannot be called 'right'"),
+        (lambda: SelectionLog(3, {"correct": torch.zeros(3, dtype=torch.bool)}), ValueError, "cannot be called 'correct'"),
         (
             lambda: SelectionLog(3, ids=[1, 2]),
             ValueError,
@@ -313,7 +313,7 @@ def test_what_is_put_in_may_change_afterwards():
             "one bool per cand",
         ),
         (lambda: ComparisonLog({}, every=0), ValueError, "every must be a number of steps"),
-        (lambda: ComparisonLog({"selected": lambda c: c.loss}), ValueError, "give the method another name"),
+        (lambda: ComparisonLog({"own": lambda c: c.loss}), ValueError, "give the method another name"),
     ],
 )
 def test_a_mistake_is_explained(make, error, message):
@@ -396,7 +396,7 @@ def train(name, watch, mode="eval", epochs=2):
 )
 def test_looking_does_not_change_the_run(name, mode):
     def watch(selector):
-        SelectionLog(60, right=True).attach(selector)
+        SelectionLog(60, correct=True).attach(selector)
         log = ComparisonLog(methods_of(OTHERS, selector.loader, selector.model, mode=mode), every=1).attach(selector)
         selector.listeners.append(lambda candidates, selection: candidates.rand())
         proxy = getattr(selector, "proxy", make_net(4))
@@ -414,7 +414,7 @@ def test_looking_does_not_change_the_run(name, mode):
     assert all(torch.equal(one, other) for one, other in zip(left_alone, left_watched, strict=True))
 
 
-def test_what_was_right_is_what_the_model_before_the_step_says():
+def test_what_was_correct_is_what_the_model_before_the_step_says():
     chosen, _, logs = train("rho_loss", lambda selector: SelectionLog(60).attach(selector))
     data, right, candidates_right, n = make_data(60), 0, 0, 0
     models = [make_net(0), *(model for _, model in chosen)]
@@ -425,15 +425,15 @@ def test_what_was_right_is_what_the_model_before_the_step_says():
         candidates_right += int(said[selection.candidate_index].sum())
         n += len(selection.candidate_index)
     summary = logs.summary()
-    assert summary["right/selected"] == right / (4 * len(chosen))
-    assert summary["right/candidates"] == candidates_right / n
+    assert summary["correct/selected"] == right / (4 * len(chosen))
+    assert summary["correct/candidates"] == candidates_right / n
 
 
-def test_what_was_right_is_unknown_unless_computed_or_asked_for():
+def test_what_was_correct_is_unknown_unless_computed_or_asked_for():
     _, _, log = train("uniform", lambda selector: SelectionLog(60).attach(selector))
-    _, _, asking = train("uniform", lambda selector: SelectionLog(60, right=True).attach(selector))
-    assert "right/selected" not in log.summary()
-    assert 0 <= asking.summary()["right/selected"] <= 1
+    _, _, asking = train("uniform", lambda selector: SelectionLog(60, correct=True).attach(selector))
+    assert "correct/selected" not in log.summary()
+    assert 0 <= asking.summary()["correct/selected"] <= 1
 
 
 def test_a_log_works_inside_a_framework_and_with_update(data, net):
@@ -573,7 +573,7 @@ def test_a_comparison_runs_the_model_no_more_than_the_selector_did(data):
     loader = DataLoader(data, batch_size=8)
     selector = methods_of(["rho_loss"], loader, model, keep=0.25)["rho_loss"]
     ComparisonLog(methods_of(["train_loss", "gradient_norm", "uniform"], loader, model), every=2).attach(selector)
-    SelectionLog(100, right=True).attach(selector)
+    SelectionLog(100, correct=True).attach(selector)
     for _ in selector:
         pass
     assert model.passes == selector.step
@@ -603,7 +603,7 @@ def test_the_agreement_over_a_run_is_the_mean_over_the_batches_compared():
     _, _, log = train("rho_loss", watch)
     compared = [last for selection, last in kept if selection.step % 3 == 0]
     assert log.batches == len(compared) == 3
-    assert log.names == ["selected", "train_loss", "uniform", "constant"]
+    assert log.names == ["own", "train_loss", "uniform", "constant"]
     overlap = [[sum(overlap_of(last[a], last[b]) for last in compared) / len(compared) for b in log.names] for a in log.names]
     correlation = [
         [mean([slow_spearman(last[a].scores.tolist(), last[b].scores.tolist()) for last in compared]) for b in log.names]
@@ -612,13 +612,13 @@ def test_the_agreement_over_a_run_is_the_mean_over_the_batches_compared():
     torch.testing.assert_close(log.overlap(), torch.tensor(overlap, dtype=torch.float64))
     torch.testing.assert_close(log.correlation(), torch.tensor(correlation, dtype=torch.float64), equal_nan=True)
     summary = log.summary()
-    assert summary["chance"] == pytest.approx(sum(4 / len(last["selected"].scores) for last in compared) / 3)
+    assert summary["uniform_overlap"] == pytest.approx(sum(4 / len(last["own"].scores) for last in compared) / 3)
     assert summary["overlap/train_loss"] == pytest.approx(overlap[0][1])
     assert summary["correlation/uniform"] == pytest.approx(correlation[0][2])
     low = [int(i) < 20 for last in compared for i in last["uniform"].index]
     assert summary["uniform/low/selected"] == pytest.approx(sum(low) / len(low))
-    mine = [int(i) < 20 for last in compared for i in last["selected"].index]
-    assert summary["selected/low/selected"] == pytest.approx(sum(mine) / len(mine))
+    mine = [int(i) < 20 for last in compared for i in last["own"].index]
+    assert summary["own/low/selected"] == pytest.approx(sum(mine) / len(mine))
     assert all(math.isnan(value) or isinstance(value, float) for value in json.loads(json.dumps(summary)).values())
     assert math.isnan(summary["correlation/constant"])
 
@@ -646,7 +646,7 @@ def test_a_comparison_is_resumed_and_merged():
     together = (half.batches * half.overlap() + whole.batches * whole.overlap()) / resumed.batches
     torch.testing.assert_close(resumed.overlap(), together)
     assert torch.equal(resumed.logs["uniform"].selected, half.logs["uniform"].selected + whole.logs["uniform"].selected)
-    with pytest.raises(ValueError, match=r"expected methods \['selected', 'train_loss'\] and logs \[\]"):
+    with pytest.raises(ValueError, match=r"expected methods \['own', 'train_loss'\] and logs \[\]"):
         ComparisonLog({"train_loss": whole.methods["train_loss"]}).load_state_dict(whole.state_dict())
 
 
@@ -814,14 +814,14 @@ def test_watching_on_a_gpu_never_waits_for_it():
 @needs_gpu
 def test_numbers_of_a_gpu_are_those_of_the_cpu():
     batches = [
-        Batch([0, 1, 2, 3], [0, 2], [0.5, -math.inf, 1.0, 2.0], step, right=[True, False, True, True]) for step in range(70)
+        Batch([0, 1, 2, 3], [0, 2], [0.5, -math.inf, 1.0, 2.0], step, correct=[True, False, True, True]) for step in range(70)
     ]
     one, other = (SelectionLog(N, {"low": torch.arange(N) < 2}) for _ in range(2))
     for batch in batches:
         batch.add_to(one)
         there = batch.selection()
         moved = {name: getattr(there, name).cuda() for name in ("index", "positions", "scores", "candidate_index")}
-        other.update(Selection(weights=None, step=batch.step, epoch=0, **moved), torch.tensor(batch.right).cuda())
+        other.update(Selection(weights=None, step=batch.step, epoch=0, **moved), torch.tensor(batch.correct).cuda())
     assert_same(other.summary(), one.summary())
     assert_same(other.scores_over_time(1000)[0], one.scores_over_time(1000)[0])
     again = SelectionLog(N, {"low": torch.arange(N) < 2})
