@@ -32,7 +32,7 @@ def run(steps: int, noise: float, keep: float, seed: int) -> tuple[SelectionLog,
     loader = DataLoader(digits.training, batch_size=N_B, shuffle=True, drop_last=True)
 
     def new_log() -> SelectionLog:
-        return SelectionLog(len(digits.training), {"wrong label": digits.is_wrong}, right=True)
+        return SelectionLog(len(digits.training), {"wrong label": digits.is_wrong}, correct=True)
 
     selector = build_selector("rho_loss", loader, model, store=store, keep=keep)
     log = new_log().attach(selector)
@@ -50,17 +50,17 @@ def run(steps: int, noise: float, keep: float, seed: int) -> tuple[SelectionLog,
 
 def table(comparison: ComparisonLog) -> str:
     """What each method selected, or would have."""
-    columns = "wrong labels, %", "right already, %", "in common with `rho_loss`, %", "rank correlation with it"
+    columns = "wrong labels, %", "already correct, %", "in common with `rho_loss`, %", "rank correlation with it"
     lines = [f"| selected by | {' | '.join(columns)} |", "|---|---|---|---|---|"]
     correlation = comparison.correlation()[0].round(decimals=2).tolist()
     for i, name in enumerate(comparison.names):
         log = comparison.logs[name].summary()
-        shares = [100 * log["wrong label/selected"], 100 * log["right/selected"], 100 * comparison.overlap()[0, i]]
+        shares = [100 * log["wrong label/selected"], 100 * log["correct/selected"], 100 * comparison.overlap()[0, i]]
         title = "`rho_loss`, which trains" if i == 0 else f"`{name}`"
         lines.append(f"| {title} | {' | '.join(f'{share:.0f}' for share in shares)} | {correlation[i] + 0.0:.2f} |")
-    candidates = comparison.logs[comparison.names[0]].summary()
-    shares = [100 * candidates["wrong label/candidates"], 100 * candidates["right/candidates"], 100 * comparison.chance]
-    return "\n".join([*lines, f"| any candidate, or by chance | {' | '.join(f'{share:.0f}' for share in shares)} | 0 |"])
+    own = comparison.logs[comparison.names[0]].summary()
+    shares = [100 * own["wrong label/candidates"], 100 * own["correct/candidates"], 100 * comparison.uniform_overlap]
+    return "\n".join([*lines, f"| any candidate, or uniform sampling | {' | '.join(f'{share:.0f}' for share in shares)} | 0 |"])
 
 
 def plot(log: SelectionLog, comparison: ComparisonLog, folder: Path) -> None:

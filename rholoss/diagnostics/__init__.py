@@ -1,8 +1,8 @@
-"""Looking back at a run: what was selected, how often, when and with which scores, and what other methods would have chosen.
+"""What a run selected: which examples, how often, when, with which scores, and what other methods would have chosen.
 
-``SelectionLog`` turns the stream of selections into shares; ``compare`` and ``ComparisonLog`` hold methods against each other on
-the same candidates; ``rholoss.diagnostics.plots`` draws both. Numbers come as plain dicts of floats, for any logger. Nothing here
-changes a run, and on an accelerator nothing waits until a number is read.
+``SelectionLog`` counts selections; ``compare`` and ``ComparisonLog`` compare methods on the same candidates;
+``rholoss.diagnostics.plots`` draws both. Numbers are plain dicts of floats, for any logger. Nothing here changes a run, and an
+accelerator is only synchronized when a number is read.
 """
 
 from rholoss.diagnostics.agreement import overlaps as overlaps
@@ -10,5 +10,5 @@ from rholoss.diagnostics.agreement import rank_correlations as rank_correlations
 from rholoss.diagnostics.comparison import ComparisonLog as ComparisonLog
 from rholoss.diagnostics.comparison import compare as compare
 from rholoss.diagnostics.log import SelectionLog as SelectionLog
-from rholoss.diagnostics.log import already_right as already_right
+from rholoss.diagnostics.log import already_correct as already_correct
 from rholoss.functional import spearman as spearman

@@ -1,4 +1,4 @@
-"""How far methods agree on the same candidates: shares in common, and rank correlation with ties."""
+"""How far methods agree on the same candidates: overlap of their choices, and rank correlation of their scores."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ from rholoss.selection import Selection
 
 
 def rank_correlations(selections: Mapping[str, Selection]) -> Tensor:
-    """Spearman rank correlation of the scores that M methods gave the same candidates, shape (M, M), float64: ``spearman``."""
+    """Spearman rank correlations of the scores of M methods on the same candidates, shape (M, M), float64; see ``spearman``."""
     return correlations([ranks(selection.scores) for selection in selections.values()])
 
 
 def overlaps(selections: Mapping[str, Selection]) -> Tensor:
-    """Shares in common of what M methods chose from the same candidates, shape (M, M), float64.
+    """Overlaps of the choices of M methods from the same candidates, shape (M, M), float64.
 
-    In row i and column j: the share of what method i selected that method j selected too. By chance it is n_b / n_B.
+    Row i, column j: the fraction of method i's choice that method j chose too; n_b / n_B on average for uniform sampling.
     """
     n_B = max(len(selection.scores) for selection in selections.values())
     counts = torch.stack([_times_chosen(selection, n_B) for selection in selections.values()])

@@ -11,38 +11,38 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.data.index import IndexedBatch, as_index
 from rholoss.diagnostics.agreement import overlaps, rank_correlations
-from rholoss.diagnostics.log import SelectionLog, already_right
+from rholoss.diagnostics.log import SelectionLog, already_correct
 from rholoss.isolation import derived_seed
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
 from rholoss.selector import Selector
 from rholoss.wrappers.base import check_part
 
 Method = Selector | Callable[[Candidates], Tensor]
-"""A selector, or a function from candidates to scores of which the highest are chosen."""
+"""A selector, or a function from candidates to scores (n_B,), of which the highest are chosen."""
 
-OWN = "selected"  # what the selector in use is called among the others
+OWN = "own"  # the name of the selector that a log is attached to
 
 
 def compare(methods: Mapping[str, Method], batch: IndexedBatch | tuple[Any, Any]) -> dict[str, Selection]:
     """What each of several methods would choose from a candidate batch, with the model as it is now.
 
-    Outputs and losses are computed once for all of them, and everything is left as it was: the model, the selectors, the batch
-    and all random state. A method that draws does so from a seed of its own.
+    Outputs and losses are computed once for all methods. The model, the selectors, the batch and all random state stay as they
+    were; methods that draw have seeds of their own.
 
     Args:
-        methods: by name, selectors that were built on the same loader and model, or functions from ``Candidates`` to scores of
-            shape (n_B,). The first selector says how many are chosen, and how the model is called.
-        batch: an ``IndexedBatch``, as ``selector.candidate_batches`` yields them, or a pair (index, batch).
+        methods: by name, selectors built on the same loader and model, or functions from ``Candidates`` to scores of shape
+            (n_B,). The first selector decides n_b, and how the model is called.
+        batch: an ``IndexedBatch`` from ``selector.candidate_batches``, or a pair (index, batch).
 
     Returns:
-        The selection of each.
+        The selection of each method, by name.
 
     Raises:
-        ValueError: the methods do not go together, or one keeps a state, so that its choice depends on a run of its own.
+        ValueError: the methods differ in loader, model or way of scoring, or a method keeps a state.
     """
     selectors = [method for method in methods.values() if isinstance(method, Selector)]
     if not selectors:
-        raise ValueError("compare needs a selector, which says how many are chosen and how the model is called, got none")
+        raise ValueError("compare needs a selector, which decides how many are chosen and how the model is called, got none")
     whole = next((selector for selector in selectors if selector.model is not None), selectors[0])
     check_methods(methods, whole)
     index = as_index(batch[0])
@@ -55,7 +55,7 @@ def compare(methods: Mapping[str, Method], batch: IndexedBatch | tuple[Any, Any]
 
 
 def check_methods(methods: Mapping[str, Method], whole: Selector) -> None:
-    """Refuse what could not score another selector's candidates as it would its own."""
+    """Refuse methods that cannot score the candidates of a selector as they would score their own."""
     for name, method in methods.items():
         if isinstance(method, type) or not (isinstance(method, Selector) or callable(method)):
             raise TypeError(f"method {name!r} must be a selector or a function from candidates to scores, got {method!r}")
@@ -64,12 +64,12 @@ def check_methods(methods: Mapping[str, Method], whole: Selector) -> None:
             if _moves(method.extra_state()):
                 raise ValueError(
                     f"method {name!r} keeps a state from step to step, so its choice would not be that of a run of its own; "
-                    "leave it out"
+                    "remove it"
                 )
 
 
 def choices(methods: Mapping[str, Method], candidates: Candidates, n_b: int, finite: FiniteCheck) -> dict[str, Selection]:
-    """What each method chooses of candidates that are apart from the run."""
+    """The choice of each method from candidates that ``Candidates.apart`` returned."""
     seed, index, chosen = candidates.generator.initial_seed(), candidates.index, {}
     for name, method in methods.items():
         candidates.generator.manual_seed(derived_seed(seed, name))
@@ -84,28 +84,28 @@ def choices(methods: Mapping[str, Method], candidates: Candidates, n_b: int, fin
 
 
 class ComparisonLog:
-    """What other methods would have chosen from the very candidates that a selector chose from, all along a run.
+    """What other methods would have chosen from the same candidates during a run.
 
-    Attach it to the selector. The model is run once for all methods, with what the selector has computed already; the run itself
-    goes on as it would without. A method that learns along, or that keeps a state, is refused.
+    Attach it to the selector that trains, called ``"own"`` here. The model runs once for all methods, and the run itself does not
+    change. Methods that keep a state, such as a co-trained model, are refused.
 
     Args:
         methods: by name, selectors built on the same loader and model, or functions from ``Candidates`` to scores, (n_B,).
-        log: makes a ``SelectionLog`` for each method, such as ``lambda: SelectionLog(N, flags)``; None: only agreement is kept.
-        every: compare at each so many steps, at least 1.
+        log: makes a ``SelectionLog`` for each method, such as ``lambda: SelectionLog(N, flags)``; None keeps agreement only.
+        every: steps between comparisons, at least 1.
 
     Attributes:
-        names: ``"selected"``, the selector that it is attached to, and the methods: M in all.
-        logs: the log of what each would have chosen, by name, of the steps that were compared.
+        names: ``"own"`` and the methods, M in all.
+        logs: the log of each, by name, over the compared steps.
         last: the selections of the latest comparison, by name, or None.
-        batches: how many comparisons there were.
+        batches: number of comparisons.
     """
 
     def __init__(self, methods: Mapping[str, Method], log: Callable[[], SelectionLog] | None = None, *, every: int = 10) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
         if OWN in methods:
-            raise ValueError(f"{OWN!r} is what the selector in use is called; give the method another name")
+            raise ValueError(f"{OWN!r} is the name of the selector that the log is attached to; give the method another name")
         self.methods = dict(methods)
         self.every = every
         self.names = [OWN, *methods]
@@ -115,25 +115,21 @@ class ComparisonLog:
         self.clear()
 
     def clear(self) -> None:
-        """Count from nothing; the logs stay as they are."""
+        """Start counting again from zero; the logs stay as they are."""
         M = len(self.names)
         self.batches = 0
         self._overlap, self._correlation, self._known = (torch.zeros(M, M, dtype=torch.float64) for _ in range(3))
-        self._chance = 0.0
+        self._uniform_overlap = 0.0
 
     def attach(self, selector: Selector) -> Self:
-        """Listen to a selector from now on. ``selector.listeners.remove(log)`` ends it.
-
-        Raises:
-            ValueError: a method does not go together with the selector, or keeps a state.
-        """
+        """Listen to a selector from now on; ``selector.listeners.remove(log)`` ends it. Raises as ``compare``."""
         check_methods(self.methods, selector)
         selector.listeners.append(self)
         return self
 
     def __call__(self, candidates: Candidates, selection: Selection) -> None:
-        """What the selector calls."""
-        n_b = len(selection.positions)  # of these candidates, whoever trains on them
+        """Called by the selector."""
+        n_b = len(selection.positions)  # of these candidates, on any rank
         if candidates.step % self.every or not n_b:
             return
         self.last = {OWN: selection, **choices(self.methods, candidates, n_b, self._finite)}
@@ -142,35 +138,34 @@ class ComparisonLog:
         self._overlap = self._overlap.to(device) + overlaps(self.last)
         self._correlation = self._correlation.to(device) + correlation.nan_to_num(0)
         self._known = self._known.to(device) + ~correlation.isnan()
-        self._chance += n_b / len(candidates)
+        self._uniform_overlap += n_b / len(candidates)
         self.batches += 1
         for name, log in self.logs.items():
-            log.update(self.last[name], already_right(candidates, log.asks))
+            log.update(self.last[name], already_correct(candidates, log.asks))
 
     @property
-    def chance(self) -> float:
-        """The share in common to be expected of choices at random: the mean of n_b / n_B, NaN before the first comparison."""
-        return self._chance / self.batches if self.batches else float("nan")
+    def uniform_overlap(self) -> float:
+        """Expected overlap with uniform sampling: the mean of n_b / n_B; NaN before the first comparison."""
+        return self._uniform_overlap / self.batches if self.batches else float("nan")
 
     def overlap(self) -> Tensor:
-        """Mean shares in common, shape (M, M), float64, on the CPU, as ``overlaps`` gives them; NaN before the first."""
+        """Mean ``overlaps``, shape (M, M), float64, on the CPU; NaN before the first comparison."""
         self._finite.wait()
         return self._overlap.cpu() / self.batches
 
     def correlation(self) -> Tensor:
-        """Mean rank correlations of the scores, over the batches where they are defined, shape (M, M), float64, on the CPU."""
+        """Mean ``rank_correlations`` over the batches where they are defined, shape (M, M), float64, on the CPU."""
         self._finite.wait()
         return (self._correlation / self._known).cpu()
 
     def summary(self) -> dict[str, float]:
-        """How each method agrees with the selector, and what its log says.
+        """How each method agrees with the selector, and the summaries of the logs.
 
         Returns:
-            ``batches`` compared; ``chance``, the share in common that is to be expected of a choice at random; for each method
-            ``overlap/...``, the share of the selected that it would have chosen too, and ``correlation/...`` of the scores; and
-            the summaries of the logs, each name after that of the method.
+            ``batches`` compared; ``uniform_overlap``; for each method ``overlap/...``, the fraction of the selected examples that
+            it would have chosen too, and ``correlation/...`` of the scores; and each log's summary as ``method/...``.
         """
-        numbers = {"batches": float(self.batches), "chance": self.chance}
+        numbers = {"batches": float(self.batches), "uniform_overlap": self.uniform_overlap}
         overlap, correlation = self.overlap()[0].tolist(), self.correlation()[0].tolist()
         for i, name in enumerate(self.names[1:], 1):
             numbers |= {f"overlap/{name}": overlap[i], f"correlation/{name}": correlation[i]}
@@ -178,13 +173,13 @@ class ComparisonLog:
         return numbers | logs
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was counted: tensors, numbers and strings."""
+        """All counts: tensors, numbers and strings."""
         sums = {name: getattr(self, f"_{name}").cpu() for name in ("overlap", "correlation", "known")}
         logs = {name: log.state_dict() for name, log in self.logs.items()}
-        return {"names": self.names, "batches": self.batches, "chance": self._chance, **sums, "logs": logs}
+        return {"names": self.names, "batches": self.batches, "uniform_overlap": self._uniform_overlap, **sums, "logs": logs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, in place of what was counted."""
+        """Replace the counts by those of a state."""
         self._check(state)
         for name, log in self.logs.items():
             log.load_state_dict(state["logs"][name])
@@ -192,7 +187,7 @@ class ComparisonLog:
         self._add(state)
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add what another process counted, as its ``state_dict`` says."""
+        """Add the counts of another process, from its ``state_dict``."""
         self._check(state)
         for name, log in self.logs.items():
             log.merge(state["logs"][name])
@@ -210,9 +205,9 @@ class ComparisonLog:
             mine = getattr(self, f"_{name}")
             setattr(self, f"_{name}", mine + state[name].to(mine.device))
         self.batches += state["batches"]
-        self._chance += state["chance"]
+        self._uniform_overlap += state["uniform_overlap"]
 
 
 def _moves(state: Mapping[str, Any]) -> bool:
-    """Whether a selector's state is more than that of parts that keep none."""
+    """Whether a selector, or a part of it, keeps a state."""
     return bool(set(state) - {"parts"}) or any(_moves(its) for _, its in state.get("parts", ()))

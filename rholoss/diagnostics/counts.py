@@ -1,4 +1,4 @@
-"""What was selected, gathered on the device by step and by example, without reading a value back."""
+"""Counts of selections by step and by example, kept on the device and not read back."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,39 +14,39 @@ from rholoss.selection import Selection
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEVER = torch.iinfo(torch.int32).max
-_STEPS, _ENTRIES = 64, 1 << 20  # selections, and candidates times groups, that are put aside before they are counted at one go
+_STEPS, _ENTRIES = 64, 1 << 20  # pending selections, and their candidates times groups, that are counted together
 
 
 @dataclass(frozen=True)
-class _Aside:
+class _Pending:
     """A selection that is not counted yet."""
 
     index: Tensor  # (n_B,) int64
     positions: Tensor  # (n_b,) int64
     scores: Tensor  # (n_B,) float32
-    right: Tensor | None  # (n_B,) bool
+    correct: Tensor | None  # (n_B,) bool
     notes: dict[str, Tensor]  # scalars
     step: int
-    epoch: int
 
 
 class SelectionCounts:
-    """Counts of selections, by step and by example, that grow on the device where the selections are.
+    """Counts of selections by step and by example, on the device of the selections.
 
-    A step is a row: the numbers of selected examples and of candidates in each group, and quantiles of scores. The groups are the
-    flags, and last the examples that the model had right.
+    A step is a row: numbers of selected examples and of candidates in each group, and quantiles of scores. The groups are the
+    flags and, last, the examples that the model classified correctly.
 
     Args:
         n: N, examples in the dataset.
-        flags: what is known of each example, by name, each shape (N,), bool.
-        ids: the ids of the examples, shape (N,), int64, where indices are not 0 to N-1.
+        flags: known properties of each example, by name, each shape (N,), bool.
+        ids: the ids of the examples, shape (N,), int64, if indices are not 0 to N-1.
 
     Attributes:
-        selected: how often each example was selected, shape (N + 2,), int32; then two places for what is none of them.
+        selected: how often each example was selected, shape (N + 2,), int32; the last two entries are for unknown indices and
+            padding.
         drawn: how often each was a candidate, likewise.
-        first: the step at which each was selected first, or ``NEVER``, likewise.
-        when: step, epoch, n_b, n_B and whether it is known what was right, of each selection.
-        notes: of each note, which selections left it, and what they left, in pieces.
+        first: the step at which each was first selected, or ``NEVER``, likewise.
+        when: of each selection: step, epoch, n_b, n_B, and whether correctness is known.
+        notes: of each note, which selections left it, and the values, in chunks.
     """
 
     def __init__(self, n: int, flags: Mapping[str, Any] | None = None, ids: Any = None) -> None:
@@ -65,19 +65,19 @@ class SelectionCounts:
         self.clear()
 
     def clear(self) -> None:
-        """Count from nothing."""
+        """Start counting again from zero."""
         device = self.flags.device
         self.selected, self.drawn = (torch.zeros(self.n + 2, dtype=torch.int32, device=device) for _ in range(2))
         self.first = torch.full((self.n + 2,), NEVER, dtype=torch.int32, device=device)
         self.when: list[tuple[int, int, int, int, bool]] = []
         self.notes: dict[str, tuple[list[int], list[Tensor]]] = {}
         self._rows: list[Tensor] = []
-        self._aside: list[_Aside] = []
+        self._pending: list[_Pending] = []
         self._entries = 0
         self._stray = torch.full((), torch.iinfo(torch.int64).min, device=device)
 
-    def put(self, selection: Selection, right: Tensor | None) -> None:
-        """Put a selection aside, to be counted with others at one go."""
+    def put(self, selection: Selection, correct: Tensor | None) -> None:
+        """Add a selection, which is counted together with others later."""
         if selection.candidate_index.device != self.selected.device:
             self.settle()
             self._move(selection.candidate_index.device)
@@ -87,33 +87,33 @@ class SelectionCounts:
             if isinstance(note, Tensor) and note.numel() == 1
         }
         index, scores = selection.candidate_index.clone(), selection.scores.detach().to(torch.float32, copy=True)
-        self._aside.append(_Aside(index, selection.positions, scores, right, notes, selection.step, selection.epoch))
+        self._pending.append(_Pending(index, selection.positions, scores, correct, notes, selection.step))
         for name in notes:
             self.notes.setdefault(name, ([], []))[0].append(len(self.when))
-        self.when.append((selection.step, selection.epoch, len(selection.positions), len(index), right is not None))
+        self.when.append((selection.step, selection.epoch, len(selection.positions), len(index), correct is not None))
         self._entries += len(index) * (len(self.names) + 1)
-        if len(self._aside) >= _STEPS or self._entries >= _ENTRIES:
+        if len(self._pending) >= _STEPS or self._entries >= _ENTRIES:
             self.settle()
 
     def settle(self) -> None:
-        """Count what was put aside."""
-        aside, self._aside, self._entries = self._aside, [], 0
-        if not aside:
+        """Count the pending selections."""
+        pending, self._pending, self._entries = self._pending, [], 0
+        if not pending:
             return
         for name in self.notes:
-            left = [one.notes[name] for one in aside if name in one.notes]
+            left = [one.notes[name] for one in pending if name in one.notes]
             self.notes[name][1].extend([torch.stack(left)] if left else [])
-        width = max(len(one.index) for one in aside)
-        index = torch.cat([one.index for one in aside])
+        width = max(len(one.index) for one in pending)
+        index = torch.cat([one.index for one in pending])
         slots = self.slots(index)
         self._stray = torch.maximum(self._stray, torch.where(slots == self.n, index, self._stray).max())
-        slots = _stacked(slots.split([len(one.index) for one in aside]), self.n + 1, width)  # (S, n_B + 1)
-        positions = _stacked([one.positions for one in aside], width)
-        self._count_examples(slots, slots.gather(1, positions), [one.step for one in aside])
+        slots = _stacked(slots.split([len(one.index) for one in pending]), self.n + 1, width)  # (S, n_B + 1)
+        positions = _stacked([one.positions for one in pending], width)
+        self._count_examples(slots, slots.gather(1, positions), [one.step for one in pending])
         none = torch.zeros(0, dtype=torch.bool, device=slots.device)
-        right = _stacked([none if one.right is None else one.right for one in aside], 0, width)
-        scores = _stacked([one.scores for one in aside], torch.nan, width)
-        self._rows.append(self._count_groups(self.flags[:, slots], right, scores, positions))
+        correct = _stacked([none if one.correct is None else one.correct for one in pending], 0, width)
+        scores = _stacked([one.scores for one in pending], torch.nan, width)
+        self._rows.append(self._count_groups(self.flags[:, slots], correct, scores, positions))
         if slots.device.type == "cpu":
             self.check()
 
@@ -124,9 +124,9 @@ class SelectionCounts:
         at = _on(slots.device, torch.tensor(steps, dtype=torch.int32)).repeat(len(chosen) // len(steps))
         self.first.scatter_reduce_(0, chosen, at, "amin")
 
-    def _count_groups(self, flags: Tensor, right: Tensor, scores: Tensor, positions: Tensor) -> Tensor:
-        """The rows of some selections, from flags (F, S, n_B + 1) and the others (S, n_B + 1) of their candidates."""
-        groups = torch.cat([flags, right[None]])
+    def _count_groups(self, flags: Tensor, correct: Tensor, scores: Tensor, positions: Tensor) -> Tensor:
+        """The rows of S selections; flags are (F, S, n_B + 1), correct and scores (S, n_B + 1), positions (S, n_b)."""
+        groups = torch.cat([flags, correct[None]])
         counts = groups.gather(2, positions.expand(len(groups), -1, -1)).sum(2), groups.sum(2)  # each (F + 1, S)
         scores = torch.where(scores.isfinite(), scores, torch.nan)
         by_flag = torch.cat([scores[None], torch.where(flags, scores, torch.nan)])
@@ -136,8 +136,8 @@ class SelectionCounts:
     def rows(self) -> Tensor:
         """A row for each selection, on the CPU, shape (S, 2 (F + 1) + Q (F + 2)), float64.
 
-        How many of the selected are in each group, how many of the candidates; then Q quantiles of the finite scores each: of
-        all candidates, of those with each flag, and of the selected.
+        Numbers of the selected and of the candidates in each group; then Q quantiles of the finite scores of all candidates, of
+        those with each flag, and of the selected.
         """
         self.settle()
         width = 2 * (len(self.names) + 1) + len(QUANTILES) * (len(self.names) + 2)
@@ -146,24 +146,24 @@ class SelectionCounts:
         return self._rows[0].double()
 
     def slots(self, index: Tensor) -> Tensor:
-        """Where in the tables each index is, N for one that is not among the examples."""
+        """The place of each index in the tables; N if it is unknown."""
         if self._sorted is None or self._place is None:
             return torch.where((index >= 0) & (index < self.n), index, self.n)
         place = torch.searchsorted(self._sorted, index).clamp(max=self.n - 1)
         return torch.where(self._sorted[place] == index, self._place[place], self.n)
 
     def check(self) -> None:
-        """Raise a ValueError if anything was selected from that is not among the examples."""
+        """Raise a ValueError if a candidate has an unknown index."""
         strays = int(self.drawn[self.n])
         if strays:
             among = f"0 to {self.n - 1}" if self.ids is None else f"the {self.n:,} ids"
             raise ValueError(
                 f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}; n must be the "
-                "length of the whole dataset, and where indices are ids, ids= must say whose each flag is"
+                "length of the whole dataset; if indices are ids, pass the id of each example as ids="
             )
 
     def add(self, state: Mapping[str, Any]) -> None:
-        """Add what others counted, as ``state`` gives it."""
+        """Add the counts of a ``state``."""
         self.settle()
         device, before = self.selected.device, len(self.when)
         self.selected[: self.n] += state["selected"].to(device)
@@ -200,7 +200,7 @@ def _mask(name: str, flag: Any, n: int) -> Tensor:
 
 
 def _places(ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ids in ascending order, and which example each is of."""
+    """The ids in ascending order, and the example of each."""
     if ids.shape != (n,):
         raise ValueError(f"ids must be one per example of the dataset, shape ({n},), got {tuple(ids.shape)}")
     ordered, place = ids.sort(stable=True)
@@ -211,20 +211,16 @@ def _places(ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _stacked(rows: Iterable[Tensor], padding: float, width: int | None = None) -> Tensor:
-    """Rows of some lengths as one tensor; with a width, a column wider than that, for the padding of positions to point to."""
+    """Rows of different lengths as one tensor; a width adds a last column, which padded positions point to."""
     stacked = pad_sequence(list(rows), batch_first=True, padding_value=padding)
     return stacked if width is None else pad(stacked, (0, width + 1 - stacked.shape[1]), value=padding)
 
 
 def _on(device: torch.device, small: Tensor) -> Tensor:
-    """A small tensor on a device, sent without waiting."""
+    """A small tensor on a device, copied asynchronously."""
     return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)
 
 
 def quantiles(values: Tensor, q: Tensor) -> Tensor:
-    """Quantiles along the last dimension, of shape (..., n), without what is NaN: shape (..., Q); NaN of nothing."""
-    values = pad(values, (0, 1), value=torch.nan) if values.shape[-1] == 0 else values
-    known = (~values.isnan()).sum(-1, keepdim=True)
-    rank = q * (known - 1).clamp(min=0)
-    low, high = (values.sort(-1).values.gather(-1, end.long()) for end in (rank.floor(), rank.ceil()))
-    return torch.lerp(low, high, rank - rank.floor())
+    """Quantiles of values (..., n) along the last dimension, without NaN: shape (..., Q); NaN if no value is left."""
+    return torch.nanquantile(pad(values, (0, 1), value=torch.nan), q, dim=-1).movedim(0, -1)

@@ -1,4 +1,4 @@
-"""The stream of selections as shares: of what is known of the examples, of what was right already, of what came again."""
+"""A log of selections: fractions with a known property, already correct, or selected before."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,23 +15,21 @@ from rholoss.selector import Selector
 
 
 class SelectionLog:
-    """Counts what was selected, by step and by example.
+    """Counts selected examples, by step and by example.
 
-    Attach it to a selector, or call ``update(selector.last)`` after each batch. Counting happens on the device of the
-    selections, many steps at one go, and nothing is read back before a number is asked for. All shares are of examples: a batch
-    in which there are none counts as much as the others, and an example that is drawn twice counts twice, whatever its weight.
-
-    Takes 12 bytes an example and 1 for each flag, and 48 bytes a step and 28 more for each flag.
+    Attach it to a selector, or call ``update(selector.last)`` after each batch. Counting runs on the device of the selections,
+    many steps at once; reading a number synchronizes. A fraction is of examples over all batches: an example that was drawn twice
+    counts twice, whatever its weight. Memory: 12 bytes per example and 1 for each flag; 48 per step and 28 for each flag.
 
     Args:
         n: N, examples in the whole dataset.
-        flags: what you know of the examples, by name: each shape (N,), bool.
-        ids: the ids of the examples, shape (N,), integers or names, where the loader's indices are ids rather than 0 to N-1.
-        right: let the model classify the candidates where the selector did not need its outputs, to know what it has right
-            already. Costs a forward pass per candidate there. Only an attached log can.
+        flags: known properties of the examples, by name: each shape (N,), bool.
+        ids: the ids of the examples, shape (N,), integers or names, if the loader's indices are ids instead of 0 to N-1.
+        correct: run the model, in an attached log, if the selector did not compute its outputs, to know which candidates it
+            classifies correctly. Costs a forward pass per candidate then.
 
     Attributes:
-        asks: whether it lets the model classify.
+        asks: the argument ``correct``.
 
     Examples:
         >>> import torch
@@ -47,54 +45,54 @@ class SelectionLog:
         (32.0, 0.5)
     """
 
-    def __init__(self, n: int, flags: Mapping[str, Any] | None = None, *, ids: Any = None, right: bool = False) -> None:
+    def __init__(self, n: int, flags: Mapping[str, Any] | None = None, *, ids: Any = None, correct: bool = False) -> None:
         for name in flags or {}:
-            if name in ("right", "candidates", "selected"):
+            if name in ("correct", "candidates", "selected"):
                 raise ValueError(f"a flag cannot be called {name!r}, which the log has a meaning for; choose another name")
         self._counts = SelectionCounts(n, flags, ids)
-        self.asks = right
+        self.asks = correct
         self._latest: Selection | None = None
 
     def attach(self, selector: Selector) -> Self:
-        """Listen to a selector from now on, however it is called. ``selector.listeners.remove(log)`` ends it."""
+        """Listen to a selector from now on; ``selector.listeners.remove(log)`` ends it."""
         selector.listeners.append(self)
         return self
 
     def __call__(self, candidates: Candidates, selection: Selection) -> None:
-        """What the selector calls."""
-        self.update(selection, already_right(candidates, self.asks))
+        """Called by the selector."""
+        self.update(selection, already_correct(candidates, self.asks))
 
-    def update(self, selection: Selection, right: Tensor | None = None) -> None:
+    def update(self, selection: Selection, correct: Tensor | None = None) -> None:
         """Add a selection.
 
         Args:
             selection: ``selector.last``.
-            right: which candidates the model classifies rightly before the step, shape (n_B,), bool; None if that is not known.
+            correct: which candidates the model classifies correctly before the step, shape (n_B,), bool; None if unknown.
         """
         if not isinstance(selection, Selection):
             raise TypeError(f"update takes a selection, as selector.last is after a batch, got {type(selection).__name__}")
         if selection is self._latest:
             raise ValueError("this selection is in the log already; attach the log or call update, not both")
         n_B = len(selection.candidate_index)
-        if right is not None and (right.dtype != torch.bool or right.shape != (n_B,)):
+        if correct is not None and (correct.dtype != torch.bool or correct.shape != (n_B,)):
             raise ValueError(
-                f"right must be one bool per candidate, shape ({n_B},), got {right.dtype} of shape {tuple(right.shape)}"
+                f"correct must be one bool per candidate, shape ({n_B},), got {correct.dtype} of shape {tuple(correct.shape)}"
             )
         self._latest = selection
-        self._counts.put(selection, right)
+        self._counts.put(selection, correct)
 
     def summary(self, since: int = 0) -> dict[str, float]:
-        """The run in numbers; NaN for a share of nothing.
+        """The run in numbers; NaN for a fraction of nothing.
 
         Args:
-            since: only the batches from this step on. The numbers by example are of all.
+            since: count only the batches from this step on; the numbers by example are always over all batches.
 
         Returns:
-            ``batches``, ``selected`` and ``candidates``, how many there were. For each flag and, where known, for ``right``, the
-            examples that the model had right before the step: ``.../selected`` and ``.../candidates``, the shares, and
-            ``.../ratio`` of the two; for a flag also ``.../data``. ``repeated``, the share of the selected that had been
-            selected before; ``notes/...``, the means of what the method left in the notes. By example: ``never_selected`` and
-            ``never_drawn``, the shares of the dataset, and ``most_selected``, how often one example was at most.
+            ``batches``, ``selected`` and ``candidates``: counts. For each flag, and for ``correct`` (classified correctly before
+            the step) if known: ``.../selected`` and ``.../candidates``, fractions, and ``.../ratio``; for a flag also
+            ``.../data``. ``repeated``: the fraction of the selected that had been selected before. ``notes/...``: means of the
+            method's notes. By example: ``never_selected`` and ``never_drawn``, fractions of the dataset; ``most_selected``, the
+            highest count of one example.
         """
         shares, selected, drawn = Shares(self._counts), self.selected, self.drawn
         return {
@@ -105,27 +103,23 @@ class SelectionLog:
         }
 
     def over_time(self, every: int = 50) -> list[dict[str, float]]:
-        """The numbers of ``summary`` that are not by example, for each so many steps in turn.
-
-        With ``step`` and ``epoch`` of the first of them.
-        """
+        """The numbers of ``summary``, except those by example, per ``every`` steps, with ``step`` and ``epoch`` of the first."""
         return self._by(_window(every), Shares.record)
 
     def by_epoch(self) -> list[dict[str, float]]:
-        """The same for each epoch in turn."""
+        """As ``over_time``, per epoch."""
         return self._by(lambda shares: shares.epoch, Shares.record)
 
     def scores_over_time(self, every: int = 50) -> list[dict[str, float]]:
-        """Quantiles of the scores, for each so many steps in turn, with ``step`` and ``epoch`` of the first of them.
+        """Quantiles of the finite scores per ``every`` steps, with ``step`` and ``epoch`` of the first; means over batches.
 
-        Each is a mean, over the batches that have any, of the batch's quantile among the finite scores:
-        ``candidates/q50`` for the median of all candidates, likewise ``selected/...`` and, of the candidates with a flag, its
-        name; ``q05``, ``q25``, ``q50``, ``q75`` and ``q95``.
+        ``candidates/q50`` is the median over all candidates; likewise ``selected/...``, and a flag's name for the candidates with
+        the flag; ``q05``, ``q25``, ``q50``, ``q75`` and ``q95``.
         """
         return self._by(_window(every), Shares.scores)
 
     def by_class(self, labels: Any) -> dict[str, Tensor]:
-        """Shares of the classes among ``"selected"``, ``"candidates"`` and ``"data"``: each shape (C,), float64.
+        """Fractions of the classes among ``"selected"``, ``"candidates"`` and ``"data"``: each shape (C,), float64.
 
         Args:
             labels: the class of each example of the dataset, shape (N,), integers from 0.
@@ -156,35 +150,23 @@ class SelectionLog:
         return dict(zip(self._counts.names, self._counts.flags[:, : self._counts.n].cpu(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was counted: tensors, numbers and strings."""
+        """All counts: tensors, numbers and strings."""
         ids = {} if self._counts.ids is None else {"ids": self._counts.ids}
         return {**self._identity(), **ids, **self._counts.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, in place of what was counted.
-
-        Raises:
-            ValueError: the state is of other data or other flags.
-        """
+        """Replace the counts by those of a state; a ValueError if it is of other data or other flags."""
         self._check(state)
         self._counts.clear()
         self._counts.add(state)
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Add what another process counted, as its ``state_dict`` says.
-
-        Raises:
-            ValueError: the state is of other data or other flags.
-        """
+        """Add the counts of another process, from its ``state_dict``; raises as ``load_state_dict``."""
         self._check(state)
         self._counts.add(state)
 
     def reduced(self, group: Any = None) -> "SelectionLog":
-        """A log of what all ranks counted, on every rank; all of them have to call this. Batches count once for each rank.
-
-        Args:
-            group: the process group; None for all processes.
-        """
+        """A log with the counts of all ranks of a group (None: all processes), on every rank; every rank has to call this."""
         states: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(states, self.state_dict(), group=group)
         whole = SelectionLog(self._counts.n, self.flags, ids=self._counts.ids)
@@ -229,12 +211,12 @@ def _window(every: int) -> Callable[[Shares], Tensor]:
     return lambda shares: shares.step // every
 
 
-def already_right(candidates: Candidates, ask: bool = False) -> Tensor | None:
-    """Which candidates a classifier has right before the step, shape (n_B,), bool; None where that is not known.
+def already_correct(candidates: Candidates, ask: bool = False) -> Tensor | None:
+    """Which candidates a classifier predicts correctly before the step, shape (n_B,), bool; None if unknown.
 
     Args:
-        candidates: what the selector scored.
-        ask: whether to run the model where its outputs were not computed.
+        candidates: the candidates of the selector.
+        ask: whether to run the model if its outputs were not computed.
     """
     pair = (candidates.outputs, candidates.targets) if ask else candidates.computed_pair
     if pair is None:

@@ -1,4 +1,4 @@
-"""Plots of what was selected, as matplotlib figures to call ``savefig`` on. ``pip install rholoss[plot]`` has what they need."""
+"""Plots of selections, as matplotlib figures to call ``savefig`` on. They need ``pip install rholoss[plot]``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _MOST_BARS = 30
 
 
 def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
-    """The share of each flag among the selected, against steps; dashed, its share in the data.
+    """The fraction of each flag among the selected examples, by step; dashed: in the data.
 
-    What the model had right already, where that is known, and what had been selected before are drawn as well; dashed, the share
-    of what it had right among the candidates.
+    Also the fractions that were already correct, if known (dashed: among the candidates), and that were selected before.
 
     Args:
         log: what was selected.
@@ -30,10 +29,10 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
     figure = _figure(8, 4.5)
     axes = figure.subplots()
     lines = [(name, f"{name}, in the data", f"{name}/data") for name in log.flags]
-    if "right/selected" in records[0]:
-        lines.append(("right", "right already, of the candidates", "right/candidates"))
+    if "correct/selected" in records[0]:
+        lines.append(("correct", "already correct, of the candidates", "correct/candidates"))
     for i, (name, reference, key) in enumerate(lines):
-        label = f"{name}, selected" if name != "right" else "right already, selected"
+        label = f"{name}, selected" if name != "correct" else "already correct, selected"
         axes.plot(step, _percent(records, f"{name}/selected"), color=f"C{i}", label=label)
         axes.plot(step, _percent(records, key), color=f"C{i}", linestyle="--", linewidth=1, label=reference)
     axes.plot(step, _percent(records, "repeated"), color="tab:gray", linestyle=":", label="selected before")
@@ -42,17 +41,17 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
 
 
 def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
-    """How many examples were selected how often.
+    """A histogram of how often examples were selected.
 
     Args:
         log: what was selected.
-        flag: draw the examples with this flag and those without beside each other; None draws all as one.
+        flag: compare the examples with and without this flag; None draws all together.
     """
     times = log.selected
     has = None if flag is None else log.flags[flag]
     parts = {"all": times} if has is None else {flag: times[has], f"not {flag}": times[~has]}
     highest = max(int(times.max()), 1)
-    wide = -(-highest // _MOST_BARS)  # so many counts to a bar, but never has a bar of its own
+    wide = -(-highest // _MOST_BARS)  # counts per bar; 0 has a bar of its own
     bars = -(-highest // wide) + 1
     figure = _figure(8, 4)
     axes = figure.subplots()
@@ -68,9 +67,9 @@ def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
 
 
 def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
-    """The scores over time, a panel for the candidates, for those with each flag, and for the selected.
+    """Median, middle half and middle nine tenths of the finite scores of a batch, by step.
 
-    The median, the middle half and the middle nine tenths, of the finite scores of a batch.
+    One panel each for the candidates, for those with each flag, and for the selected.
 
     Args:
         log: what was selected.
@@ -93,12 +92,12 @@ def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
 
 
 def plot_agreement(log: ComparisonLog) -> Figure:
-    """Which share methods have in common of what they choose, and how their scores correlate, each with each."""
-    names = log.names
+    """Overlaps of the choices of each two methods, and rank correlations of their scores."""
+    names = ["own (trains)", *log.names[1:]]
     figure = _figure(3 + 1.5 * len(names), 1.8 + 0.7 * len(names))
     left, right = figure.subplots(1, 2)
-    common = f"of what the row selects, the column\nselects too, % (by chance {100 * log.chance:.0f})"
-    _matrix(left, 100 * log.overlap(), names, common, 0)
+    title = f"of the row's choice, the column chooses\ntoo, % (uniform sampling: {100 * log.uniform_overlap:.0f})"
+    _matrix(left, 100 * log.overlap(), names, title, 0)
     _matrix(right, log.correlation(), names, "rank correlation of the scores\n", -1)
     right.set_yticklabels([])
     return figure

@@ -1,4 +1,4 @@
-"""Counts of selections, read as shares."""
+"""Counts of selections, as fractions."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ SHORT = [f"q{round(100 * q):02}" for q in QUANTILES]
 
 
 class Shares:
-    """What was counted, on the CPU, to be read for any set of batches. Reading waits for the device.
+    """A copy of counts on the CPU, to summarize any set of batches; making it synchronizes the device.
 
     Args:
-        counts: the counts; what is counted later is not in here.
+        counts: the counts.
 
     Attributes:
         step: of each batch, shape (S,), int64.
@@ -22,7 +22,7 @@ class Shares:
     def __init__(self, counts: SelectionCounts) -> None:
         rows, groups = counts.rows(), len(counts.names) + 1
         self.step, self.epoch, self._n_b, self._n_B, self._known = torch.tensor(counts.when, dtype=torch.int64).reshape(-1, 5).T
-        self._names = [*counts.names, "right"]
+        self._names = [*counts.names, "correct"]
         self._selected, self._candidates = rows[:, :groups], rows[:, groups : 2 * groups]
         self._spread = rows[:, 2 * groups :].reshape(len(rows), groups + 1, len(QUANTILES))
         self._in_data = counts.flags[:, : counts.n].cpu().double().mean(1).tolist()
@@ -31,12 +31,12 @@ class Shares:
         self._notes = {name: _column(places, values, len(rows)) for name, (places, values) in sorted(counts.notes.items())}
 
     def record(self, at: Tensor) -> dict[str, float]:
-        """Numbers and shares of the batches at some places, int64."""
+        """Counts and fractions of the batches at some places, int64."""
         n_b, n_B = int(self._n_b[at].sum()), int(self._n_B[at].sum())
         record = {"batches": float(len(at)), "selected": float(n_b), "candidates": float(n_B)}
         for group, name in enumerate(self._names):
-            among = at if name != "right" else at[self._known[at].bool()]
-            if name == "right" and not self._known.any():
+            among = at if name != "correct" else at[self._known[at].bool()]
+            if name == "correct" and not self._known.any():
                 continue
             selected = _ratio(self._selected[among, group].sum(), self._n_b[among].sum())
             candidates = _ratio(self._candidates[among, group].sum(), self._n_B[among].sum())
@@ -45,13 +45,13 @@ class Shares:
                 f"{name}/candidates": candidates,
                 f"{name}/ratio": _ratio(selected, candidates),
             }
-            if name != "right":
+            if name != "correct":
                 record[f"{name}/data"] = self._in_data[group]
         record["repeated"] = _ratio(n_b - self._newly_selected(at), n_b)
         return record | {f"notes/{name}": float(column[at].nanmean()) for name, column in self._notes.items()}
 
     def scores(self, at: Tensor) -> dict[str, float]:
-        """Quantiles of the scores, means over the batches at some places."""
+        """Quantiles of the scores: means over the batches at some places."""
         means = self._spread[at].nanmean(0).tolist()
         names = ["candidates", *self._names[:-1], "selected"]
         return {f"{name}/{q}": mean for name, row in zip(names, means, strict=True) for q, mean in zip(SHORT, row, strict=True)}

@@ -1,5 +1,4 @@
-"""Where a framework needs more than a selector in place of its loader; nothing here is imported by the rest of the package.
+"""Adapters for frameworks that drive data loading themselves; the rest of the package imports nothing from here.
 
-Fabric, Accelerate and torchdata need nothing, and Lightning only for its checkpoints: see the page "Frameworks" of the
-documentation.
+Fabric, Accelerate and torchdata need no adapter, and Lightning only for checkpoints: see the page "Frameworks".
 """

@@ -1,4 +1,4 @@
-"""The selector in the checkpoints of Lightning's ``Trainer``."""
+"""The state of a selector in the checkpoints of Lightning's ``Trainer``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rholoss.selector import Selector
 
 
 class SelectorCheckpoint(Callback):
-    """Keeps the state of the selector that a ``Trainer`` trains on in its checkpoints, and goes on with it.
+    """Saves the state of the selector that a ``Trainer`` trains on in its checkpoints, and resumes from it.
 
-    Lightning keeps the state of any loader that has one, but gives it back in mid-epoch only. A checkpoint that was saved when an
-    epoch was over, as is usual, would begin the next epoch with a new selector.
+    Without it, Lightning restores the state of a loader in mid-epoch only: after a checkpoint at the end of an epoch, as is
+    usual, the selector would start from scratch.
 
     Raises:
-        ValueError: what is resumed from holds no selector's state.
-        TypeError: what the ``Trainer`` trains on is no selector.
+        ValueError: the checkpoint has no state of a selector.
+        TypeError: the ``Trainer`` does not train on a selector.
 
     Examples:
         With a selector around the loader::
@@ -37,8 +37,8 @@ class SelectorCheckpoint(Callback):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self.KEY not in checkpoint:
             raise ValueError(
-                "this checkpoint holds no state of a selector: resume from one that was saved with SelectorCheckpoint, or leave "
-                "SelectorCheckpoint out to begin the selector anew"
+                "this checkpoint holds no state of a selector: resume from one that was saved with SelectorCheckpoint, or remove "
+                "SelectorCheckpoint to start the selector from scratch"
             )
         self._state = checkpoint[self.KEY]
 

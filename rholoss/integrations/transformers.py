@@ -1,4 +1,4 @@
-"""Selection in the ``Trainer`` of Hugging Face transformers: a selector in place of the loader, and in the checkpoints."""
+"""Selection in the ``Trainer`` of Hugging Face transformers, with the state of the selector in its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from rholoss.selector import Selector
 
 
 class SelectionMixin:
-    """Lets a ``Trainer`` train on what a selector chooses; to be named before it among the bases.
+    """Makes a ``Trainer`` train on the batches of a selector; name it before the ``Trainer`` among the bases.
 
-    ``make_selector`` is all there is to write. Batch size, accumulation, collator, columns and schedules stay what the arguments
-    say. Each batch is chosen when the Trainer asks for it, with the weights it is trained on (under gradient accumulation the
-    batches of an update are chosen together before it), and before the Trainer counts the items that its loss is divided by.
-    A checkpoint holds the selector's state, one file per process, and ``train(resume_from_checkpoint=...)`` goes on with the very
-    batches that would have followed.
-
-    Only public methods of the ``Trainer`` are used: ``get_train_dataloader``, ``num_examples``, ``save_model``, ``train``.
+    A subclass writes ``make_selector``. The training arguments keep their meaning. Each batch is chosen when the Trainer asks for
+    it, with the current weights; under gradient accumulation, the batches of an update are chosen together before it. A
+    checkpoint holds the selector's state, one file per process, and ``train(resume_from_checkpoint=...)`` resumes exactly.
 
     Attributes:
         selector: the selector of the latest call of ``train``; None before it.
@@ -48,10 +44,10 @@ class SelectionMixin:
             )
 
     def make_selector(self, loader: DataLoader[Any]) -> Selector:
-        """The selector around the Trainer's own training loader, which is prepared by Accelerate; called by each ``train``."""
+        """The selector around the Trainer's own training loader, which Accelerate has prepared; called by each ``train``."""
         raise NotImplementedError(
-            f"{type(self).__name__} has to say which selector chooses: expected a method make_selector(loader) that returns one, "
-            "such as RhoLossSelector(loader, self.model, store, keep=0.1)"
+            f"{type(self).__name__} has no selector: expected a method make_selector(loader) that returns one, such as "
+            "RhoLossSelector(loader, self.model, store, keep=0.1)"
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -60,11 +56,11 @@ class SelectionMixin:
             raise TypeError(f"make_selector must return a Selector, got {type(made).__name__}")
         self.selector, at = made, (0, 0)
         if self._checkpoint is not None:
-            at = self._go_on(made, _file(self._checkpoint, self))
+            at = self._resume(made, _file(self._checkpoint, self))
         return SelectedBatches(made, *at)
 
     def num_examples(self, dataloader: Any) -> int:
-        """Examples in an epoch: of a selector those that all processes train on."""
+        """Examples in an epoch: with a selector, those that all processes train on."""
         if isinstance(dataloader, SelectedBatches):
             return len(dataloader) * dataloader.selector.n_b * int(self.args.world_size)  # type: ignore[attr-defined]
         return super().num_examples(dataloader)  # type: ignore[misc]
@@ -89,12 +85,12 @@ class SelectionMixin:
         finally:
             self._checkpoint = None
 
-    def _go_on(self, selector: Selector, path: Path) -> tuple[int, int]:
-        """Put a selector where it was; returns what ``SelectedBatches`` has to know of that."""
+    def _resume(self, selector: Selector, path: Path) -> tuple[int, int]:
+        """Load the state of a selector; returns ``passed`` and ``first`` of ``SelectedBatches``."""
         if not path.exists():
             raise FileNotFoundError(
                 f"this checkpoint holds no state of a selector: expected {path}; resume from one that {type(self).__name__} "
-                "saved, with as many processes, or begin anew from its weights"
+                "saved, with as many processes, or start a new run from its weights"
             )
         from transformers.trainer_utils import has_length
 
@@ -102,33 +98,33 @@ class SelectionMixin:
         state = torch.load(path, map_location="cpu", weights_only=True)
         selector.load_state_dict(state)
         if args.ignore_data_skip:
-            selector.set_epoch(selector.epoch + 1)  # leaves the epoch that was in progress
+            selector.set_epoch(selector.epoch + 1)  # abandons the epoch in progress
             return 0, 0
         if has_length(selector):
             return state["loader"]["position"] or 0, 0
-        # All epochs are one to a Trainer that does not know how long they are, and it begins with its first.
+        # A Trainer that does not know the length of an epoch counts all of them as its first.
         steps = json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
         return steps * args.gradient_accumulation_steps, selector.next_epoch
 
 
 class SelectedBatches(DataLoader[Any]):
-    """The selected batches of an epoch as a ``DataLoader``, which is what a ``Trainer`` knows how to pass over.
+    """The selected batches of an epoch as a ``DataLoader``, in which a ``Trainer`` can skip batches.
 
     Args:
         selector: what chooses the batches.
-        passed: batches that a Trainer passes over because they were trained on before. They are neither read nor chosen again:
-            None is in their place in the first iteration.
-        first: the epoch that a Trainer takes for its first.
+        passed: batches that the Trainer skips because it trained on them before the checkpoint. They are neither read nor chosen
+            again: the first iteration yields None for each.
+        first: the selector's epoch when the Trainer counts 0.
     """
 
     def __init__(self, selector: Selector, passed: int = 0, first: int = 0) -> None:
         self.selector, self.first = selector, first
-        # A loader draws a seed for workers as it is iterated; there are none, and the global generator is the run's.
+        # A DataLoader draws a seed when it is iterated; its own generator keeps that off the global one.
         self.dataset: _Selected
         super().__init__(_Selected(selector, passed), batch_size=None, collate_fn=_as_it_is, generator=torch.Generator())
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch is to begin, or to be gone on with where it is the one in progress."""
+        """Begin an epoch of the Trainer, or resume it if it is in progress."""
         if self.first + epoch != self.selector.epoch:
             self.dataset.passed = 0
         self.selector.set_epoch(self.first + epoch)

@@ -16,16 +16,12 @@ from rholoss.store import IrreducibleLossStore
 
 @register("boltzmann_rho_loss")
 class BoltzmannRhoLossSelector(StoreSelector):
-    """Draws examples without replacement in proportion to exp(reducible loss / T), by adding Gumbel noise and taking the highest.
+    """Draws examples without replacement in proportion to exp(reducible loss / T), by the Gumbel top-k trick.
 
-    Towards T = 0 this is RHO-LOSS, towards infinity it is uniform.
+    T towards 0 is RHO-LOSS; T towards infinity is uniform sampling. Other arguments: see ``StoreSelector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        store: irreducible losses of the loader's dataset.
         temperature: T in nats, above 0: a number, or a schedule of the step.
-        **options: see ``Selector``.
 
     References:
         Kool et al., "Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick", ICML 2019.

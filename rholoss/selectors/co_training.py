@@ -1,4 +1,4 @@
-"""A second model that learns along on what the first one is trained on."""
+"""A second model that is co-trained on the selected batches."""
 
 from typing import Any
 
@@ -8,59 +8,42 @@ from torch import nn
 from rholoss.batches import move
 from rholoss.candidates import Candidates
 from rholoss.isolation import device_of, fork_rng
-from rholoss.scoring import Scorer
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 
 
-class CoTrainedModel:
-    """A model that may take a step on every selected batch, with the selector's forward and loss.
+class CoTrainingSelector(Selector):
+    """Base class of selectors with a second model, which is co-trained on the selected batches and saved in the state.
 
-    Args:
-        model: the model.
-        optimizer: its optimizer; None leaves the model as it is.
+    Each module of that model trains in the mode that it is in. A subclass sets the attributes in its constructor.
+
+    Attributes:
+        co_trained: the second model.
+        co_optimizer: its optimizer; None leaves the model as it is.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        self.model = model
-        self.optimizer = optimizer
-
-    def step(self, candidates: Candidates, batch: Any, n: int, scorer: Scorer) -> None:
-        """Train on a batch of n examples, each module in the mode it is in; what is drawn comes from the selector's generator."""
-        if self.optimizer is None:
-            return
-        device = device_of(self.model)
-        seed = int(torch.randint(2**62, (), generator=candidates.generator))
-        with torch.enable_grad(), fork_rng(device, seed), scorer.autocast(device):
-            outputs, targets = scorer.task.forward(self.model, move(batch, device or candidates.device))
-            losses = scorer.losses(outputs, targets, n)
-            self.optimizer.zero_grad()
-            losses.mean().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    def state(self) -> dict[str, Any]:
-        """Weights and the optimizer's state; nothing of a model that does not learn."""
-        if self.optimizer is None:
-            return {}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        if self.optimizer is not None:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-
-
-class CoTrainingSelector(Selector):
-    """The ground of selectors with a learner, which takes a step on each selected batch and is a part of the state."""
-
-    _learner: CoTrainedModel
+    co_trained: nn.Module
+    co_optimizer: torch.optim.Optimizer | None
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
-        self._learner.step(candidates, batch, len(selection.index), self.scorer)
+        if self.co_optimizer is None:
+            return
+        device = device_of(self.co_trained)
+        seed = int(torch.randint(2**62, (), generator=candidates.generator))
+        with torch.enable_grad(), fork_rng(device, seed), self.scorer.autocast(device):
+            outputs, targets = self.scorer.task.forward(self.co_trained, move(batch, device or candidates.device))
+            losses = self.scorer.losses(outputs, targets, len(selection.index))
+            self.co_optimizer.zero_grad()
+            losses.mean().backward()
+            self.co_optimizer.step()
+            self.co_optimizer.zero_grad()
 
     def extra_state(self) -> dict[str, Any]:
-        return self._learner.state()
+        if self.co_optimizer is None:
+            return {}
+        return {"model": self.co_trained.state_dict(), "optimizer": self.co_optimizer.state_dict()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._learner.load(state)
+        if self.co_optimizer is not None:
+            self.co_trained.load_state_dict(state["model"])
+            self.co_optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""DivBS: the candidates whose gradients represent the mean gradient best together."""
+"""DivBS: the candidates whose gradients together represent the mean gradient best."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,27 +14,23 @@ from rholoss.registry import register
 from rholoss.selector import Selector
 
 Features = Callable[[Any, Any], tuple[Tensor, Tensor, Tensor]]
-"""``features(model, batch) -> (logits, targets, features)``: a forward pass that hands the last layer's inputs out, (n, d)."""
+"""``features(model, batch) -> (logits, targets, features)``: a forward pass that also returns the last layer's inputs, (n, d)."""
 
 
 @register("divbs")
 class DivBSSelector(Selector):
-    """Picks one candidate after the other, each time the one that adds the most to the part of the mean gradient of all
-    candidates that lies in the span of the picked ones' gradients. For classifiers.
+    """Picks candidates one by one so that the span of their gradients holds as much of the mean gradient as possible.
 
-    The gradients are those with respect to the last layer's weights if ``features`` tells its inputs, and otherwise those with
-    respect to the logits: these span C - 1 directions at most, for C classes. Where the picked ones represent all of the mean
-    gradient, the others are drawn at random. Costs a forward pass per candidate, n_B^2 inner products and n_b steps one after the
-    other, each of about n_B n_b operations.
+    For classifiers. Once the picked candidates represent all of the mean gradient, the rest are drawn uniformly. The score is
+    n_b for the first pick, n_b - 1 for the second and so on, and below 1 for candidates that were not picked. A step costs a
+    forward pass per candidate, n_B^2 inner products, and n_b sequential picks of about n_B n_b operations each.
 
-    The score is n_b for the first that is picked, n_b - 1 for the second and so on, and below 1 for those that are not.
+    Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
         features: ``(model, batch) -> (logits, targets, features)``, such as ``lambda model, batch: (model.head(h :=
-            model.body(batch[0])), batch[1], h)``; it takes the place of ``forward`` here.
-        **options: see ``Selector``.
+            model.body(batch[0])), batch[1], h)``, in place of ``forward``: gradients are then those with respect to the last
+            layer's weights. None: those with respect to the logits, which span at most C - 1 directions for C classes.
 
     References:
         Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024.

@@ -1,4 +1,4 @@
-"""The base classes of epoch pruning: methods that train on another subset of the dataset in each epoch."""
+"""The base classes of epoch pruning: methods that choose a new subset of the dataset for each epoch."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -16,19 +16,15 @@ from rholoss.selector import Selector
 
 
 class EpochPruningSelector(Selector):
-    """Trains on a subset of the dataset that is chosen as an epoch begins. The other examples are not read; nothing is scored.
+    """Base class of methods that choose a subset of the dataset when an epoch begins, and read no other example.
 
-    Batches of n_b are drawn from the subset with the loader's sampler, and all of them are kept. The subset of an epoch is chosen
-    as the selector is iterated, or before by ``set_epoch``: then ``len(selector)`` is the length of that epoch.
-
-    Args:
-        loader: a ``DataLoader`` over a map-style dataset.
-        model: see ``Selector``; not needed.
-        **options: see ``Selector``; ``keep`` (or n_b / n_B with ``batch_size``) is the share that a method goes by, 0.5 where
-            neither is given.
+    The loader's sampler draws batches of n_b from the subset, and all of them are kept. Nothing is scored, and no model is
+    needed. Iterating the selector chooses the subset; ``set_epoch`` does so earlier, and then ``len(selector)`` is the length of
+    that epoch. The loader is a ``DataLoader`` over a map-style dataset. Arguments: see ``Selector``.
 
     Attributes:
-        share: the share.
+        share: the fraction of the dataset that a method keeps, in (0, 1]: ``keep``, or n_b / n_B with ``batch_size``, or
+            ``usual_share`` if neither is given.
         subset: which examples the epoch trains on, by index, shape (N,), bool.
     """
 
@@ -46,7 +42,7 @@ class EpochPruningSelector(Selector):
         self.share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
         self.n_B = self.n_b
         self.subset = torch.ones(self.view.dataset_length or 0, dtype=torch.bool)
-        self._subset_of: int | None = None  # the epoch that it is the subset of
+        self._subset_of: int | None = None  # the epoch of the subset
 
     @abstractmethod
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
@@ -56,7 +52,7 @@ class EpochPruningSelector(Selector):
         return DrawRule(members=self._members, n_B=self.n_b)
 
     def _members(self) -> Tensor:
-        if self._subset_of is None:  # of the first epoch, for which no model is asked
+        if self._subset_of is None:  # the first epoch: no loss is known, so no model runs
             self.begin_epoch(self.epoch)
         return self.subset
 
@@ -85,14 +81,13 @@ class EpochPruningSelector(Selector):
 
 
 class LossPruningSelector(EpochPruningSelector):
-    """Chooses the subset by the losses that the loop trains on, as they were when each example was trained on last.
+    """Base class of methods that choose the subset by the loss of each example when it was last trained on.
 
-    The loop has to report them in each step: ``selector.record_losses(losses)``.
-
-    One process alone: others would leave out other examples and have epochs of another length.
+    The loop has to report its losses in each step: ``selector.record_losses(losses)``. For a single process only: several
+    processes would skip different examples, and their epochs would differ in length.
 
     Attributes:
-        losses: the loss of each example, by index, shape (N,), float32; NaN where it was never trained on.
+        losses: the last loss of each example, by index, shape (N,), float32; NaN if it was never trained on.
     """
 
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:

@@ -1,4 +1,4 @@
-"""Selection by the norm of the gradient with respect to the logits: the highest, or a weighted draw."""
+"""Selection by the norm of the gradient with respect to the logits: the highest norms, or a weighted draw."""
 
 from typing import Any
 
@@ -28,10 +28,9 @@ class GradientNormSelector(Selector):
 
 @register("gradient_norm_importance_sampling")
 class GradientNormImportanceSampler(Selector):
-    """Draws examples in proportion to their gradient norm, with replacement, with weights that keep the gradient unbiased. For
-    classifiers.
+    """Draws examples with replacement in proportion to their gradient norm, and weights them for an unbiased gradient.
 
-    The weights have to reach the loss: train on ``selector.mean_loss(losses)``, or multiply by ``selector.last.weights``.
+    For classifiers. Train on ``selector.mean_loss(losses)``, which applies the weights, or use ``selector.last.weights``.
 
     References:
         Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.

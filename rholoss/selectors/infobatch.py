@@ -1,4 +1,4 @@
-"""InfoBatch: leaves out some of what has a low loss, for an epoch, and weights the rest of it up."""
+"""InfoBatch: skips some low-loss examples for an epoch and weights the other low-loss examples up."""
 
 from typing import Any
 
@@ -15,22 +15,16 @@ from rholoss.selectors.epoch_pruning import LossPruningSelector
 
 @register("infobatch")
 class InfoBatchSelector(LossPruningSelector):
-    """Leaves out, for an epoch, each example of a loss below the mean with probability r = 1 - keep, and multiplies the losses of
-    the others below the mean by 1 / (1 - r), so that the gradient stays unbiased.
+    """Skips each example with a loss below the mean for an epoch, with probability r = 1 - keep.
 
-    The losses are those that the loop trains on, as they were when each example was trained on last, so the loop has to report
-    them, ``selector.record_losses(losses)``, and to use the weights: train on ``selector.mean_loss(losses)``. Without losses,
-    nothing is left out. Costs no forward pass; an epoch has fewer steps, ``len(selector)``. The score is the weight.
-
-    One process alone: others would leave out other examples and have epochs of another length.
+    The losses of the other examples below the mean are multiplied by 1 / (1 - r), which keeps the gradient unbiased. So the loop
+    reports its losses, ``selector.record_losses(losses)``, and trains on the weighted ones, ``selector.mean_loss(losses)``.
+    Without reported losses nothing is skipped. No forward pass is needed, and an epoch has fewer steps, ``len(selector)``. The
+    score is the weight. As in the paper, r is 0.5 by default. Other arguments: see ``LossPruningSelector``.
 
     Args:
-        loader: a ``DataLoader`` over a map-style dataset.
-        model: see ``Selector``; not needed.
-        full_from: the first of the last epochs, which train on all examples, unweighted: in the paper after 0.875 of them. None
-            for no such epochs.
-        **options: see ``Selector``; ``keep`` (or n_b / n_B with ``batch_size``) is 1 - r, 0.5 where neither is given, as in the
-            paper. n_b is what the loop trains on, as ever.
+        full_from: the epoch from which all examples are trained on, unweighted; the paper takes the last eighth of the epochs.
+            None: none.
 
     References:
         Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
@@ -41,7 +35,7 @@ class InfoBatchSelector(LossPruningSelector):
     ) -> None:
         super().__init__(loader, model, **options)
         self.full_from = full_from
-        self._weights: Tensor | None = None  # of all examples, in this epoch; None: 1 for each
+        self._weights: Tensor | None = None  # of all examples in this epoch; None: all are 1
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
         n, self._weights = len(self.losses), None

@@ -1,4 +1,4 @@
-"""Selection by irreducible loss alone: the easiest examples for a model that did not see them."""
+"""Selection by irreducible loss alone: the examples that are easiest for a model that never trained on them."""
 
 from typing import Any
 
@@ -33,17 +33,15 @@ class IrreducibleLossSelector(StoreSelector):
 
 
 class GatedUniformSelector(StoreSelector):
-    """Keeps n_b at random of the candidates whose irreducible loss is no higher than a limit. Runs no forward pass.
+    """Samples uniformly from the candidates whose irreducible loss is at most a limit. Runs no forward pass.
 
-    It leaves out what the irreducible-loss model finds improbable, such as wrong labels, and does not care what is learnt
-    already. Where fewer than n_b candidates are below the limit, others make up the number, at random.
+    It skips examples that the irreducible-loss model finds improbable, such as wrong labels. It does not skip examples that are
+    already learned. If fewer than n_b candidates are within the limit, others fill the batch, sampled uniformly.
+
+    Other arguments: see ``StoreSelector``; no model is needed.
 
     Args:
-        loader: see ``Selector``.
-        model: see ``Selector``; not needed.
-        store: irreducible losses of the loader's dataset.
-        max_irreducible_loss: the limit, in nats, such as ``math.log(number of classes)``, what a guess would lose.
-        **options: see ``Selector``.
+        max_irreducible_loss: the limit in nats, above 0, such as the chance level ``math.log(number of classes)``.
     """
 
     scores_by_index = True

@@ -1,4 +1,4 @@
-"""JEST: a batch drawn jointly, for contrastive losses, where what one example is worth depends on the others."""
+"""JEST: joint selection of a batch, for contrastive losses, where the value of an example depends on the others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,21 +17,19 @@ PairLosses = Callable[[Any, Any], Tensor]
 
 
 class JestSelector(Selector):
-    """Draws the batch chunk by chunk, without replacement, each in proportion to the exponential of how learnable an example is
-    together with what was drawn before: the learner's loss less that of a reference model, over all pairs.
+    """Draws the batch chunk by chunk, without replacement, by the loss of the model minus that of a reference model.
 
-    For losses that are sums over pairs, such as the sigmoid loss of images and texts. Where ``forward`` has no targets to return,
-    it returns None for them. The score is the example's own, that of its pair. Costs a forward pass per candidate of the model
-    and of the reference model, and n_B^2 losses of pairs of each.
+    Each chunk is drawn in proportion to exp(s), where s sums that difference over an example's own pair and its pairs with the
+    examples drawn before. For losses that are sums over pairs, such as the sigmoid loss of images and texts. The score is that
+    of the own pair. A step costs n_B forward passes and n_B^2 pair losses of each of the two models.
+
+    Other arguments: see ``Selector``; a ``forward`` without targets returns None for them.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
         reference: the reference model, on the same device.
         pair_losses: ``(model, outputs) -> (n_B, n_B)``, such as ``lambda model, outputs: functional.sigmoid_pair_losses(*outputs,
-            model.scale, model.bias)`` where ``forward`` returns embeddings, two for each example, as outputs.
-        chunks: in how many parts to draw, at least 1.
-        **options: see ``Selector``.
+            model.scale, model.bias)`` if ``forward`` returns two embeddings per example as outputs.
+        chunks: how many chunks to draw a batch in, at least 1.
 
     References:
         Evans et al., "Data curation via joint example selection further accelerates multimodal learning", 2024.

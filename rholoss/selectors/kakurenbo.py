@@ -1,4 +1,4 @@
-"""KAKURENBO: hides, for an epoch, what has a low loss and is predicted with confidence."""
+"""KAKURENBO: hides examples with a low loss and a confident prediction for an epoch."""
 
 import math
 from collections.abc import Sequence
@@ -15,35 +15,25 @@ from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selectors.epoch_pruning import LossPruningSelector
 
-DECAY = (1.0, 0.8, 0.6, 0.4)  # what the share to hide is multiplied by, stage by stage
+DECAY = (1.0, 0.8, 0.6, 0.4)  # factors of the fraction to hide, by stage
 
 
 @register("kakurenbo")
 class KakurenboSelector(LossPruningSelector):
-    """Hides, for an epoch, the share F = 1 - keep of the examples that has the lowest losses; of these, what has a loss above
-    ``bound`` is trained on after all.
+    """Hides the fraction F = 1 - keep of examples with the lowest losses for an epoch, except losses above ``bound``.
 
-    The losses are those that the loop trains on, as they were when each example was trained on last, so the loop has to report
-    them: ``selector.record_losses(losses)``. Without that, nothing is hidden. What was hidden gets a forward pass as the next
-    epoch begins, or as ``set_epoch`` announces it, so that its loss stays current and it may come back: in eval mode, read as
-    the loader reads, ``chunk_size`` examples at a time or as many as are in the loader's batches. Nothing else is scored. An
-    epoch has fewer steps, at least one: ``len(selector)``.
+    The loop reports its losses, ``selector.record_losses(losses)``; without them nothing is hidden. It also multiplies the
+    learning rate of each epoch by ``selector.learning_rate_scale``, as the paper does. When the next epoch begins, or
+    ``set_epoch`` announces it, a forward pass in eval mode updates the losses of the hidden examples, ``chunk_size`` at a time.
+    Nothing else is scored. An epoch has fewer steps, at least one: ``len(selector)``. As in the paper, F is 0.3 by default.
 
-    The paper multiplies the learning rate of an epoch by ``selector.learning_rate_scale``; the loop has to do so.
-
-    One process alone: others would hide other examples and have epochs of another length.
+    Other arguments: see ``LossPruningSelector``; the model is needed, and ``mode`` has no effect.
 
     Args:
-        loader: a ``DataLoader`` over a map-style dataset.
-        model: the model in training.
-        bound: the highest loss of what is hidden. The default is -ln(0.7), in nats: with the cross-entropy it hides only what is
-            predicted rightly with a confidence of at least 0.7, as in the paper. Other losses, such as a squared error or one
-            with label smoothing, need another bound.
-        stages: the first epochs of up to three later stages, ascending: F is multiplied by 1 before the first of them, and by
-            0.8, 0.6 and 0.4 from each on, as the paper does over training; (25, 50, 75) are four equal stages of 100 epochs. None
-            are given by default.
-        **options: see ``Selector``; ``keep`` (or n_b / n_B with ``batch_size``) is 1 - F, 0.7 where neither is given, as in the
-            paper. n_b is what the loop trains on, as ever. ``mode`` changes nothing.
+        bound: the highest loss of a hidden example. The default, -ln(0.7) nats, hides only correct predictions with a confidence
+            of at least 0.7 under the cross-entropy, as in the paper. Other losses need another bound.
+        stages: the first epochs of up to three later stages, ascending. F is multiplied by 0.8, 0.6 and 0.4 from each on; the
+            paper's are four equal stages, such as (25, 50, 75) for 100 epochs. None by default.
 
     Raises:
         ValueError: there is no model, ``bound`` is NaN, or ``stages`` are not ascending or more than three.
@@ -79,10 +69,7 @@ class KakurenboSelector(LossPruningSelector):
 
     @property
     def learning_rate_scale(self) -> float:
-        """What to multiply the learning rate of an epoch by, at least 1: 1 / (1 - F*), where F* is the share that is hidden.
-
-        Of the epoch in progress, or of the one that ``set_epoch`` announced.
-        """
+        """Factor of the learning rate in the epoch in progress or announced, at least 1: 1 / (1 - fraction hidden)."""
         return self._scale
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
@@ -90,13 +77,13 @@ class KakurenboSelector(LossPruningSelector):
         drawable, subset = self.drawable(), torch.ones_like(self.subset)
         n = max(len(drawable), 1)
         hide = (1 - self.share) * DECAY[sum(epoch >= first for first in self.stages)]
-        hide = min(hide, max(1 - self.n_b / n, 0))  # a batch is left
+        hide = min(hide, max(1 - self.n_b / n, 0))  # leaves one batch
         subset[drawable] = functional.kakurenbo_part(self.losses.cpu()[drawable], hide, self.bound)
         self._scale = n / max(int(subset[drawable].sum()), 1)
         return subset
 
     def _score_hidden(self, epoch: int) -> None:
-        """Bring the losses of what was hidden in the epoch before up to date."""
+        """Update the losses of the examples that the previous epoch hid."""
         hidden = ~self.subset
         if not bool(hidden.any()):
             return

@@ -1,4 +1,4 @@
-"""RHO-LOSS over data that grow: what the table of irreducible losses lacks is scored as it comes."""
+"""RHO-LOSS over growing data: irreducible losses that the store lacks are computed when needed."""
 
 from typing import Any
 
@@ -16,18 +16,15 @@ from rholoss.store import IrreducibleLossStore
 
 @register("lazy_rho_loss")
 class LazyRhoLossSelector(StoreSelector):
-    """As ``RhoLossSelector``, with the irreducible losses that the store lacks computed as they are needed, in eval mode.
+    """As ``RhoLossSelector``; irreducible losses that the store lacks are computed when needed, in eval mode.
 
-    Costs a forward pass of the irreducible-loss model per candidate that the store does not know. Nothing is remembered: score
-    new data with ``IrreducibleLossStore.from_model`` now and then, and ``merge`` the stores. What is unknown is read back from an
-    accelerator, which waits for it. Its share is left in ``selector.last.notes["unknown"]``.
+    Costs a forward pass of the irreducible-loss model per candidate that the store lacks, and synchronizes an accelerator in each
+    step. Results are not kept: score new data with ``IrreducibleLossStore.from_model`` from time to time, and ``merge`` the
+    stores. ``selector.last.notes["unknown"]`` is the fraction that the store lacked. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        store: irreducible losses of the examples that were there when it was made; with ids, where their number grows.
+        store: irreducible losses of the examples known when it was made; with ids if their number grows.
         irreducible_model: the irreducible-loss model that made the store.
-        **options: see ``Selector``.
 
     References:
         Mindermann et al., ICML 2022, equation 3.

@@ -1,6 +1,5 @@
-"""Methods of active learning, on several forward passes with dropout."""
+"""Methods of active learning that use several forward passes with dropout (MC dropout)."""
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -15,13 +14,10 @@ from rholoss.selector import Selector
 
 
 class DropoutSelector(Selector):
-    """The ground of the methods on K passes with dropout. For classifiers.
+    """Base class of methods that use K passes with dropout. For classifiers. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
         passes: K, forward passes with dropout, at least 1.
-        **options: see ``Selector``.
     """
 
     def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[SelectorOptions]) -> None:
@@ -30,9 +26,6 @@ class DropoutSelector(Selector):
         super().__init__(loader, model, **options)
         self.passes = passes
         self._checked = False
-
-    @abstractmethod
-    def score(self, candidates: Candidates) -> Tensor: ...
 
     def logits(self, candidates: Candidates) -> Tensor:
         """Logits of each pass, shape (K, n_B, C)."""
@@ -90,7 +83,7 @@ class ConditionalEntropySelector(DropoutSelector):
 
 @register("loss_minus_conditional_entropy")
 class LossMinusConditionalEntropySelector(DropoutSelector):
-    """Keeps the examples with the highest loss beyond what the model's own uncertainty explains."""
+    """Keeps the examples with the highest loss minus conditional entropy."""
 
     def score(self, candidates: Candidates) -> Tensor:
         logits, loss = self.logits_and_loss(candidates)
@@ -99,7 +92,7 @@ class LossMinusConditionalEntropySelector(DropoutSelector):
 
 @register("loss_plus_conditional_entropy")
 class LossPlusConditionalEntropySelector(DropoutSelector):
-    """Keeps the examples with the highest sum of loss and conditional entropy."""
+    """Keeps the examples with the highest loss plus conditional entropy."""
 
     def score(self, candidates: Candidates) -> Tensor:
         logits, loss = self.logits_and_loss(candidates)

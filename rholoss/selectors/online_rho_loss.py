@@ -1,4 +1,4 @@
-"""RHO-LOSS with the irreducible-loss model scored online, where no table can be made beforehand."""
+"""RHO-LOSS with an irreducible-loss model that scores online, without a store."""
 
 from typing import Any
 
@@ -10,23 +10,20 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.co_training import CoTrainedModel, CoTrainingSelector
+from rholoss.selectors.co_training import CoTrainingSelector
 
 
 @register("online_rho_loss")
 class OnlineRhoLossSelector(CoTrainingSelector):
-    """Keeps the examples with the highest reducible loss, computing irreducible losses as they are needed, in eval mode.
+    """Keeps the examples with the highest reducible loss, and computes irreducible losses in each step, in eval mode.
 
-    Costs a forward pass of the irreducible-loss model per candidate; each example gets the irreducible loss of the view at hand,
-    augmented or not.
+    Costs a forward pass of the irreducible-loss model per candidate. With augmentation, both losses are those of the same view.
+    Other arguments: see ``Selector``; ``mode`` is that of the model in training only.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
         irreducible_model: the irreducible-loss model, trained on the holdout.
-        irreducible_optimizer: an optimizer of the irreducible-loss model, to train it along on the selected batches (the authors
-            use a hundredth of the model's learning rate), each module in the mode it is in; None leaves the model as it is.
-        **options: see ``Selector``; ``mode`` is the model's alone.
+        irreducible_optimizer: an optimizer that co-trains the irreducible-loss model on the selected batches; the authors use a
+            hundredth of the model's learning rate. None leaves the model as it is.
 
     References:
         Mindermann et al., ICML 2022, section 3, before the approximation of a fixed irreducible-loss model.
@@ -42,8 +39,8 @@ class OnlineRhoLossSelector(CoTrainingSelector):
         **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(loader, model, **options)
-        self.irreducible_model = irreducible_model
-        self._learner = CoTrainedModel(irreducible_model, irreducible_optimizer)
+        self.irreducible_model = self.co_trained = irreducible_model
+        self.co_optimizer = irreducible_optimizer
 
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = candidates.under(self.irreducible_model, mode="eval").loss

@@ -1,4 +1,4 @@
-"""RHO-LOSS with a prefilter: most candidates are left out by what is remembered of them, before they are loaded."""
+"""RHO-LOSS with a prefilter: remembered losses rule most candidates out before they are loaded."""
 
 from typing import Any
 
@@ -19,27 +19,19 @@ from rholoss.store import IrreducibleLossStore
 
 @register("prefiltered_rho_loss")
 class PrefilteredRhoLossSelector(StoreSelector):
-    """Keeps the highest reducible losses of a short list: of each n_B indices drawn, only some are loaded, augmented and scored.
+    """Keeps the highest reducible losses of a short list: of n_B drawn indices, only the list is loaded and scored.
 
-    The list is made of those with the highest score when they were scored last, where an example that never was is taken to have
-    the mean loss of those scored last; and of those that were scored the longest ago. For data whose loading or augmentation
-    costs more than the model.
+    The list holds the indices with the highest score when last scored, and those scored the longest ago. An index that was never
+    scored counts with the mean loss of the last step. For data that are more expensive to load or augment than to score.
+    ``selector.last.notes["age"]`` is the mean number of steps since the listed examples were scored; NaN if none was.
 
-    What is remembered is as old as the loader reads ahead, and resuming is exact where it does not: with ``num_workers=0``. An
-    accelerator is waited for in every step.
+    Workers read ahead, so the remembered losses are as old as that; resuming is exact with ``num_workers=0``. Each step
+    synchronizes an accelerator. The loader is a ``DataLoader`` over a map-style dataset, with ``keep``. Other arguments: see
+    ``RhoLossSelector``.
 
     Args:
-        loader: see ``Selector``; a ``DataLoader`` over a map-style dataset, with ``keep``.
-        model: the model in training.
-        store: irreducible losses of the loader's dataset.
-        share: of each n_B to load and score, in (0, 1]; never fewer than n_b.
-        oldest: share of the list that is chosen by age alone, in [0, 1].
-        max_irreducible_loss: see ``RhoLossSelector``.
-        bounded: see ``RhoLossSelector``.
-        **options: see ``Selector``.
-
-    Each step leaves in ``selector.last.notes["age"]`` the mean number of steps since the listed examples were scored, of those
-    that ever were; NaN where none was.
+        share: fraction of the n_B indices to load and score, in (0, 1]; at least n_b.
+        oldest: fraction of the list chosen by age alone, in [0, 1].
     """
 
     def __init__(
@@ -66,15 +58,15 @@ class PrefilteredRhoLossSelector(StoreSelector):
                 "batch_size="
             )
         n = self.view.dataset_length or 0
-        self._loss = torch.zeros(n)  # when it was scored last
+        self._loss = torch.zeros(n)  # of each example, when it was last scored
         self._when = torch.full((n,), -1)  # the step of that; -1: never
-        self._mean = torch.tensor(0.0)  # loss of the candidates scored last
+        self._mean = torch.tensor(0.0)  # mean loss of the last step
 
     def draw_rule(self) -> DrawRule:
         return DrawRule(prefilter=self.prefilter)
 
     def prefilter(self, index: Tensor, step: int) -> Tensor:
-        """Positions of those to load: the highest scores by what is remembered, and the oldest."""
+        """Positions to load: those with the highest remembered scores, and the oldest."""
         when = self._when[index]
         loss = torch.where(when < 0, self._mean, self._loss[index])
         score = self.formula(loss, self.store[index.to(self.store.device)].to(loss.device), {})

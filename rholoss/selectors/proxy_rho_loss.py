@@ -1,4 +1,4 @@
-"""RHO-LOSS scored by a small model for a large one."""
+"""RHO-LOSS with a small model that scores for a large one."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.co_training import CoTrainedModel, CoTrainingSelector
+from rholoss.selectors.co_training import CoTrainingSelector
 from rholoss.selectors.rho_loss import RhoLossFormula
 from rholoss.selectors.store_selector import StoreSelector
 from rholoss.store import IrreducibleLossStore
@@ -18,23 +18,16 @@ from rholoss.store import IrreducibleLossStore
 
 @register("proxy_rho_loss")
 class ProxyRhoLossSelector(CoTrainingSelector, StoreSelector):
-    """Keeps the examples with the highest reducible loss of a proxy, a cheap model that stands for the one in training.
+    """Keeps the examples with the highest reducible loss under a proxy, a cheap model that scores in place of the model.
 
-    The proxy should know as much as the model does: let it learn along, from fresh weights, and make the store with a model of
-    its size, trained on the holdout. Then scoring costs next to nothing, and what is learnt already is left out as in RHO-LOSS.
+    Co-train the proxy from fresh weights, and make the store with a model of the proxy's size, trained on the holdout. Other
+    arguments: see ``RhoLossSelector``; the model in training scores only to compare.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training; scored only to compare.
-        store: irreducible losses of the loader's dataset.
         proxy: the model that scores.
-        proxy_optimizer: an optimizer of the proxy, to train it along on the selected batches, each module in the mode it is in;
-            None leaves the proxy as it is.
-        max_irreducible_loss: see ``RhoLossSelector``.
-        bounded: see ``RhoLossSelector``.
-        compare_every: steps between comparisons with the model's own choice, at least 1; None never compares. The share of the
-            selected examples that the model would have chosen too is left in ``selector.last.notes["overlap"]``.
-        **options: see ``Selector``.
+        proxy_optimizer: an optimizer that co-trains the proxy on the selected batches; None leaves the proxy as it is.
+        compare_every: steps between comparisons with the model's own choice, at least 1; None never compares. A comparison
+            leaves the fraction of the selected examples that both choose in ``selector.last.notes["overlap"]``.
 
     References:
         Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020, for the idea of a proxy.
@@ -57,8 +50,8 @@ class ProxyRhoLossSelector(CoTrainingSelector, StoreSelector):
             raise ValueError(f"compare_every must be a number of steps, at least 1, or None, got {compare_every!r}")
         super().__init__(loader, model, store, **options)
         self.formula = RhoLossFormula(max_irreducible_loss, bounded)
-        self.proxy = proxy
-        self._learner = CoTrainedModel(proxy, proxy_optimizer)
+        self.proxy = self.co_trained = proxy
+        self.co_optimizer = proxy_optimizer
         self.compare_every = compare_every
 
     def score(self, candidates: Candidates) -> Tensor:

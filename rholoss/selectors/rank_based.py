@@ -1,4 +1,4 @@
-"""Drawn by the rank of the loss, with a pressure that may fall as training goes on."""
+"""Draws by the rank of the loss, with a selection pressure that may fall during training."""
 
 from typing import Any
 
@@ -17,16 +17,12 @@ from rholoss.selector import Selector
 class RankBasedSelector(Selector):
     """Draws examples by the rank of their loss, without replacement: P(rank j) in proportion to 1 / exp(log(s_e) / n_B)^j.
 
-    The paper ranks the whole dataset, by the loss that each example had when it was last computed, and computes all of them anew
-    now and then. Here the ranks are among the candidates, by their loss under the model as it is. Costs a forward pass per
-    candidate.
+    The paper ranks the last known losses of the whole dataset; here the candidates are ranked by their current loss. Costs a
+    forward pass per candidate. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        pressure: s_e, at least 1, about how many times as probable the highest loss is as the lowest; 1 is uniform. A number, or
+        pressure: s_e, at least 1: about how many times as probable the highest loss is as the lowest; 1 is uniform. A number, or
             a schedule of the step such as ``Geometric(100.0, 1.0, steps=1000)``.
-        **options: see ``Selector``.
 
     References:
         Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.

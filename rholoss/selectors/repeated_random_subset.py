@@ -1,4 +1,4 @@
-"""Repeated random subsets: another random part of the dataset in each epoch."""
+"""Repeated random subsets: a new random subset of the dataset in each epoch."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from rholoss.selectors.epoch_pruning import EpochPruningSelector
 
 @register("repeated_random_subset")
 class RepeatedRandomSubsetSelector(EpochPruningSelector):
-    """Trains, in each epoch, on a random part of the dataset, the share ``keep`` of what the loader may draw.
+    """Trains on a random subset in each epoch: the fraction ``keep`` of the examples that the loader may draw.
 
-    The parts of two epochs have nothing to do with each other: the paper's variant with replacement. Costs nothing, and needs no
-    model; an epoch is shorter. From plain training of as many steps it differs in the order alone.
+    The subsets of two epochs are independent: the paper's variant with replacement. No model is needed, and an epoch is shorter.
+    It differs from plain training for as many steps in the order of the examples only. Arguments: see ``EpochPruningSelector``.
 
     References:
         Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning", ICLR 2024.

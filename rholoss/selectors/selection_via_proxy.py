@@ -1,4 +1,4 @@
-"""Selection via proxy: one fixed part of the dataset, chosen once by a small model."""
+"""Selection via proxy: one fixed subset of the dataset, chosen once by a small model."""
 
 from typing import Any, Literal
 
@@ -30,13 +30,12 @@ def proxy_scores(
     forward: Forward | None = None,
     progress: Progress = None,
 ) -> Tensor:
-    """How uncertain a proxy is of each example, shape (N,): the entropy of its prediction in nats, or one minus its highest
-    probability.
+    """How uncertain a proxy is of each example, shape (N,).
 
     Args:
         proxy: a trained classifier.
-        data: the dataset, or a loader over it; -inf for the examples that it does not draw.
-        by: the measure.
+        data: the dataset, or a loader over it; examples that the loader does not draw get -inf.
+        by: the measure: the entropy of the prediction, in nats, or one minus its highest probability.
         forward: see ``Selector``.
         progress: see ``IrreducibleLossStore.from_model``.
     """
@@ -59,7 +58,7 @@ def proxy_scores(
 
 
 class ForgettingCounts:
-    """Counts how often each example is forgotten, right at one visit and wrong at the next, while a proxy trains.
+    """Counts how often each example is forgotten, correct at one visit and wrong at the next, while a proxy trains.
 
     Args:
         n: examples in the dataset.
@@ -70,40 +69,37 @@ class ForgettingCounts:
 
     def __init__(self, n: int) -> None:
         self.events = torch.zeros(n)
-        self.right = torch.zeros(n, dtype=torch.bool)
-        self.learnt = torch.zeros(n, dtype=torch.bool)
+        self.correct = torch.zeros(n, dtype=torch.bool)
+        self.learned = torch.zeros(n, dtype=torch.bool)
 
-    def update(self, index: Tensor, right: Tensor) -> None:
+    def update(self, index: Tensor, correct: Tensor) -> None:
         """Count one visit of some examples, each at most once.
 
         Args:
             index: shape (n,), int64.
-            right: whether the proxy classified each rightly, shape (n,), bool.
+            correct: whether the proxy classified each correctly, shape (n,), bool.
         """
-        index, right = index.cpu(), right.cpu()
-        self.events[index] += (self.right[index] & ~right).float()
-        self.right[index] = right
-        self.learnt[index] |= right
+        index, correct = index.cpu(), correct.cpu()
+        self.events[index] += (self.correct[index] & ~correct).float()
+        self.correct[index] = correct
+        self.learned[index] |= correct
 
     def scores(self) -> Tensor:
-        """Forgetting events by index, shape (N,); more than any count for an example that was never learnt."""
-        return torch.where(self.learnt, self.events, self.events.max() + 1)
+        """Forgetting events by index, shape (N,); examples that were never learned get one more than the maximum."""
+        return torch.where(self.learned, self.events, self.events.max() + 1)
 
 
 @register("selection_via_proxy")
 class SelectionViaProxy(Selector):
-    """Trains on one fixed part of the dataset: the examples that a proxy ranks highest. The others are never read.
+    """Trains on one fixed subset of the dataset: the examples that a proxy ranks highest. The others are never read.
 
-    The part is the share ``keep`` of the examples (or n_b / n_B with ``batch_size``), and batches are drawn from it uniformly,
-    with the loader's sampler.
+    The subset is the fraction ``keep`` of the examples, or n_b / n_B with ``batch_size``. The loader, a ``DataLoader`` over a
+    map-style dataset, draws from it with its own sampler. The model in training never scores. Other arguments: see ``Selector``.
 
     Args:
-        loader: a ``DataLoader`` over a map-style dataset.
-        model: the model in training; never scored.
         proxy: a trained classifier that ranks the dataset once; or
         scores: a ranking by index, shape (N,), higher is kept, such as ``ForgettingCounts.scores``.
-        by: what the proxy ranks by.
-        **options: see ``Selector``.
+        by: what the proxy ranks by: see ``proxy_scores``.
 
     References:
         Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.

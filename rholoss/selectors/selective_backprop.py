@@ -1,4 +1,4 @@
-"""Selective-Backprop: drawn by how high a loss is among those seen lately."""
+"""Selective-Backprop: draws by how high a loss is among the latest losses."""
 
 from typing import Any
 
@@ -17,20 +17,16 @@ from rholoss.selector import Selector
 
 @register("selective_backprop")
 class SelectiveBackpropSelector(Selector):
-    """Draws examples in proportion to CDF_R(loss)^beta, where CDF_R is the share of the last R losses that is no higher.
+    """Draws examples in proportion to CDF_R(loss)^beta, where CDF_R is the fraction of the last R losses that is no higher.
 
-    The paper keeps each example with this probability, so that the size of a batch is left to chance until enough are together;
-    here exactly n_b of the candidates are drawn, without replacement. The score is CDF_R(loss). Costs a forward pass per
-    candidate.
+    The paper keeps each example with this probability; here exactly n_b candidates are drawn, without replacement. The score is
+    CDF_R(loss). Costs a forward pass per candidate. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        window: R, how many of the latest losses count, those of the candidates among them and never fewer than these; None for
-            the variant of Composer, which goes by the rank among the candidates alone: ((rank - 1/2) / n_B)^beta.
-        beta: how much the high losses are preferred, at least 0 (0 is uniform): a number, or a schedule of the step; None for
-            n_B / n_b - 1, at which the paper's draw keeps n_b of n_B on average, and Composer's exponent.
-        **options: see ``Selector``.
+        window: R, how many of the latest losses count, at least those of the candidates. None: the variant of Composer, by the
+            rank among the candidates alone, ((rank - 1/2) / n_B)^beta.
+        beta: preference for high losses, at least 0; 0 is uniform. A number, or a schedule of the step. None: n_B / n_b - 1, at
+            which the paper keeps n_b of n_B on average; Composer's exponent too.
 
     References:
         Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019.
@@ -68,7 +64,7 @@ class SelectiveBackpropSelector(Selector):
             self._history = self._with(candidates.computed_loss)
 
     def _with(self, loss: Tensor) -> Tensor:
-        """The latest losses, now that there are these."""
+        """The latest losses, with these added."""
         assert self.window is not None
         return torch.cat([self._history.to(loss.device), loss])[-max(self.window, len(loss)) :]
 

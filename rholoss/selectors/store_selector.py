@@ -1,4 +1,4 @@
-"""The base class of methods that look irreducible losses up."""
+"""The base class of methods that look up irreducible losses."""
 
 from typing import Any, ClassVar
 
@@ -14,21 +14,18 @@ from rholoss.store.checks import refuse_gaps, refuse_not_finite, refuse_other_da
 
 
 class StoreSelector(Selector):
-    """A selector with a store, checked against the loader when the two first meet.
+    """Base class of selectors with a store, which is checked against the loader first. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: see ``Selector``.
         store: irreducible losses of the loader's dataset.
-        **options: see ``Selector``.
 
     Raises:
-        ValueError: the store is another dataset's, also the same dataset's in another order or with other labels, or lacks the
-            irreducible loss of an example that may be drawn; the message says which.
+        ValueError: the store belongs to another dataset (or another order, or other labels), or lacks the irreducible loss of an
+            example that may be drawn; the message says what differs.
     """
 
     needs_all: ClassVar[bool] = True
-    """Whether every example that may be drawn has to have an irreducible loss."""
+    """Whether every example that may be drawn needs an irreducible loss."""
 
     def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[SelectorOptions]) -> None:
         if not isinstance(store, IrreducibleLossStore):
@@ -46,14 +43,14 @@ class StoreSelector(Selector):
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
         losses = self.look_up(candidates)
-        # Elsewhere than on the CPU looking would stall the queue, and the check of the score follows.
+        # On an accelerator this check would stall the queue; the check of the score finds the same.
         if losses.device.type == "cpu" and not bool(torch.isfinite(losses).all()):
             refuse_not_finite(losses, candidates.loader_index.cpu(), self.view.names(candidates.batch))
         return losses.to(candidates.device, non_blocking=True)
 
     def look_up(self, candidates: Candidates) -> Tensor:
-        """What the store holds of each candidate, shape (n_B,), float32, in nats, where the store is; NaN for the unknown."""
-        if self.store.is_mapped:  # stays on the disk; looked up by the index as the loader gave it, which is on the CPU
+        """The store's value of each candidate, shape (n_B,), float32, in nats, on the store's device; NaN if unknown."""
+        if self.store.is_mapped:  # it stays on the disk, and the loader's index is on the CPU
             return self.store[candidates.loader_index.cpu()]
         self.store = self.store.to(candidates.index.device)
         return self.store[candidates.index]

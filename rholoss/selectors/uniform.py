@@ -1,4 +1,4 @@
-"""Uniform selection: the baseline that every method has to beat."""
+"""Uniform sampling: the baseline that every method has to beat."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from rholoss.selector import Selector
 
 @register("uniform")
 class UniformSelector(Selector):
-    """Keeps n_b candidates at random. Needs no model and runs no forward pass."""
+    """Samples n_b candidates uniformly. Needs no model and runs no forward pass."""
 
     scores_by_index = True
 

@@ -1,8 +1,7 @@
 """RHO-LOSS for the tokens of a language model: train on the tokens with the highest loss minus reference loss (Rho-1).
 
-Start with ``RhoTokenLoss``, the loss of a training loop, and ``reference_losses``, what a reference model makes of a batch, or
-``ReferenceLossCache``, which holds on disk what it made of a dataset. ``causal_loss`` and ``tagging_loss`` are for
-selecting whole sequences.
+Start with ``RhoTokenLoss``, the loss of a training loop, and ``reference_losses``, a reference model's losses of a batch, or
+``ReferenceLossCache``, its losses of a dataset on disk. ``causal_loss`` and ``tagging_loss`` are for whole sequences.
 """
 
 from rholoss.tokens.cache import ReferenceLossCache as ReferenceLossCache

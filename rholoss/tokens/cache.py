@@ -22,14 +22,13 @@ class ReferenceLossCache:
     """The reference loss of every token of every example, for examples of different lengths.
 
     Args:
-        index: which example each is, shape (N,), int64, distinct, in any order.
-        lengths: how many tokens each has, shape (N,), int64.
-        values: reference losses in nats, those of one example after those of another, shape (sum of lengths,), float32 or
-            float16.
-        meta: what made them; JSON values by string. Saved with them.
+        index: indices of the examples, shape (N,), int64, distinct, in any order.
+        lengths: tokens in each example, shape (N,), int64.
+        values: reference losses in nats, one example after another, shape (sum of lengths,), float32 or float16.
+        meta: how they were made: JSON values by string, saved with them.
 
     Raises:
-        ValueError: the shapes do not fit, an index repeats, or a loss is NaN or infinite.
+        ValueError: the shapes do not match, an index repeats, or a loss is NaN or infinite.
 
     Examples:
         >>> mask = torch.tensor([[True, True, True], [True, True, False]])
@@ -73,13 +72,13 @@ class ReferenceLossCache:
         dtype: torch.dtype = torch.float32,
         meta: Mapping[str, Any] | None = None,
     ) -> ReferenceLossCache:
-        """A cache of what a loop over the data yields.
+        """A cache of the losses that a loop over the data computes.
 
         Args:
-            batches: (index, losses, mask) of each batch: which examples, shape (n,), int64; what ``reference_losses`` gives for
-                them, shape (n, T); and which positions are theirs rather than padding, shape (n, T), such as an attention mask.
-            dtype: ``torch.float16`` takes half the space and is off by at most 1 part in 2,000.
-            meta: what made them.
+            batches: (index, losses, mask) of each batch: indices, shape (n,), int64; their ``reference_losses``, shape (n, T);
+                and which positions are tokens rather than padding, shape (n, T), such as an attention mask.
+            dtype: ``torch.float16`` takes half the space, with a relative error of at most 1 in 2,000.
+            meta: how they were made.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for which, losses, mask in batches:
@@ -95,7 +94,7 @@ class ReferenceLossCache:
         return cls(*(torch.cat(column) for column in zip(*parts, strict=True)), meta=meta)
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The reference losses of some examples, each from position 0 on, then zeros up to the longest: (n, T), float32."""
+        """The reference losses of some examples from position 0 on, padded with zeros, shape (n, T), float32."""
         lengths = self.lengths[self._rows(index)]
         longest = int(lengths.max()) if len(lengths) else 0
         return self.lookup(index, torch.arange(longest) < lengths[:, None])
@@ -103,16 +102,15 @@ class ReferenceLossCache:
     def lookup(self, index: Any, mask: Tensor) -> Tensor:
         """The reference losses of some examples at their positions in a batch, shape (n, T), float32, 0 elsewhere.
 
-        Args:
-            index: which examples, shape (n,), int64.
-            mask: which positions of the batch are theirs rather than padding, shape (n, T), on any side.
+        The result is on the device of the mask; an accelerator is synchronized.
 
-        Returns:
-            On the device of the mask; one that is not on the CPU is waited for.
+        Args:
+            index: indices of the examples, shape (n,), int64.
+            mask: which positions of the batch are tokens rather than padding, on either side, shape (n, T).
 
         Raises:
             KeyError: an example is not in the cache.
-            ValueError: an example has another number of positions in the batch than it has losses here.
+            ValueError: an example has a different number of positions in the batch than losses in the cache.
         """
         rows = self._rows(index)
         own = mask.bool().cpu()
@@ -123,7 +121,7 @@ class ReferenceLossCache:
             raise ValueError(
                 f"{int(differ.sum())} of {len(rows)} examples have another length than in the cache: index "
                 f"{int(self.index[rows][differ][0])} has {int(there[differ][0])} positions in the batch and "
-                f"{int(here[differ][0])} in the cache; tokenize, truncate and pack as for the cache, or make it anew"
+                f"{int(here[differ][0])} in the cache; tokenize, truncate and pack as for the cache, or make it again"
             )
         found = torch.zeros(own.shape)
         steps = own.cumsum(1) - 1
@@ -131,11 +129,7 @@ class ReferenceLossCache:
         return found.to(mask.device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one ``.npz`` file, whole or not at all.
-
-        Raises:
-            OSError: it cannot be written; a file that was there stays as it was.
-        """
+        """Write one ``.npz`` file, atomically: on an OSError, an earlier file stays as it was."""
         header = json.dumps({"format": FORMAT, "kind": KIND, "meta": self.meta})
         offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
         arrays: dict[str, Any] = {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()}
@@ -143,11 +137,11 @@ class ReferenceLossCache:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceLossCache:
-        """Read what ``save`` wrote.
+        """Read a saved cache.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no such cache, is damaged, or is of a newer format.
+            ValueError: it is not a cache, is damaged, or has a newer format.
         """
         path = os.fsdecode(path)
         with open(path, "rb") as file:
@@ -160,11 +154,11 @@ class ReferenceLossCache:
             except Exception as error:  # a damaged file can fail in any way
                 raise ValueError(
                     f"{path} is not a cache that can be read ({error}): expected a .npz file written by ReferenceLossCache.save; "
-                    "copy it again, or make it anew"
+                    "copy it again, or make it again"
                 ) from error
 
     def _rows(self, index: Any) -> Tensor:
-        """Where the examples are in ``self.index``, shape (n,)."""
+        """Positions of the examples in ``self.index``, shape (n,)."""
         wanted = as_index(index).cpu()
         place = torch.searchsorted(self._sorted, wanted).clamp(max=max(len(self) - 1, 0))
         missing = self._sorted[place] != wanted if len(self) else torch.ones_like(wanted, dtype=torch.bool)
@@ -177,7 +171,7 @@ class ReferenceLossCache:
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
-    """The header and the arrays of a file, each of its right dtype."""
+    """The header and the checked arrays of a file."""
     header, npz = open_npz(file)
     if header.get("kind") != KIND:
         raise ValueError(f"its kind is {header.get('kind')!r}")

@@ -1,7 +1,7 @@
-"""The maths of token-level RHO-LOSS: pure functions of tensors.
+"""The formulas of token-level RHO-LOSS: pure functions of tensors.
 
-Shapes: n sequences, T positions, V words in the vocabulary. What belongs to a token stands at the token's own position t, also
-where the logits that predict it stand at position t - 1.
+Shapes: n sequences, T positions, V words in the vocabulary. The loss of a token is at the token's own position t, even if the
+logits that predict it are at position t - 1.
 
 References:
     Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024, section 2.2.
@@ -17,13 +17,7 @@ Per = Literal["batch", "sequence"]
 
 
 def token_mask(labels: Tensor, *, shift: bool = True, ignore_index: int = -100, document_ids: Tensor | None = None) -> Tensor:
-    """Which tokens are valid, that is predicted and counted, shape (n, T), bool.
-
-    Args:
-        labels: shape (n, T), integer.
-        shift: see ``token_losses``.
-        ignore_index: see ``token_losses``.
-        document_ids: see ``token_losses``.
+    """Which tokens are valid, that is, predicted and counted, shape (n, T), bool; arguments: see ``token_losses``.
 
     Examples:
         >>> labels = torch.tensor([[5, 6, 7, 8, -100]])
@@ -34,7 +28,7 @@ def token_mask(labels: Tensor, *, shift: bool = True, ignore_index: int = -100, 
         got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"labels must be one token per position, shape (n, T), integer, got {got}; pass (1, T) for one sequence")
     if document_ids is not None:
-        check_shape("document_ids", document_ids, labels, "say for each position which document it is of")
+        check_shape("document_ids", document_ids, labels, "give each position the id of its document")
     mask = labels != ignore_index
     if shift:
         mask[:, :1] = False
@@ -46,18 +40,17 @@ def token_mask(labels: Tensor, *, shift: bool = True, ignore_index: int = -100, 
 def token_losses(
     logits: Tensor, labels: Tensor, *, shift: bool = True, ignore_index: int = -100, document_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of every token, in nats, 0 where it is not valid; and which are valid.
+    """The cross-entropy of every token, in nats, 0 if it is not valid; and which tokens are valid.
 
     Args:
         logits: shape (n, T, V), floating; half precision is computed in float32.
-        labels: the tokens, shape (n, T), integer; ``ignore_index`` where one is padding or not to be learnt.
+        labels: the tokens, shape (n, T), integer; ``ignore_index`` for padding and tokens not to learn.
         shift: True for causal models, whose logits at position t predict token t + 1: the first token is not valid. False for
             masked models, whose logits at position t predict token t.
-        ignore_index: the label that is not counted.
-        document_ids: for rows that several documents are packed in, which one each position is of, shape (n, T), integer: with
-            ``shift`` a document's first token, which would be predicted from the document before, is not valid. Padding on the
-            left is a document of its own if an attention mask is given here. That attention stays within a document is the
-            model's affair.
+        ignore_index: the label that does not count.
+        document_ids: for packed rows, the document of each position, shape (n, T), integer. With ``shift``, the first token of a
+            document is not valid. An attention mask works too: padding on the left is then a document. The model itself has to
+            keep attention within a document.
 
     Returns:
         Losses, shape (n, T), float32 (or float64 for such logits), and the mask, shape (n, T), bool.
@@ -74,14 +67,13 @@ def token_losses(
 def sequence_loss(token_losses: Tensor, mask: Tensor, *, normalise: bool = True) -> Tensor:
     """The loss of every sequence, shape (n,), in nats; 0 where no token is valid.
 
-    ``sequence_loss(*token_losses(logits, labels))`` is a ``loss=`` for selectors and stores of causal models. Neither choice is
-    neutral. The mean ranks a short sequence high more often, and low too, as a mean of few tokens varies more; training on it
-    gives the tokens of short sequences more weight. The sum, the negative log-likelihood of the sequence, grows with the length,
-    and so does its difference from the irreducible loss: long sequences rank first while there is anything to learn.
+    ``sequence_loss(*token_losses(logits, labels))`` is a ``loss=`` for selectors and stores of causal models. The mean of few
+    tokens varies more, so short sequences are ranked very high or very low more often. The sum is the negative log-likelihood; it
+    grows with the length, so long sequences are ranked first.
 
     Args:
         token_losses: shape (n, T).
-        mask: which of them are valid, shape (n, T), bool; the others are not counted.
+        mask: which tokens are valid, shape (n, T), bool.
         normalise: True for the mean over the valid tokens, False for their sum.
     """
     check_shape("mask", mask, token_losses, "give the one that came with the losses")
@@ -94,13 +86,13 @@ def select_tokens(loss: Tensor, reference_loss: Tensor, mask: Tensor, keep: floa
 
     Args:
         loss: the model's loss of each token, in nats, shape (n, T).
-        reference_loss: the reference model's, shape (n, T); read where valid only.
+        reference_loss: that of the reference model, shape (n, T); only read at valid tokens.
         mask: which tokens are valid, shape (n, T), bool.
-        keep: share of the valid tokens to select, in (0, 1]: ``round(keep * valid)`` of them, and at least 1 where any is valid.
+        keep: fraction of the valid tokens to select, in (0, 1]; at least 1 token if any is valid.
         per: ``"batch"``: one ranking of all tokens, as in the paper; ``"sequence"``: one for each row.
 
     Raises:
-        ValueError: shapes do not fit; or a loss of a valid token is NaN or infinite, which on an accelerator is not looked for.
+        ValueError: the shapes do not match; or, checked on the CPU only, a loss of a valid token is NaN or infinite.
 
     Examples:
         >>> excess = torch.tensor([[1.0, 3.0, 2.0, 9.0]])
@@ -114,7 +106,7 @@ def select_tokens(loss: Tensor, reference_loss: Tensor, mask: Tensor, keep: floa
     if excess.device.type == "cpu" and (bad := mask & ~excess.isfinite()).any():
         raise ValueError(
             f"loss minus reference_loss must be finite for valid tokens, got NaN or infinity for {int(bad.sum()):,} of "
-            f"{int(mask.sum()):,}; find out which of the two it is, and give a label of -100 to tokens that have no such loss"
+            f"{int(mask.sum()):,}; find out which of the two it is, and give the label -100 to tokens without such a loss"
         )
     rows = excess.masked_fill(~mask, -torch.inf).reshape(len(mask) if per == "sequence" else 1, -1)
     order = rows.argsort(dim=1, descending=True, stable=True)
@@ -123,7 +115,7 @@ def select_tokens(loss: Tensor, reference_loss: Tensor, mask: Tensor, keep: floa
 
 
 def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Shape (n * T, V), in float32 at least."""
+    """Log-probabilities of checked logits, shape (n * T, V), at least float32."""
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != labels.shape or not logits.is_floating_point():
         got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         n, length = labels.shape
@@ -134,35 +126,35 @@ def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targets_of(labels: Tensor, wanted: Tensor, shift: bool, ignore_index: int) -> Tensor:
-    """The wanted tokens, each where the logits that predict it are, shape (n * T,)."""
+    """The wanted tokens at the positions of the logits that predict them, shape (n * T,)."""
     targets = labels.long().masked_fill(~wanted, ignore_index)
     return (F.pad(targets[:, 1:], (0, 1), value=ignore_index) if shift else targets).flatten()
 
 
 def losses_of(log_p: Tensor, labels: Tensor, mask: Tensor, shift: bool, ignore_index: int) -> Tensor:
-    """The losses of the valid tokens, each at its own position, shape (n, T)."""
+    """The losses of the valid tokens at their own positions, shape (n, T)."""
     losses = F.nll_loss(log_p, targets_of(labels, mask, shift, ignore_index), reduction="none", ignore_index=ignore_index)
     losses = losses.view_as(labels)
     return F.pad(losses[:, :-1], (1, 0)) if shift else losses
 
 
 def how_many(mask: Tensor, keep: float, per: Per) -> Tensor:
-    """How many tokens to select in all, shape (1,), or in each sequence, shape (n,), int64."""
+    """How many tokens to select, ``round(keep * valid)``: in all, shape (1,), or per sequence, shape (n,), int64."""
     valid = mask.reshape(len(mask) if per == "sequence" else 1, -1).sum(1)
     return (valid.double() * keep).round().long().maximum(valid.clamp(max=1))
 
 
 def checked(keep: float, per: Per) -> tuple[float, Per]:
-    """The two settings of a selection, or the error that says what they should be."""
+    """The options of ``select_tokens``, or a ValueError."""
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ValueError(f"keep must be the share of tokens to train on, in (0, 1], got {keep!r}")
+        raise ValueError(f"keep must be the fraction of tokens to train on, in (0, 1], got {keep!r}")
     if per not in ("batch", "sequence"):
         raise ValueError(f"per must be 'batch' or 'sequence', got {per!r}")
     return float(keep), per
 
 
 def check_shape(name: str, value: Any, like: Tensor, cure: str) -> None:
-    """Refuse what is not a tensor of the shape of another."""
+    """Refuse a value that is not a tensor with the shape of another."""
     if not isinstance(value, Tensor) or value.shape != like.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} must be a tensor of shape {tuple(like.shape)}, got {got}; {cure}")

@@ -6,21 +6,21 @@ from rholoss.tokens.functional import sequence_loss, token_losses
 
 
 def causal_loss(logits: Tensor, labels: Tensor, *, normalise: bool = True) -> Tensor:
-    """The loss of every sequence under a causal language model, whose logits at position t predict token t + 1.
+    """The loss of every sequence under a causal language model: logits at position t predict token t + 1.
 
-    Pad on the right: a model that counts positions from the start of the row reads a sequence otherwise the more padding stands
-    before it, and its irreducible loss was made beside other sequences.
+    Pad on the right: with padding on the left, a model that counts positions from the start of a row reads a sequence differently
+    in each batch.
 
     Args:
         logits: shape (n, T, V), floating, not shifted.
-        labels: shape (n, T), integer, not shifted; -100 where a token is not counted, such as padding and prompts.
-        normalise: True for the mean over the tokens that count, False for their sum; ``sequence_loss`` says what each favours.
+        labels: shape (n, T), integer, not shifted; -100 for tokens that do not count, such as padding and prompts.
+        normalise: True for the mean over the tokens that count, False for their sum; see ``sequence_loss``.
 
     Returns:
-        Shape (n,), in nats, float32 (or float64 for such logits); 0 for a sequence in which no token counts.
+        Shape (n,), in nats, float32 (float64 for such logits); 0 for a sequence without tokens that count.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
 
     Examples:
         >>> import torch
@@ -34,21 +34,10 @@ def causal_loss(logits: Tensor, labels: Tensor, *, normalise: bool = True) -> Te
 
 
 def tagging_loss(logits: Tensor, labels: Tensor, *, normalise: bool = True) -> Tensor:
-    """The loss of every sequence under a model whose logits at position t are about the label at position t.
+    """The loss of every sequence under a model whose logits at position t belong to the label at position t.
 
-    For token classification, masked language models, and decoders that are fed their labels already shifted. With ``normalise``
-    it is the default loss.
-
-    Args:
-        logits: shape (n, T, C), floating.
-        labels: shape (n, T), integer; -100 where a token is not counted: it has no tag, or no mask.
-        normalise: see ``causal_loss``.
-
-    Returns:
-        Shape (n,), in nats, float32 (or float64 for such logits); 0 for a sequence in which no token counts.
-
-    Raises:
-        ValueError: the shapes do not fit.
+    For token classification, masked language models, and decoders whose labels are shifted already. A token without a tag or a
+    mask has the label -100. With ``normalise`` this is the default loss. Arguments, result and errors: see ``causal_loss``.
 
     Examples:
         >>> import torch

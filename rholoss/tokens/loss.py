@@ -1,12 +1,11 @@
 """The loss of a training loop that trains on selected tokens only, and the reference losses that it needs.
 
-With l the model's loss of a token, r that of the reference model, and k the share to keep, it is
+With the model's loss l of a token, the reference model's loss r, and the fraction k to keep, it is
 
-    loss = sum of l over S / |S|,  S = the k of all valid tokens with the highest l - r.
+    loss = sum of l over S / |S|,  S = the fraction k of all valid tokens with the highest l - r.
 
-Where a step is made of several micro-batches, or runs on W processes that average their gradients, each selects from its own
-tokens, and each divides by the same number, ``RhoTokenLoss.num_tokens``: the tokens selected in all of them, divided by W. The
-gradient is then the one of a single batch of these selected tokens.
+With several micro-batches in a step, or W processes that average their gradients, each selects from its own tokens and divides by
+``RhoTokenLoss.num_tokens``: all selected tokens of the step, divided by W. The gradient is that of one batch of these tokens.
 
 References:
     Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024, section 2.2.
@@ -43,17 +42,17 @@ def reference_losses(
     ignore_index: int = -100,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The reference model's loss of every token, in nats, shape (n, T), without a gradient and without a trace in the model.
+    """The reference model's loss of every token, in nats, shape (n, T), without gradients and side effects.
 
-    The model runs in eval mode; its modes and all random state are left as they were. Of packed rows, what this says of a
-    document's first token is not valid, and not read where the same ``document_ids`` go into the loss.
+    The model runs in eval mode. In packed rows, the value of a document's first token is not valid; the loss skips it if it gets
+    ``document_ids``.
 
     Args:
-        model: the reference model, trained on data of the kind that is wanted; it has the vocabulary of the model in training.
-        batch: what ``forward`` takes; it is moved to the model's device.
+        model: the reference model, trained on high-quality data, with the vocabulary of the model in training.
+        batch: the argument of ``forward``, moved to the model's device.
         forward: ``(model, batch) -> (logits, labels)``; None for ``rholoss.scoring.default_forward``.
-        shift: see ``token_losses``, as is
-        ignore_index: this.
+        shift: see ``token_losses``.
+        ignore_index: see ``token_losses``.
         dtype: autocast dtype; None for the model's own precision.
     """
     scorer = Scorer(Task.of(forward=forward, dtype=dtype))
@@ -61,22 +60,20 @@ def reference_losses(
     def losses(logits: Any, labels: Any, _: int) -> Tensor:
         return token_losses(logits, labels, shift=shift, ignore_index=ignore_index)[0]
 
-    return scorer.run(model, batch, 0, losses)  # how many sequences there are is read for chunks only
+    return scorer.run(model, batch, 0, losses)  # the number of sequences matters for chunks only
 
 
 class RhoTokenLoss:
-    """The mean cross-entropy of the selected tokens: what to call ``backward`` on in place of the loss of all tokens.
+    """The mean cross-entropy of the selected tokens; call ``backward`` on it instead of the loss of all tokens.
 
-    With ``keep=1`` it is ``F.cross_entropy`` of the same logits in float32 with the labels moved one to the left, bit for bit.
+    With ``keep=1`` it equals ``F.cross_entropy`` of the float32 logits and the labels shifted by one to the left, bit for bit.
+    Other arguments: see ``select_tokens`` and ``token_losses``.
 
     Args:
-        keep: share of the valid tokens to train on, in (0, 1]; the paper keeps 0.6 to 0.7.
-        per: see ``select_tokens``.
-        shift: see ``token_losses``, as is
-        ignore_index: this.
+        keep: fraction of the valid tokens to train on, in (0, 1]; the paper keeps 0.6 to 0.7.
 
     Attributes:
-        selected: which tokens the latest call selected, shape (n, T), bool; None before.
+        selected: which tokens the latest call selected, shape (n, T), bool; None before the first.
 
     Examples:
         >>> criterion = RhoTokenLoss(keep=0.5)
@@ -101,18 +98,18 @@ class RhoTokenLoss:
         document_ids: Tensor | None = None,
         num_tokens: Tensor | float | None = None,
     ) -> Tensor:
-        """The losses of the selected tokens, summed and divided by ``num_tokens``; 0, with a gradient of 0, where none is valid.
+        """The losses of the selected tokens, summed and divided by ``num_tokens``; 0, with a gradient of 0, if none is valid.
 
         Args:
             logits: see ``token_losses``.
             labels: see ``token_losses``.
             document_ids: see ``token_losses``.
-            reference_loss: in nats, shape (n, T), each at its token's own position; 0 or anything else where not valid.
-            num_tokens: what to divide by: None for the number selected here; for accumulation and for several processes what
-                ``num_tokens`` says of the whole step; 1 for the sum.
+            reference_loss: in nats, shape (n, T), at each token's own position; any value at tokens that are not valid.
+            num_tokens: the divisor: None for the number selected here; ``RhoTokenLoss.num_tokens`` of the whole step for
+                accumulation and several processes; 1 for the sum.
 
         Raises:
-            ValueError: see ``select_tokens``; on an accelerator, where looking would wait for it, the loss is NaN instead.
+            ValueError: see ``select_tokens``; on an accelerator the loss is NaN instead.
         """
         if isinstance(num_tokens, (int, float)) and not num_tokens > 0:
             raise ValueError(f"num_tokens must be a number of tokens above 0, got {num_tokens!r}; see RhoTokenLoss.num_tokens")
@@ -137,14 +134,13 @@ class RhoTokenLoss:
         *,
         distributed: bool = False,
     ) -> Tensor:
-        """How many tokens will be selected in the micro-batches of a step, at least 1; labels alone say that. A scalar.
+        """How many tokens the micro-batches of a step will select, at least 1, from the labels alone; a scalar.
 
         Args:
-            labels: those of each micro-batch, or of a single one; with ``distributed`` on the device that the processes share
-                values on.
-            document_ids: those of each micro-batch, if they have any.
-            distributed: count those of all ranks of ``torch.distributed``, which all call this, and divide by how many ranks
-                there are, since DDP and FSDP average gradients over them.
+            labels: of each micro-batch, or of a single one; with ``distributed``, on the device of the collectives.
+            document_ids: of each micro-batch, if any.
+            distributed: sum over all ranks of ``torch.distributed``, which all call this, and divide by the number of ranks, as
+                DDP and FSDP average gradients.
         """
         labels = [labels] if isinstance(labels, Tensor) else list(labels)
         given = [document_ids] if isinstance(document_ids, Tensor) else document_ids

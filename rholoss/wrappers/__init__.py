@@ -1,5 +1,6 @@
-"""Selectors that take a selector: schedules, older weights, gates, and one choice over all ranks."""
+"""Selectors that take a selector: schedules, older weights, gates, and one selection over all ranks."""
 
+from rholoss.wrappers.base import MethodWrapper as MethodWrapper
 from rholoss.wrappers.base import WrapperSelector as WrapperSelector
 from rholoss.wrappers.global_selection import GlobalSelector as GlobalSelector
 from rholoss.wrappers.keep_schedule import KeepScheduleSelector as KeepScheduleSelector

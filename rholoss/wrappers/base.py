@@ -1,42 +1,43 @@
-"""The base class of selectors that take selectors."""
+"""The base classes of selectors that take selectors."""
 
 from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
+from rholoss.options import SelectorOptions
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 
 
 class WrapperSelector(Selector):
-    """Lets other selectors score and choose; they are built on the same loader and model, and are never iterated themselves.
+    """Lets other selectors score and choose. They are built on the same loader and model, and nobody iterates them.
 
-    What a selector decides before loading is decided for the wrapper too. A subclass calls ``check_parts`` when its constructor
-    has set its parts.
+    The wrapper also applies the draw rules of its parts. A subclass calls ``check_parts`` once its constructor has set them.
     """
 
     @abstractmethod
     def parts(self) -> list[Selector]:
-        """All selectors that this one is made of."""
+        """All selectors that this one consists of."""
 
     @abstractmethod
     def part_at(self, step: int, epoch: int) -> Selector:
-        """Which of them decides at a step of an epoch."""
+        """The part that decides at a step of an epoch."""
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
-        """Which selector decides on these candidates, and what it is to see of them."""
+        """The part that decides on these candidates, and the candidates as it sees them."""
         return self.part_at(candidates.step, candidates.epoch), candidates
 
     def check_parts(self) -> None:
-        """Refuse parts whose own loader, model or way of scoring would go unused, or that draw batches of different sizes."""
+        """Refuse parts with another loader, model or way of scoring, and parts that draw batches of different sizes."""
         for part in self.parts():
             check_part(part, self)
         self._rules = [part.draw_rule() for part in self.parts()]
-        self._epoch = 0  # the one that began last
+        self._epoch = 0  # the latest that began
         sizes = {rule.n_B for rule in self._rules}
         if len(sizes) > 1:
             names = " and ".join(dict.fromkeys(type(part).__name__ for part in self.parts()))
@@ -48,7 +49,7 @@ class WrapperSelector(Selector):
         self.compares_candidates = any(part.compares_candidates for part in self.parts())
 
     def rule_of(self, part: Selector) -> DrawRule:
-        """What a part decides before anything is loaded."""
+        """The draw rule of a part."""
         return next(rule for own, rule in zip(self.parts(), self._rules, strict=True) if own is part)
 
     def draw_rule(self) -> DrawRule:
@@ -66,6 +67,7 @@ class WrapperSelector(Selector):
         return rule.members() if callable(rule.members) else rule.members
 
     def prefilter_of_part(self, index: Tensor, step: int) -> Tensor | None:
+        """The prefilter of the part that decides at a step: see ``DrawRule``."""
         rule = self.rule_of(self.part_at(step, self._epoch))
         return None if rule.prefilter is None else rule.prefilter(index, step)
 
@@ -103,8 +105,27 @@ class WrapperSelector(Selector):
         return {**super().describe(), "parts": [type(part).__name__ for part in self.parts()]}
 
 
+class MethodWrapper(WrapperSelector):
+    """Base class of wrappers around one method, which always decides. Other arguments: see ``Selector``.
+
+    Args:
+        method: the selector that scores and chooses, built on the same loader and model.
+    """
+
+    def __init__(self, loader: Any, model: Any, method: Selector, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(loader, model, **options)
+        self.method = method
+        self.check_parts()
+
+    def parts(self) -> list[Selector]:
+        return [self.method]
+
+    def part_at(self, step: int, epoch: int) -> Selector:
+        return self.method
+
+
 def check_part(part: Selector, whole: Selector) -> None:
-    """Refuse a selector that would see another selector's candidates as its own loader, model or way of scoring would not."""
+    """Refuse a selector whose loader, model or way of scoring differs from those of another."""
     names = type(part).__name__, type(whole).__name__
     if part.loader is not whole.loader or part.model not in (None, whole.model):
         raise ValueError(f"{names[0]} must be built on the same loader and model as {names[1]}")

@@ -1,6 +1,6 @@
-"""One choice over the candidates of all ranks of ``torch.distributed``."""
+"""One selection over the candidates of all ranks of ``torch.distributed``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -11,48 +11,41 @@ from typing_extensions import Unpack
 from rholoss.candidates import Candidates
 from rholoss.data.index import IndexedBatch
 from rholoss.distributed import Ranks
-from rholoss.isolation import Mode, derived_seed
+from rholoss.isolation import derived_seed
 from rholoss.options import SelectorOptions
+from rholoss.scoring import Scorer
 from rholoss.selection import checked_choice
 from rholoss.selector import Selector
-from rholoss.wrappers.base import WrapperSelector
+from rholoss.wrappers.base import MethodWrapper
 from rholoss.wrappers.row_exchange import Exchange, Share
 
 
-class GlobalSelector(WrapperSelector):
-    """Any method, choosing from the candidates of all ranks together rather than on each rank from its own.
+class GlobalSelector(MethodWrapper):
+    """Any method, with one selection from the candidates of all ranks instead of one on each rank.
 
-    Every rank scores the candidates that its loader gives it. All then make the same choice from the W times n_B candidates of W
-    ranks: W n_b of them, those that one process would choose that had them all, rank 0's first. Every rank trains on n_b of
-    these, so that DDP's mean stays right: on its own as far as there are enough, and the others come from the ranks that have
-    more. Only the rows that have to change ranks do.
+    Each of W ranks scores the n_B candidates of its own loader. All ranks then make the same choice of W n_b of the W n_B
+    candidates, as one process with all of them would. Each rank trains on n_b of the chosen: on its own candidates first, and
+    on rows from ranks that have more. Only those rows move.
 
-    An epoch is over for all ranks as soon as one has no candidates left; what others still have is not read. Where all ranks
-    together have fewer than W n_b candidates, each trains on the W-th part, and up to W - 1 of the lowest scores are left out. A
-    rank that fails in its data or in scoring tells the others, which raise an error as well.
+    The epoch ends for all ranks when one has no candidates left. If all ranks together have fewer than W n_b candidates, each
+    trains on 1 / W of them, and up to W - 1 of the lowest scores are dropped. An error on one rank is raised on all.
 
-    ``last.positions`` are those of this rank's own candidates that any rank trains on, shape (m,), so logs that are added up over
-    the ranks are right; ``last.index`` says what this rank trains on, shape (n_b,), and ``last.notes["from_elsewhere"]`` how many
-    of them were other ranks' candidates.
+    ``last.positions``, shape (m,), are this rank's candidates that any rank trains on, so logs may be summed over ranks.
+    ``last.index``, shape (n_b,), is what this rank trains on. ``last.notes["from_elsewhere"]`` counts rows from other ranks.
 
-    A method that draws does so from a seed that all ranks share, with weights or without. A method that scores its candidates
-    by comparing them with each other, see ``Selector.compares_candidates``, is refused.
+    Other arguments: see ``MethodWrapper``; the options are the same on every rank. The ``choose`` of the method may use the
+    scores, the indices, the step and ``candidates.rand()``, which is the same on all ranks; no outputs or losses.
 
     Args:
-        loader: this rank's loader, see ``Selector``.
-        model: see ``Selector``.
-        method: the selector that scores and chooses, built on the same loader and model. Its ``choose`` may go by the scores,
-            the indices, the step and ``candidates.rand()``; outputs and losses are not at hand there.
         group: the process group; None for all processes.
-        **options: see ``Selector``; the same on every rank.
 
     Attributes:
         ranks: the ranks that choose together.
 
     Raises:
-        RuntimeError: ``torch.distributed`` is not initialized, or, in training, another rank failed.
-        ValueError: the method compares candidates, or draws its own; in training, the ranks are at different steps, or rows of
-            their batches differ in dtype or in shape, as padding to the longest makes them.
+        RuntimeError: ``torch.distributed`` is not initialized; or, in training, another rank failed.
+        ValueError: the method compares candidates (see ``Selector.compares_candidates``); or, in training, the ranks are at
+            different steps, or rows differ in dtype or shape, for example padded to different lengths.
 
     Examples:
         >>> import tempfile, torch
@@ -73,23 +66,15 @@ class GlobalSelector(WrapperSelector):
         self, loader: Any, model: Any, method: Selector, *, group: Any = None, **options: Unpack[SelectorOptions]
     ) -> None:
         self.ranks = Ranks(group)
-        super().__init__(loader, model, **options)
-        self.method = method
-        self.check_parts()
+        super().__init__(loader, model, method, **options)
         if self.compares_candidates:
             raise ValueError(
                 f"{type(method).__name__} scores candidates by comparing them with each other, so the scores of several ranks "
                 "cannot be ranked together; let it choose on each rank from its own candidates"
             )
         self._seed = self.generator.initial_seed()
-        if self.ranks.rank:  # what is drawn in scoring, such as the scores of uniform selection, must not repeat between ranks
+        if self.ranks.rank:  # random scores, such as those of uniform sampling, must not repeat between ranks
             self.generator.manual_seed(derived_seed("rank", self._seed, self.ranks.rank))
-
-    def part_at(self, step: int, epoch: int) -> Selector:
-        return self.method
-
-    def parts(self) -> list[Selector]:
-        return [self.method]
 
     def select(self, candidates: IndexedBatch | tuple[Any, Any]) -> Any:
         with self.ranks.sharing_errors():
@@ -125,20 +110,19 @@ class GlobalSelector(WrapperSelector):
     def take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         self.finite_check.wait()
         exchange = Exchange(self.ranks, candidates.batch, len(candidates))
-        told = self.ranks.all_gather_numbers(len(candidates), self.step, self.n_b, self._seed % 2**63, exchange.digest)
-        self._check_alike(told)
-        exchange.check(told[:, 4])
-        sizes = told[:, 0].tolist()
+        gathered = self.ranks.all_gather_numbers(len(candidates), self.step, self.n_b, self._seed % 2**63, exchange.digest)
+        self._check_alike(gathered)
+        exchange.check(gathered[:, 4])
+        sizes = gathered[:, 0].tolist()
         everyones = self._everyones(candidates, self.ranks.all_gather(candidates.index, sizes))
         score = self.ranks.all_gather(score if score.dtype == torch.float64 else score.float(), sizes)
         n = min(self.n_b, sum(sizes) // self.ranks.size) * self.ranks.size
         with self.ranks.sharing_errors():
             chosen, weights = checked_choice(self.choose(everyones, score, n), n, sum(sizes))
-        if (
-            len(self.ranks.all_gather_numbers(derived_seed(*chosen.tolist())).unique(dim=0)) > 1
-        ):  # rows would be waited for in vain
+        digests = self.ranks.all_gather_numbers(derived_seed(*chosen.tolist()))
+        if len(digests.unique(dim=0)) > 1:  # otherwise a rank would wait for rows that nobody sends
             raise ValueError(
-                f"{type(self.method).__name__} does not choose the same on every rank; its choose() may go by the scores, the "
+                f"{type(self.method).__name__} does not choose the same on every rank; its choose() may use the scores, the "
                 "indices, the step and candidates.rand()"
             )
         share = Share.of(self.ranks.rank, chosen, sizes)
@@ -147,8 +131,8 @@ class GlobalSelector(WrapperSelector):
         index, positions = everyones.index[chosen[share.mine]].to(candidates.device), share.own.to(candidates.device)
         return index, positions, None if weights is None else weights[share.mine].to(candidates.device), batch
 
-    def _check_alike(self, told: Tensor) -> None:
-        for name, values in zip(("step", "n_b", "seed"), told.T[1:4].tolist(), strict=True):
+    def _check_alike(self, gathered: Tensor) -> None:
+        for name, values in zip(("step", "n_b", "seed"), gathered.T[1:4].tolist(), strict=True):
             if len(set(values)) > 1:
                 raise ValueError(
                     f"{name} must be the same on every rank, got {values}; build the selector of every rank alike, and resume "
@@ -156,19 +140,19 @@ class GlobalSelector(WrapperSelector):
                 )
 
     def _everyones(self, candidates: Candidates, index: Tensor) -> Candidates:
-        """The candidates of all ranks, with a generator that is in the same state on each."""
+        """The candidates of all ranks, without batches; the generator is in the same state on each rank."""
         generator = torch.Generator().manual_seed(derived_seed("ranks", self._seed, self.step))
-        when = candidates.step, candidates.epoch
-        everyones = _Everyones(index, None, self.model, self.scorer, torch.device("cpu"), when, generator)
+        scorer, when = _NoScorer(self.scorer.task), (candidates.step, candidates.epoch)
+        everyones = Candidates(index, None, self.model, scorer, torch.device("cpu"), when, generator)
         everyones.notes = candidates.notes
         return everyones
 
 
-class _Everyones(Candidates):
-    """The candidates of all ranks, of which indices are known and batches are not."""
+class _NoScorer(Scorer):
+    """Refuses to run a model: a rank has no batches of the other ranks."""
 
-    def _run(self, fn: Callable[[Any, Any, int], Any], mode: Mode | None = None) -> Any:
+    def run(self, *args: Any, **options: Any) -> Any:
         raise ValueError(
-            "choosing from the candidates of all ranks goes by their scores and indices, and cannot run a model on them; leave "
-            "out what choose() reads besides, such as by compare_every"
+            "a choice from the candidates of all ranks uses their scores and indices, and cannot run a model on them; remove "
+            "what else choose() reads, for example compare_every="
         )

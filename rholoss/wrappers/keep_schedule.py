@@ -1,4 +1,4 @@
-"""Keeping more, or less, as training goes on."""
+"""A fraction to keep that changes during training."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,22 +14,19 @@ from rholoss.options import SelectorOptions
 from rholoss.schedules import Schedule
 from rholoss.selection import check_score
 from rholoss.selector import Selector
-from rholoss.wrappers.base import WrapperSelector
+from rholoss.wrappers.base import MethodWrapper
 
 
-class KeepScheduleSelector(WrapperSelector):
-    """Any method, choosing from fewer candidates as ``keep`` rises: what a step costs falls with them.
+class KeepScheduleSelector(MethodWrapper):
+    """Any method, with fewer candidates as the schedule rises, so that a step costs less.
 
-    Of the n_B candidates that are drawn, n_b / keep take part, chosen at random, and the others are neither scored nor, with
-    ``keep`` given and ``num_workers=0``, loaded. n_b stays what it is, and so does the number of steps in an epoch.
+    Of the n_B drawn candidates, a uniform sample of n_b / schedule(step) takes part. The others are not scored, and not loaded
+    either with ``keep=`` and ``num_workers=0``. n_b and the steps in an epoch stay the same. Other arguments: see
+    ``MethodWrapper``.
 
     Args:
-        loader: see ``Selector``.
-        model: see ``Selector``.
-        method: the selector that decides, built on the same loader and model.
-        schedule: the share to keep by step, in (0, 1]: one of ``rholoss.schedules``, or any function of the step, such as one
-            that looks at the accuracy reached. Below n_b / n_B it counts as n_b / n_B, so ``keep`` says the least.
-        **options: see ``Selector``.
+        schedule: the fraction to keep by step, in (0, 1]: one of ``rholoss.schedules``, or any function of the step. A fraction
+            below n_b / n_B counts as n_b / n_B.
 
     Examples:
         >>> import torch
@@ -46,16 +43,8 @@ class KeepScheduleSelector(WrapperSelector):
     """
 
     def __init__(self, loader: Any, model: Any, method: Selector, schedule: Schedule, **options: Unpack[SelectorOptions]) -> None:
-        super().__init__(loader, model, **options)
-        self.method = method
+        super().__init__(loader, model, method, **options)
         self.schedule = schedule
-        self.check_parts()
-
-    def parts(self) -> list[Selector]:
-        return [self.method]
-
-    def part_at(self, step: int, epoch: int) -> Selector:
-        return self.method
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         return self.method, self._taking_part_of(candidates)[1]
@@ -66,7 +55,7 @@ class KeepScheduleSelector(WrapperSelector):
         return score.new_full((len(candidates),), -torch.inf).index_copy(0, rows, score)
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
-        if self not in candidates.memory:  # a choice from several batches, by the scores alone
+        if self not in candidates.memory:  # the candidates of all ranks, of which only the scores are known
             return self.method.choose(candidates, score, n_b)
         rows, fewer = self._taking_part_of(candidates)
         positions, weights = self.method.choose(fewer, score[rows], n_b)
@@ -83,7 +72,7 @@ class KeepScheduleSelector(WrapperSelector):
         return loaded[self._taking_part(step, len(loaded))]
 
     def _taking_part_of(self, candidates: Candidates) -> tuple[Tensor, Candidates]:
-        """The positions of the candidates that take part, and these alone."""
+        """The positions of the candidates that take part, and these candidates."""
         if self not in candidates.memory:
             rows = self._taking_part(candidates.step, len(candidates)).to(candidates.device, non_blocking=True)
             candidates.memory[self] = rows, candidates if len(rows) == len(candidates) else candidates.at(rows)
@@ -91,7 +80,7 @@ class KeepScheduleSelector(WrapperSelector):
         return found
 
     def _taking_part(self, step: int, n: int) -> Tensor:
-        """Which of n candidates take part, ascending: all, once the others were left out before loading."""
+        """Positions of those of n candidates that take part, ascending: all, if the others were not loaded."""
         keep = self.schedule(step)
         if not 0 < keep <= 1:
             raise ValueError(f"the schedule must give a share to keep in (0, 1], got {keep!r} at step {step}")

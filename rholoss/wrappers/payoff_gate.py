@@ -1,4 +1,4 @@
-"""A method as long as it pays, plain training while it does not."""
+"""A gate that uses a method only while its selections are worth their cost."""
 
 import copy
 import math
@@ -27,38 +27,33 @@ from rholoss.wrappers.base import WrapperSelector
 
 
 class PayoffGatedSelector(WrapperSelector):
-    """Lets a method decide while a step of its choice is worth what it costs, and a cheaper one otherwise.
+    """Uses a method while its steps are worth their cost, and a cheaper selector otherwise.
 
-    What a step is worth is measured now and then, on a few candidate batches: by how much it would lower a validation loss, to
-    first order and for a step of fixed length, which is the product of the batch's gradient with the validation gradient over
-    the length of the former. The *gain* is the method's worth over that of examples drawn at random. The run begins with the
-    method. A measurement puts another selector in its place, the cheaper one or chance, and later perhaps the method back, if
-    that one's worth, over the times a plain step that its step takes, is above that of the one that decides, by more than two
-    standard errors of the difference, and above nothing: where nothing can be told apart, all stays as it is.
-    Where the one that decides goes by the index alone, training is on the CPU, and ``keep`` is given, only what it chooses is
-    loaded: a step then costs what a plain step does.
+    The worth of a step is how much it lowers a validation loss, to first order and for a step of length 1: the product of the
+    batch gradient and the validation gradient, divided by the norm of the former. The *gain* is the method's worth divided by
+    that of uniform sampling. The run begins with the method. A measurement may replace the selector that decides with another
+    one: the method, the cheaper selector or uniform sampling. The other one needs a worth per cost above 0 that is higher by
+    more than two standard errors of the difference.
 
-    A measurement takes about the time of ``5 * batches`` steps, and is made at step ``every`` and then whenever the steps have
-    doubled. It changes nothing in the run; what it decides depends on the data, the weights and the seed alone. On an
-    accelerator it is waited for. Resuming is exact with ``num_workers=0``, as what is loaded is decided when it is drawn.
+    A measurement takes about as long as ``5 * batches`` steps, at step ``every`` and whenever the steps have doubled. It has no
+    side effects, and synchronizes an accelerator. Its outcome depends only on the data, the weights and the seed. On the CPU,
+    with ``keep=``, a cheaper selector with ``scores_by_index`` loads only what it chooses: such a step costs as much as a plain
+    step. Resuming is exact with ``num_workers=0``. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        method: the selector to judge, built on the same loader and model. What it has that learns along, learns along always.
-        validation: examples that nothing is trained on, with labels that can be trusted: a dataset, or a loader or list of
-            batches such as the loader's. Some hundreds are enough.
-        otherwise: a cheaper selector for while the method does not pay, built on the same loader, such as
-            ``GatedUniformSelector``; None for chance alone.
-        cost: times a plain step that a step of the method takes, such as ``selector.cost().ratio`` of an earlier run; None to
-            count: 1 + n_B / (3 n_b) if the model itself scores the candidates, 1 if it does not.
-        every: the first step of the first measurement, at least 1.
+        method: the selector to judge, built on the same loader and model. A model that it co-trains is trained in every step.
+        validation: examples with trusted labels that no model trains on: a dataset, or a loader or list of batches like the
+            loader's. A few hundred are enough.
+        otherwise: a cheaper selector on the same loader, such as ``GatedUniformSelector``; None: uniform sampling only.
+        cost: duration of a step of the method divided by that of a plain step, above 0, such as ``selector.cost().ratio`` of an
+            earlier run. None: 1 + n_B / (3 n_b) if the model itself scores the candidates, otherwise 1.
+        every: the step of the first measurement, at least 1.
         batches: candidate batches in a measurement, at least 2.
-        **options: see ``Selector``.
 
     Attributes:
         gains: a pair (step, gain) for each measurement so far.
-        decides: the selector that decides at present: the method, the other one or a ``UniformSelector``.
+        decides: the selector that decides at present: ``method``, ``otherwise`` or ``uniform``.
+        uniform: a ``UniformSelector``.
     """
 
     def __init__(
@@ -76,12 +71,12 @@ class PayoffGatedSelector(WrapperSelector):
     ) -> None:
         super().__init__(loader, model, **options)
         if cost is not None and not cost > 0:
-            raise ValueError(f"cost must be the times a plain step that a step takes, above 0, got {cost!r}")
+            raise ValueError(f"cost must be the duration of a step over that of a plain step, above 0, got {cost!r}")
         if every < 1 or batches < 2:
             raise ValueError(f"every must be at least 1 and batches at least 2, got every={every!r} and batches={batches!r}")
         self.method = method
         self.otherwise = otherwise
-        self.chance = UniformSelector(loader, keep=options.get("keep"), batch_size=options.get("batch_size"))
+        self.uniform = UniformSelector(loader, keep=options.get("keep"), batch_size=options.get("batch_size"))
         self.check_parts()
         self.given_cost = cost
         self.every = every
@@ -90,9 +85,9 @@ class PayoffGatedSelector(WrapperSelector):
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
         self._next = every  # the step of the next measurement
-        self._worth: list[list[float]] = []  # of each part's choice, for each batch of the measurement at hand
-        self._scored = 0  # candidates that the model scored for the method, in the measurement at hand
-        self._decided = -1  # the step that ``part_for`` has decided on
+        self._worth: list[list[float]] = []  # of each part's choice, for each batch of the current measurement
+        self._scored = 0  # candidates that the model scored for the method in the current measurement
+        self._decided = -1  # the latest step of ``part_for``
 
     def part_at(self, step: int, epoch: int) -> Selector:
         return self.decides
@@ -109,26 +104,26 @@ class PayoffGatedSelector(WrapperSelector):
         return replace(rule, prefilter=self._prefilter) if self.redraws and self.view.draws_by_index else rule
 
     def _prefilter(self, index: Tensor, step: int) -> Tensor | None:
-        """Of the candidates drawn, those to load: only the choice of a method that goes by the index alone."""
+        """Of the drawn candidates, those to load: only the choice, if the selector that decides scores by index."""
         loader = self.view.loader
-        ahead = loader.num_workers * (loader.prefetch_factor or 0)  # batches that may be drawn before their step
+        ahead = loader.num_workers * (loader.prefetch_factor or 0)  # batches drawn before their step
         unread = self.decides.scores_by_index and self.scoring_device.type == "cpu"
         if step + ahead >= self._next or len(index) <= self.n_b or not unread:
             return self.prefilter_of_part(index, step)
         seed = derived_seed("while it does not pay", self.generator.initial_seed(), self.epoch, int(index[0]), int(index[-1]))
-        generator = torch.Generator().manual_seed(seed)  # by what was drawn: drawn again after a resume, it is the same
+        generator = torch.Generator().manual_seed(seed)  # seeded by the draw: the same after a resume
         unseen = Candidates(index, None, None, self.scorer, torch.device("cpu"), (step, self.epoch), generator)
         return functional.top(self.decides.score(unseen), self.n_b)
 
     def parts(self) -> list[Selector]:
-        return [self.method, *([self.otherwise] if self.otherwise is not None else []), self.chance]
+        return [self.method, *([self.otherwise] if self.otherwise is not None else []), self.uniform]
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         for part in self.parts():
             part.after_select(candidates, selection, batch)
 
     def _measure(self, candidates: Candidates) -> None:
-        """Add one candidate batch to the measurement at hand, and decide if it is the last of it."""
+        """Add a candidate batch to the current measurement, and decide after the last one."""
         seed = derived_seed("while it pays", self.generator.initial_seed(), candidates.step)
         apart = candidates.apart(seed)
         before, n_B = apart.scored.by_model, len(apart)
@@ -146,8 +141,8 @@ class PayoffGatedSelector(WrapperSelector):
         scoring = self._scored / (self.batches * n_B)
         cost = self.given_cost or break_even(n_b / n_B, scoring=scoring)
         worth = [list(values) for values in zip(*self._worth, strict=True)]  # of each part's choice
-        method, at_random = sum(worth[0]), sum(worth[-1])
-        self.gains.append((step, method / at_random if at_random > 0 else math.inf if method > 0 else 0.0))
+        method, uniform = sum(worth[0]), sum(worth[-1])
+        self.gains.append((step, method / uniform if uniform > 0 else math.inf if method > 0 else 0.0))
         rates = [[value / cost for value in worth[0]], *worth[1:]]
         now = self.parts().index(self.decides)
         better = [i for i, rate in enumerate(rates) if clearly_above(rate, rates[now]) and sum(rate) > 0]
@@ -157,10 +152,10 @@ class PayoffGatedSelector(WrapperSelector):
         self._scored = 0
 
     def _gradient(self, batch: Any) -> list[Tensor]:
-        """Of the mean loss of a batch with respect to the weights, in eval mode."""
+        """The gradient of a batch's mean loss with respect to the weights, in eval mode."""
         wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         cudnn = torch.backends.cudnn.flags(enabled=not any(isinstance(layer, nn.RNNBase) for layer in self.model.modules()))
-        with self.scorer.around(self.model, "eval") as device, torch.enable_grad(), cudnn:  # its RNNs train in train mode only
+        with self.scorer.around(self.model, "eval") as device, torch.enable_grad(), cudnn:  # cuDNN's RNNs: none in eval
             outputs, targets = self.scorer.task.forward(self.model, move(batch, device) if device is not None else batch)
             losses = self.scorer.task.loss(outputs, targets)
             gradients = torch.autograd.grad(losses.float().mean(), wanted, allow_unused=True)
@@ -179,19 +174,19 @@ class PayoffGatedSelector(WrapperSelector):
 
 
 def clearly_above(values: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the mean of the differences is above two of its standard errors."""
+    """Whether the mean difference is above two standard errors."""
     more = [value - other for value, other in zip(values, others, strict=True)]
     return statistics.mean(more) > 2 * statistics.stdev(more) / len(more) ** 0.5
 
 
 def along(gradient: list[Tensor], target: list[Tensor]) -> float:
-    """How far a step of length 1 against a gradient goes against another: their product over the length of the first."""
+    """The product of two gradients, divided by the norm of the first; 0 if that is 0."""
     product, square = (sum(float((a * b).sum()) for a, b in zip(gradient, other, strict=True)) for other in (target, gradient))
     return product / square**0.5 if square > 0 else 0.0
 
 
 def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
-    """Validation batches: of a dataset, or those that are given."""
+    """Validation batches: of a dataset, or as given."""
     if isinstance(validation, tuple) or not (hasattr(validation, "__iter__") or hasattr(validation, "__getitem__")):
         raise TypeError(f"validation must be a dataset, a loader or a list of batches, got {type(validation).__name__}")
     if hasattr(validation, "__getitem__") and not isinstance(validation, (list, IterableDataset)):
@@ -199,7 +194,7 @@ def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
         validation = DataLoader(
             validation, size, collate_fn=getattr(LoaderView(loader).loader, "collate_fn", None), drop_last=True
         )
-    with seeded(0):  # of what is drawn in reading them, the user's generators know nothing
+    with seeded(0):  # reading them must not move the user's generators
         batches = list(validation)
     if not batches:
         raise ValueError("validation has no batch; pass examples that nothing is trained on, a dataset or batches")

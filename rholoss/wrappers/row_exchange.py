@@ -1,7 +1,7 @@
-"""Rows of batches on their way from rank to rank."""
+"""Moves rows of batches between ranks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,11 +20,11 @@ class Share:
     """What one rank trains on, of what all ranks chose together.
 
     Attributes:
-        mine: which of the chosen, as positions among them, shape (n_b,), int64, ascending.
-        own: the positions of this rank's candidates that anyone trains on, shape (m,), int64, ascending.
-        sent: for each rank, the positions of this rank's candidates that it trains on, int64.
-        received: how many rows each rank has for this one, itself included.
-        is_local: whether every rank trains on its own candidates alone.
+        mine: positions among the chosen, shape (n_b,), int64, ascending.
+        own: positions of this rank's candidates that any rank trains on, shape (m,), int64, ascending.
+        sent: for each rank, positions of this rank's candidates that it trains on, int64.
+        received: how many rows come from each rank, this one included.
+        is_local: whether every rank trains only on its own candidates.
     """
 
     mine: Tensor
@@ -35,11 +35,11 @@ class Share:
 
     @classmethod
     def of(cls, rank: int, chosen: Tensor, sizes: list[int]) -> "Share":
-        """The share of a rank: as many as any other's, its own candidates first, so that as few rows as possible move.
+        """The share of a rank: as many rows as any other's, its own candidates first.
 
         Args:
-            rank: whose share.
-            chosen: positions in the candidates of all ranks, in rank order, a multiple of the number of ranks, int64, ascending.
+            rank: the rank.
+            chosen: positions in the candidates of all ranks, in rank order, int64, ascending; as many for each rank.
             sizes: how many candidates each rank has.
         """
         n_b, ends = len(chosen) // len(sizes), torch.tensor(sizes).cumsum(0)
@@ -59,10 +59,9 @@ class Share:
 
 
 class Exchange:
-    """Moves rows of a batch to the ranks that train on them. Their order is that of the ranks they come from.
+    """Moves rows of a batch to the ranks that train on them; they arrive in the order of the ranks that sent them.
 
-    The rows of all tensors travel together as bytes, in one collective; lists and arrays are pickled. What belongs to a batch as
-    a whole stays on its rank.
+    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays.
 
     Args:
         ranks: the ranks.
@@ -70,23 +69,18 @@ class Exchange:
         n: how many examples it holds.
 
     Attributes:
-        digest: the same number on two ranks if their rows can take each other's place.
+        digest: the same number on two ranks if their rows are interchangeable.
     """
 
     def __init__(self, ranks: Ranks, batch: Any, n: int) -> None:
         self._ranks, self._batch, self._n = ranks, batch, n
-        found = _Found()
-        cut(batch, found, n)
-        self._columns = found.columns
+        self._columns: list[Any] = []
+        cut(batch, _EachColumn(self._columns.append), n)
         self._layouts = [_layout(column) for column in self._columns]
         self.digest = derived_seed(*self._layouts)
 
     def check(self, digests: Tensor) -> None:
-        """Refuse columns that differ between ranks, such as in the length that they are padded to; on all ranks alike.
-
-        Args:
-            digests: of every rank, shape (W,), int64.
-        """
+        """Refuse columns that differ between ranks, for example in padding; ``digests`` are those of every rank, (W,), int64."""
         if bool((digests == digests[0]).all()):
             return
         everyones = self._ranks.all_gather_objects(list(zip(self._names(), self._layouts, strict=True)))
@@ -99,7 +93,7 @@ class Exchange:
             )
         (name, layout), (_, other) = next((a, b) for a, b in zip(here, there, strict=True) if a != b)
         raise ValueError(
-            f"rows of {name} must be alike on every rank, as they go from one to another: got {layout} on rank 0, {other} on "
+            f"rows of {name} must be alike on every rank, as they move between ranks: got {layout} on rank 0, {other} on "
             f"rank {rank}; pad to a fixed length, or convert to one dtype, in the collate_fn"
         )
 
@@ -111,11 +105,16 @@ class Exchange:
         tensors = [column for column in self._columns if isinstance(column, Tensor)]
         others = [column for column in self._columns if not isinstance(column, Tensor)]
         arrived = {True: iter(self._tensors(tensors, share)), False: iter(self._others(others, share))}
-        return cut(self._batch, _Replaced(next(arrived[isinstance(c, Tensor)]) for c in self._columns), self._n)
+        return self._with(next(arrived[isinstance(column, Tensor)]) for column in self._columns)
+
+    def _with(self, columns: Iterable[Any]) -> Any:
+        """The batch with other columns, in the order of its own."""
+        replacements = iter(columns)
+        return cut(self._batch, _EachColumn(lambda _: next(replacements)), self._n)
 
     def _names(self) -> list[str | None]:
         marks = [object() for _ in self._columns]  # a batch may hold the same tensor twice
-        marked = cut(self._batch, _Replaced(marks), self._n)
+        marked = self._with(marks)
         return [name_of(mark, marked) for mark in marks]
 
     def _tensors(self, columns: list[Tensor], share: Share) -> list[Tensor]:
@@ -135,37 +134,19 @@ class Exchange:
         return [_put_together(column, parts) for column, parts in zip(columns, zip(*arrived, strict=True), strict=True)]
 
 
-class _Found:
-    """Takes columns whole, and keeps them in the order in which they are come to."""
+class _EachColumn:
+    """Calls a function with each whole column of a batch, and puts the result in its place."""
 
-    def __init__(self) -> None:
-        self.columns: list[Any] = []
-
-    def tensor(self, column: Any) -> Any:
-        self.columns.append(column)
-        return column
-
-    array = sequence = tensor
-
-
-class _Replaced:
-    """Puts other columns in the place of these, in the order in which they are come to."""
-
-    def __init__(self, columns: Iterable[Any]) -> None:
-        self._columns = iter(columns)
-
-    def tensor(self, column: Any) -> Any:
-        return next(self._columns)
-
-    array = sequence = tensor
+    def __init__(self, change: Callable[[Any], Any]) -> None:
+        self.tensor = self.array = self.sequence = change
 
 
 def _layout(column: Any) -> str:
-    """What rows of a column have to share with the rows that they are put beside."""
+    """What rows need in common to be parts of one column."""
     if isinstance(column, Tensor):
         return f"{column.dtype} of shape {tuple(column.shape[1:])}"
     if isinstance(column, np.ndarray):
-        return f"an array of {column.dtype.type.__name__} of shape {column.shape[1:]}"  # strings may be of any length
+        return f"an array of {column.dtype.type.__name__} of shape {column.shape[1:]}"  # strings may have any length
     return f"a {type(column).__name__}"
 
 
@@ -175,9 +156,9 @@ def _bytes(rows: Tensor) -> Tensor:
 
 
 def _like(column: Tensor, rows: Tensor) -> Tensor:
-    """Bytes as rows of a column, where that column is."""
+    """Bytes as rows of a column, on its device."""
     like = column.new_empty(len(rows), *column.shape[1:])
-    _bytes(like).copy_(rows)  # new and contiguous, so these bytes are its own
+    _bytes(like).copy_(rows)  # a view, since the tensor is new and contiguous
     return like
 
 

@@ -1,4 +1,4 @@
-"""Selection with weights that are one step old."""
+"""Selection with the weights of one step before."""
 
 import copy
 from typing import Any
@@ -14,19 +14,13 @@ from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.selectors.rho_loss import RhoLossSelector
 from rholoss.store import IrreducibleLossStore
-from rholoss.wrappers.base import WrapperSelector
+from rholoss.wrappers.base import MethodWrapper
 
 
-class StaleSelector(WrapperSelector):
-    """Any method, deciding with the weights of one step before: what selecting in parallel with training would have chosen.
+class StaleSelector(MethodWrapper):
+    """Any method, with the weights of one step before: what selection in parallel with training would choose.
 
-    Keeps a copy of the model.
-
-    Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        method: the selector that decides, built on the same loader and model.
-        **options: see ``Selector``.
+    Keeps a copy of the model. Arguments: see ``MethodWrapper``.
 
     References:
         Mindermann et al., ICML 2022, on parallel selection; Alain et al., "Variance Reduction in SGD by Distributed Importance
@@ -34,22 +28,14 @@ class StaleSelector(WrapperSelector):
     """
 
     def __init__(self, loader: Any, model: nn.Module, method: Selector, **options: Unpack[SelectorOptions]) -> None:
-        super().__init__(loader, model, **options)
-        self.method = method
+        super().__init__(loader, model, method, **options)
         self.stale_model = copy.deepcopy(model)
         self._copied = -2  # the step whose weights the copy holds
-        self.check_parts()
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         if self._copied not in (candidates.step - 1, candidates.step):
-            self._copy_weights(candidates.step)  # at the first step nothing older is known
+            self._copy_weights(candidates.step)  # the first step has no older weights
         return self.method, candidates.under(self.stale_model)
-
-    def parts(self) -> list[Selector]:
-        return [self.method]
-
-    def part_at(self, step: int, epoch: int) -> Selector:
-        return self.method
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         super().after_select(candidates, selection, batch)
@@ -77,12 +63,5 @@ class StaleSelector(WrapperSelector):
 def stale_rho_loss(
     loader: Any, model: nn.Module, store: IrreducibleLossStore, **options: Unpack[SelectorOptions]
 ) -> StaleSelector:
-    """RHO-LOSS with weights one step old.
-
-    Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        store: irreducible losses of the loader's dataset.
-        **options: see ``Selector``.
-    """
+    """RHO-LOSS with the weights of one step before; for the arguments see ``StoreSelector``."""
     return StaleSelector(loader, model, RhoLossSelector(loader, model, store, **options), **options)

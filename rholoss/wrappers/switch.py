@@ -15,15 +15,11 @@ from rholoss.wrappers.base import WrapperSelector
 
 
 class SwitchSelector(WrapperSelector):
-    """One method after another: a schedule that works for every selector.
+    """Uses one selector after another, by a schedule. Other arguments: see ``Selector``.
 
     Args:
-        loader: see ``Selector``.
-        model: see ``Selector``.
-        stages: the selector to use from each epoch or step on; one of them from 0. They are built on the same loader and model,
-            and are never iterated themselves.
+        stages: the selector to use from each epoch or step on, built on the same loader and model; one of them from 0.
         unit: whether the keys of ``stages`` are epochs or steps.
-        **options: see ``Selector``.
 
     Examples:
         >>> import torch
@@ -79,15 +75,9 @@ def rho_loss_then_uniform(
     from_step: int | None = None,
     **options: Unpack[SelectorOptions],
 ) -> SwitchSelector:
-    """RHO-LOSS at first, uniform from an epoch or from a step on.
+    """RHO-LOSS first, then uniform sampling, from an epoch (``from_epoch``) or from a step (``from_step``) on, at least 1.
 
-    Args:
-        loader: see ``Selector``.
-        model: the model in training.
-        store: irreducible losses of the loader's dataset.
-        from_epoch: the first epoch of uniform selection, at least 1; or
-        from_step: its first step, at least 1.
-        **options: see ``Selector``.
+    Other arguments: see ``StoreSelector``.
     """
     start = from_step if from_epoch is None else from_epoch
     if start is None or start < 1 or (from_step is not None and from_epoch is not None):

@@ -120,7 +120,7 @@ def test_a_comparison_runs_the_model_no_more_than_the_selector_did(data):
     loader = DataLoader(data, batch_size=8)
     selector = methods_of(["rho_loss"], loader, model, keep=0.25)["rho_loss"]
     ComparisonLog(methods_of(["train_loss", "gradient_norm", "uniform"], loader, model), every=2).attach(selector)
-    SelectionLog(100, right=True).attach(selector)
+    SelectionLog(100, correct=True).attach(selector)
     for _ in selector:
         pass
     assert model.passes == selector.step
@@ -150,7 +150,7 @@ def test_the_agreement_over_a_run_is_the_mean_over_the_batches_compared():
     _, _, log = train("rho_loss", watch)
     compared = [last for selection, last in kept if selection.step % 3 == 0]
     assert log.batches == len(compared) == 3
-    assert log.names == ["selected", "train_loss", "uniform", "constant"]
+    assert log.names == ["own", "train_loss", "uniform", "constant"]
     overlap = [[sum(overlap_of(last[a], last[b]) for last in compared) / len(compared) for b in log.names] for a in log.names]
     correlation = [
         [mean([slow_spearman(last[a].scores.tolist(), last[b].scores.tolist()) for last in compared]) for b in log.names]
@@ -159,13 +159,13 @@ def test_the_agreement_over_a_run_is_the_mean_over_the_batches_compared():
     torch.testing.assert_close(log.overlap(), torch.tensor(overlap, dtype=torch.float64))
     torch.testing.assert_close(log.correlation(), torch.tensor(correlation, dtype=torch.float64), equal_nan=True)
     summary = log.summary()
-    assert summary["chance"] == pytest.approx(sum(4 / len(last["selected"].scores) for last in compared) / 3)
+    assert summary["uniform_overlap"] == pytest.approx(sum(4 / len(last["own"].scores) for last in compared) / 3)
     assert summary["overlap/train_loss"] == pytest.approx(overlap[0][1])
     assert summary["correlation/uniform"] == pytest.approx(correlation[0][2])
     low = [int(i) < 20 for last in compared for i in last["uniform"].index]
     assert summary["uniform/low/selected"] == pytest.approx(sum(low) / len(low))
-    mine = [int(i) < 20 for last in compared for i in last["selected"].index]
-    assert summary["selected/low/selected"] == pytest.approx(sum(mine) / len(mine))
+    mine = [int(i) < 20 for last in compared for i in last["own"].index]
+    assert summary["own/low/selected"] == pytest.approx(sum(mine) / len(mine))
     assert all(math.isnan(value) or isinstance(value, float) for value in json.loads(json.dumps(summary)).values())
     assert math.isnan(summary["correlation/constant"])
 
@@ -193,7 +193,7 @@ def test_a_comparison_is_resumed_and_merged():
     together = (half.batches * half.overlap() + whole.batches * whole.overlap()) / resumed.batches
     torch.testing.assert_close(resumed.overlap(), together)
     assert torch.equal(resumed.logs["uniform"].selected, half.logs["uniform"].selected + whole.logs["uniform"].selected)
-    with pytest.raises(ValueError, match=r"expected methods \['selected', 'train_loss'\] and logs \[\]"):
+    with pytest.raises(ValueError, match=r"expected methods \['own', 'train_loss'\] and logs \[\]"):
         ComparisonLog({"train_loss": whole.methods["train_loss"]}).load_state_dict(whole.state_dict())
 
 

@@ -24,9 +24,9 @@ N = 12
 class Batch:
     """A selected batch in plain numbers."""
 
-    def __init__(self, index, positions, scores, step, epoch=0, right=None, notes=None):
+    def __init__(self, index, positions, scores, step, epoch=0, correct=None, notes=None):
         self.index, self.positions, self.scores, self.step, self.epoch = index, sorted(positions), scores, step, epoch
-        self.right, self.notes = right, notes or {}
+        self.correct, self.notes = correct, notes or {}
         self.chosen = [index[position] for position in self.positions]
 
     def selection(self, ids=None):
@@ -38,7 +38,7 @@ class Batch:
         return Selection(index[positions], positions, weights, scores, index, self.step, self.epoch, notes)
 
     def add_to(self, log, ids=None):
-        log.update(self.selection(ids), None if self.right is None else torch.tensor(self.right))
+        log.update(self.selection(ids), None if self.correct is None else torch.tensor(self.correct))
 
 
 class Dropping(Selector):

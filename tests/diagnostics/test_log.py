@@ -62,9 +62,9 @@ def assert_same(got, expected):
 class Batch:
     """A selected batch in plain numbers."""
 
-    def __init__(self, index, positions, scores, step, epoch=0, right=None, notes=None):
+    def __init__(self, index, positions, scores, step, epoch=0, correct=None, notes=None):
         self.index, self.positions, self.scores, self.step, self.epoch = index, sorted(positions), scores, step, epoch
-        self.right, self.notes = right, notes or {}
+        self.correct, self.notes = correct, notes or {}
         self.chosen = [index[position] for position in self.positions]
 
     def selection(self, ids=None):
@@ -76,7 +76,7 @@ class Batch:
         return Selection(index[positions], positions, weights, scores, index, self.step, self.epoch, notes)
 
     def add_to(self, log, ids=None):
-        log.update(self.selection(ids), None if self.right is None else torch.tensor(self.right))
+        log.update(self.selection(ids), None if self.correct is None else torch.tensor(self.correct))
 
 
 def slow_record(batches, everything, flags):
@@ -88,12 +88,12 @@ def slow_record(batches, everything, flags):
         among = share(sum(flag[i] for i in selected), len(selected)), share(sum(flag[i] for i in candidates), len(candidates))
         record |= {f"{name}/selected": among[0], f"{name}/candidates": among[1], f"{name}/data": sum(flag) / len(flag)}
         record[f"{name}/ratio"] = share(*among)
-    if any(batch.right is not None for batch in everything):
-        known = [batch for batch in batches if batch.right is not None]
-        chosen = [batch.right[position] for batch in known for position in batch.positions]
-        all_of_them = [right for batch in known for right in batch.right]
+    if any(batch.correct is not None for batch in everything):
+        known = [batch for batch in batches if batch.correct is not None]
+        chosen = [batch.correct[position] for batch in known for position in batch.positions]
+        all_of_them = [correct for batch in known for correct in batch.correct]
         among = share(sum(chosen), len(chosen)), share(sum(all_of_them), len(all_of_them))
-        record |= {"right/selected": among[0], "right/candidates": among[1], "right/ratio": share(*among)}
+        record |= {"correct/selected": among[0], "correct/candidates": among[1], "correct/ratio": share(*among)}
     seen, repeated = {i for batch in everything if batches and batch.step < batches[0].step for i in batch.chosen}, 0
     for i in selected:
         repeated += i in seen
@@ -222,7 +222,7 @@ def test_a_long_run_is_counted_in_blocks_without_a_difference():
     log = SelectionLog(N, {"wrong": torch.tensor(flags["wrong"])})
     for batch in batches:
         batch.add_to(log)
-    assert log._counts._aside  # the rest of a block waits
+    assert log._counts._pending  # the rest of a block waits
     check_log(log, batches, flags)
 
 
@@ -293,7 +293,7 @@ def test_what_is_put_in_may_change_afterwards():
             r"one bool per example .*shape \(3,\), got torch.int64",
         ),
         (lambda: SelectionLog(3, {"wrong": torch.zeros(4, dtype=torch.bool)}), ValueError, r"of shape \(4,\)"),
-        (lambda: SelectionLog(3, {"right": torch.zeros(3, dtype=torch.bool)}), ValueError, "cannot be called 'right'"),
+        (lambda: SelectionLog(3, {"correct": torch.zeros(3, dtype=torch.bool)}), ValueError, "cannot be called 'correct'"),
         (
             lambda: SelectionLog(3, ids=[1, 2]),
             ValueError,
@@ -308,7 +308,7 @@ def test_what_is_put_in_may_change_afterwards():
             "one bool per cand",
         ),
         (lambda: ComparisonLog({}, every=0), ValueError, "every must be a number of steps"),
-        (lambda: ComparisonLog({"selected": lambda c: c.loss}), ValueError, "give the method another name"),
+        (lambda: ComparisonLog({"own": lambda c: c.loss}), ValueError, "give the method another name"),
     ],
 )
 def test_a_mistake_is_explained(make, error, message):
@@ -391,7 +391,7 @@ def train(name, watch, mode="eval", epochs=2):
 )
 def test_looking_does_not_change_the_run(name, mode):
     def watch(selector):
-        SelectionLog(60, right=True).attach(selector)
+        SelectionLog(60, correct=True).attach(selector)
         log = ComparisonLog(methods_of(OTHERS, selector.loader, selector.model, mode=mode), every=1).attach(selector)
         selector.listeners.append(lambda candidates, selection: candidates.rand())
         proxy = getattr(selector, "proxy", make_net(4))
@@ -409,7 +409,7 @@ def test_looking_does_not_change_the_run(name, mode):
     assert all(torch.equal(one, other) for one, other in zip(left_alone, left_watched, strict=True))
 
 
-def test_what_was_right_is_what_the_model_before_the_step_says():
+def test_what_was_correct_is_what_the_model_before_the_step_says():
     chosen, _, logs = train("rho_loss", lambda selector: SelectionLog(60).attach(selector))
     data, right, candidates_right, n = make_data(60), 0, 0, 0
     models = [make_net(0), *(model for _, model in chosen)]
@@ -420,15 +420,15 @@ def test_what_was_right_is_what_the_model_before_the_step_says():
         candidates_right += int(said[selection.candidate_index].sum())
         n += len(selection.candidate_index)
     summary = logs.summary()
-    assert summary["right/selected"] == right / (4 * len(chosen))
-    assert summary["right/candidates"] == candidates_right / n
+    assert summary["correct/selected"] == right / (4 * len(chosen))
+    assert summary["correct/candidates"] == candidates_right / n
 
 
-def test_what_was_right_is_unknown_unless_computed_or_asked_for():
+def test_what_was_correct_is_unknown_unless_computed_or_asked_for():
     _, _, log = train("uniform", lambda selector: SelectionLog(60).attach(selector))
-    _, _, asking = train("uniform", lambda selector: SelectionLog(60, right=True).attach(selector))
-    assert "right/selected" not in log.summary()
-    assert 0 <= asking.summary()["right/selected"] <= 1
+    _, _, asking = train("uniform", lambda selector: SelectionLog(60, correct=True).attach(selector))
+    assert "correct/selected" not in log.summary()
+    assert 0 <= asking.summary()["correct/selected"] <= 1
 
 
 def test_a_log_works_inside_a_framework_and_with_update(data, net):
@@ -526,14 +526,14 @@ def test_watching_on_a_gpu_never_waits_for_it():
 @needs_gpu
 def test_numbers_of_a_gpu_are_those_of_the_cpu():
     batches = [
-        Batch([0, 1, 2, 3], [0, 2], [0.5, -math.inf, 1.0, 2.0], step, right=[True, False, True, True]) for step in range(70)
+        Batch([0, 1, 2, 3], [0, 2], [0.5, -math.inf, 1.0, 2.0], step, correct=[True, False, True, True]) for step in range(70)
     ]
     one, other = (SelectionLog(N, {"low": torch.arange(N) < 2}) for _ in range(2))
     for batch in batches:
         batch.add_to(one)
         there = batch.selection()
         moved = {name: getattr(there, name).cuda() for name in ("index", "positions", "scores", "candidate_index")}
-        other.update(Selection(weights=None, step=batch.step, epoch=0, **moved), torch.tensor(batch.right).cuda())
+        other.update(Selection(weights=None, step=batch.step, epoch=0, **moved), torch.tensor(batch.correct).cuda())
     assert_same(other.summary(), one.summary())
     assert_same(other.scores_over_time(1000)[0], one.scores_over_time(1000)[0])
     again = SelectionLog(N, {"low": torch.arange(N) < 2})

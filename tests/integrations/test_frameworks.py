@@ -224,7 +224,7 @@ def test_a_trainer_that_does_not_say_how_to_select_says_what_is_expected():
     class Silent(SelectionMixin, Base):
         pass
 
-    with pytest.raises(NotImplementedError, match=r"Silent has to say .*make_selector\(loader\) .*such as RhoLossSelector"):
+    with pytest.raises(NotImplementedError, match=r"Silent has no selector.*make_selector\(loader\) .*such as RhoLossSelector"):
         Silent().train()
 
     class Forgets(SelectionMixin, Base):

@@ -174,7 +174,7 @@ class TestLoss:
     def test_what_cannot_be_right_is_refused_in_words(self):
         logits = TinyLM()(TOKENS)
         for keep in (0, 1.5, math.nan, True, "half"):
-            with pytest.raises(ValueError, match=r"keep must be the share of tokens to train on, in \(0, 1\], got"):
+            with pytest.raises(ValueError, match=r"keep must be the fraction of tokens to train on, in \(0, 1\], got"):
                 RhoTokenLoss(keep)
         with pytest.raises(ValueError, match="per must be 'batch' or 'sequence', got 'row'"):
             RhoTokenLoss(per="row")

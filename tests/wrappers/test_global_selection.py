@@ -262,7 +262,7 @@ class TestFailure:
                 r"ValueError: batches must have the same fields on every rank, got \[.*'x'.*\] on rank 0, \[.*'y'.*\] on rank 1",
             ),
             ("choices", "ValueError: Headstrong does not choose the same on every rank"),
-            ("reads", "ValueError: choosing from the candidates of all ranks goes by their scores"),
+            ("reads", "ValueError: a choice from the candidates of all ranks uses their scores"),
         ],
     )
     def test_to_fit_together_is_told_by_all_ranks(self, ran, what, message):

@@ -144,8 +144,8 @@ class TestWhileItPays:
         for worth, expected in (
             (above, "method"),
             (unclear, "method"),
-            (below, "chance"),
-            (unclear, "chance"),
+            (below, "uniform"),
+            (unclear, "uniform"),
             (above, "method"),
         ):
             selector._worth[:] = worth
@@ -156,8 +156,8 @@ class TestWhileItPays:
         selector = self.make(data, validation, torch.rand(N), every=1, batches=4, cost=4.0)
         for worth, expected in (
             ([(-0.5, -0.1)] * 4, "method"),
-            ([(-0.5, 0.1)] * 4, "chance"),
-            ([(-0.1, -0.5)] * 4, "chance"),
+            ([(-0.5, 0.1)] * 4, "uniform"),
+            ([(-0.1, -0.5)] * 4, "uniform"),
             ([(0.1, -0.5)] * 4, "method"),
         ):
             selector._worth[:] = worth
@@ -165,9 +165,9 @@ class TestWhileItPays:
             assert selector.decides is getattr(selector, expected)
         assert len(selector.gains) == 4
 
-    def test_between_the_method_and_chance_there_may_be_another(self, data, validation):
+    def test_between_the_method_and_uniform_sampling_there_may_be_another(self, data, validation):
         selector = self.make(data, validation, torch.rand(N), load_all=True, every=1, batches=4, cost=2.0)
-        for worth, expected in (((0.7, 0.6, 0.4), "otherwise"), ((0.7, 0.3, 0.4), "chance"), ((1.0, 0.4, 0.4), "method")):
+        for worth, expected in (((0.7, 0.6, 0.4), "otherwise"), ((0.7, 0.3, 0.4), "uniform"), ((1.0, 0.4, 0.4), "method")):
             selector._worth[:] = [list(worth)] * 4
             selector._decide(4, 32, 8)
             assert selector.decides is getattr(selector, expected)
@@ -188,7 +188,7 @@ class TestWhileItPays:
         for _ in selector:
             pass
         assert seen[0] == (0.25, float(scores))
-        assert selector.decides is selector.chance
+        assert selector.decides is selector.uniform
 
     def test_leaves_no_trace_in_the_run(self, data, validation):
         model = make_net(0)
@@ -212,7 +212,7 @@ class TestWhileItPays:
         often, never = (
             self.make(data, validation, torch.rand(N), load_all=True, every=every, batches=2, cost=1e9) for every in (1, 1000)
         )
-        often.decides, never.decides = often.chance, never.chance
+        often.decides, never.decides = often.uniform, never.uniform
         for _ in zip(often, never, strict=True):
             assert torch.equal(often.last.index, never.last.index)
         assert often.gains
@@ -246,8 +246,8 @@ class TestWhileItPays:
         chosen = follow(*first)
         assert follow(*second, saved) == chosen[at:]
         assert second[0].gains == first[0].gains
-        assert second[0].decides is second[0].chance
-        assert first[0].decides is first[0].chance
+        assert second[0].decides is second[0].uniform
+        assert first[0].decides is first[0].uniform
 
     def test_what_learns_along_always_does(self, data, validation):
         loader = DataLoader(data, batch_size=8)
@@ -290,7 +290,7 @@ class TestWhileItPays:
         model = make_net(0)
         method = Fixed(loader, model, table=torch.zeros(N), keep=0.1)
         selector = PayoffGatedSelector(loader, model, method, validation, every=10**6, keep=0.1)
-        selector.decides = selector.chance
+        selector.decides = selector.uniform
         epochs = [tuple(i for _ in selector for i in selector.last.index.tolist()) for _ in range(4)]
         assert len(set(epochs)) == 4
 
@@ -320,7 +320,7 @@ class TestWhileItPays:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"cost": 0}, "cost must be the times a plain step that a step takes, above 0, got 0"),
+            ({"cost": 0}, "cost must be the duration of a step over that of a plain step, above 0, got 0"),
             ({"every": 0}, "every must be at least 1 and batches at least 2, got every=0"),
             ({"batches": 1}, "batches at least 2, got every=100 and batches=1"),
         ],
