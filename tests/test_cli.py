@@ -287,7 +287,7 @@ class TestScore:
             before = file.read()
         code, _, err = run(SCORE.replace("il_model", "another"))
         assert (code, one_line(err)) == (1, True)
-        assert "il.npz is there already, made with other models" in err
+        assert "il.npz exists already, made with other models" in err
         with open("il.npz", "rb") as file:
             assert file.read() == before
 
@@ -429,8 +429,8 @@ class TestCheck:
         assert out.splitlines() == [
             "length: the same, 100 examples",
             "labels: the same, in the same order",
-            "[0]: the same in 32 examples that were looked at",
-            "[1]: the same in 32 examples that were looked at",
+            "[0]: the same in 32 sampled examples",
+            "[1]: the same in 32 sampled examples",
             f"gaps: none in the {n} examples that may be drawn",
             f"il.npz fits things:{data}, as far as it can be told",
         ]
@@ -441,7 +441,7 @@ class TestCheck:
             ("reordered", "its labels, in their order, are not those (it was reordered or relabelled)", ["length"]),
             ("relabelled", "its labels, in their order, are not those (it was reordered or relabelled)", ["length", "[0]"]),
             ("dropped", "it has 99 examples, and that had 100", []),
-            ("transformed", "32 of 32 examples that were looked at are others in [0]", ["length", "labels", "[1]"]),
+            ("transformed", "32 of 32 sampled examples differ in [0]", ["length", "labels", "[1]"]),
         ],
     )
     def test_catches_data_that_changed_and_says_what_did_not(self, run, data, message, still):

@@ -645,7 +645,7 @@ def go_on(selector, state):
 def test_a_loader_with_other_generators_is_refused(workers):
     selector = new(LOADERS["shuffled"](**WORKERS[workers]), keep=0.5)
     with pytest.raises(
-        ValueError, match="saved with a loader that has another set of generators; resume with the loader as it was"
+        ValueError, match="saved with a loader that has another set of generators; resume with the same loader"
     ):
         go_on(selector, saved_state())
 
@@ -670,7 +670,7 @@ def test_a_sampler_that_ends_before_the_position_is_refused():
     longer = new(LOADERS["subset, own generator"](), keep=0.5)
     for _ in longer:
         state = longer.state_dict()
-    with pytest.raises(ValueError, match="saved after 2 candidate batches, but the loader has 1; resume with the data"):
+    with pytest.raises(ValueError, match="saved after 2 candidate batches, but the loader has 1; resume with the same data"):
         go_on(selector, state)
 
 

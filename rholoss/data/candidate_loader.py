@@ -1,4 +1,4 @@
-"""Candidate batches out of the user's loader, from any position on."""
+"""Candidate batches from the user's loader, resumable at any position."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class DrawRule:
     """What a method decides before anything is loaded.
 
     Attributes:
-        members: which examples may be drawn, by index, shape (N,), bool; or a function that returns that, called as an epoch
-            begins and wherever the length of an epoch is asked for, so it only looks up what was decided before. None: all.
-        prefilter: ``(index, step) -> positions``, called with the indices drawn for a candidate batch, shape (n_B,), int64, and
-            the number of batches selected so far; returns which of them to load, as positions, distinct, int64, or None for all.
-            It must not run the model. With workers it is called ahead of the step that it is for.
-        n_B: examples to draw for a candidate batch; None: as many as ``keep`` says. n_b, where all that is drawn is trained on.
+        members: which examples may be drawn, by index, shape (N,), bool; None: all. Or a function that returns that. It is called
+            when an epoch begins and whenever the length of an epoch is needed, so it must be a cheap look-up.
+        prefilter: ``(index, step) -> positions``: of the indices drawn for a candidate batch, shape (n_B,), int64, and the number
+            of batches selected so far, the positions to load, distinct, int64; None for all. It must not run the model. With
+            workers, it is called ahead of its step.
+        n_B: examples to draw for a candidate batch; None: as ``keep`` sets; n_b where every drawn example is trained on.
     """
 
     members: Tensor | Callable[[], Tensor] | None = None
@@ -49,12 +49,8 @@ class CandidateLoader:
         view: the user's loader.
         n_B: draw candidate batches of this many examples with the loader's sampler; None: its own batches are the candidates.
         members: see ``DrawRule``.
-        prefilter: called with the positions that the sampler drew for a candidate batch; returns those to load.
-        state: where the pass over the data stands; None begins with the first.
-
-    Attributes:
-        view: the user's loader.
-        batches: the iterable of candidate batches; a ``DataLoader`` where the loader is one.
+        prefilter: returns the positions to load, of those that the sampler drew for a candidate batch.
+        state: the position in the data; None starts with the first epoch.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class CandidateLoader:
         self.batches: Any = view.drawing(**self._changes(n_B, members, prefilter))
 
     def _changes(self, n_B: int | None, members: Any, prefilter: Any) -> dict[str, Any]:
-        """The changes to the loader that make it draw candidate batches, from any position on."""
+        """The changes that make the loader draw candidate batches, resumable at any position."""
         view, loader = self.view, self.view.loader
         decides = members is not None or prefilter is not None
         if decides and not (n_B and view.draws_by_index and view.batching is not None):
@@ -103,17 +99,15 @@ class CandidateLoader:
         return self.epoch(0, drop_last=False)
 
     def epoch(self, n_b: int, drop_last: bool) -> Iterator[IndexedBatch]:
-        """An epoch's candidate batches, or the rest of them where one is to be resumed.
+        """Yield an epoch's candidate batches, or the remaining ones when resuming.
 
-        Args:
-            n_b: only the last may have fewer examples; of a stream, the last of each worker.
-            drop_last: whether to drop it then.
+        Only the last batch may have fewer than ``n_b`` examples; in a stream, the last of each worker. ``drop_last`` drops it.
         """
         state, n = self._state, n_b
         this = state.enter()
-        ends = max(1, self.view.loader.num_workers) if self.view.is_stream else 1  # each worker of a stream has an end of its own
+        ends = max(1, self.view.loader.num_workers) if self.view.is_stream else 1
         try:
-            for item in self._items(state.skip):  # none is read before it is used: the one that is read may learn that it ends
+            for item in self._items(state.skip):  # no batch is read before it is needed
                 if not ends:
                     raise ValueError(
                         f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
@@ -125,37 +119,35 @@ class CandidateLoader:
                 if n >= n_b or not drop_last:
                     yield item
             if state.position == 0 and self._sampler is None:
-                raise ValueError("nothing to iterate: pass batches that can be iterated again, not a spent iterator")
+                raise ValueError("nothing to iterate: expected batches that can be iterated again, got a spent iterator")
         finally:
             state.leave(this)
 
     def _items(self, skip: int) -> Iterator[Any]:
-        """What the loader yields after the first ``skip`` items, drawn as they would have been."""
+        """The loader's items after the first ``skip``, as an uninterrupted epoch would yield them."""
         state = self._state
-        if self._sampler is None:
+        if self._sampler is not None:
+            self._sampler.rewind = self._sampler.states() if state.seed_was_drawn else None
+            state.seed_was_drawn = False
             if not skip:
-                state.began = [torch.get_rng_state()]
                 return iter(self.batches)
-            there = self._is_put_back()
-            with fork_rng():
-                torch.set_rng_state(state.began[0].cpu())
-                return iter(self.batches) if there else skipped(iter(self.batches), skip)
-        self._sampler.rewind, state.seed_was_drawn = self._sampler.states() if state.seed_was_drawn else None, False
+            with fork_rng():  # iterating draws a seed, which the epoch in progress has already drawn
+                return iter(self.batches)
         if not skip:
+            state.began = [torch.get_rng_state()]
             return iter(self.batches)
-        with fork_rng():  # beginning to iterate draws a seed, which the epoch in progress has drawn before
-            return iter(self.batches)
-
-    def _is_put_back(self) -> bool:
-        """Whether the loader keeps its own position, and the user put it back there: a StatefulDataLoader."""
-        own = isinstance(self.batches, IndexedBatches) and self.batches.batches is self.view.loader
-        return own and getattr(self.view.loader, "next_iter_state", None) is not None
+        loader = self.view.loader
+        is_own = isinstance(self.batches, IndexedBatches) and self.batches.batches is loader
+        is_restored = is_own and getattr(loader, "next_iter_state", None) is not None  # a StatefulDataLoader
+        with fork_rng():
+            torch.set_rng_state(state.began[0].cpu())
+            return iter(self.batches) if is_restored else skipped(iter(self.batches), skip)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def count(self, n_b: int, drop_last: bool) -> int:
-        """How many selected batches an epoch yields; one too many at most, where the last candidate batch cannot be known."""
+        """Selected batches in an epoch; at most one too many, where the size of the last candidate batch is unknown."""
         batching = self._sampler.sampler if self._sampler else None
         tail = 0
         if drop_last and isinstance(batching, BatchSampler) and not (sharded(batching) or getattr(batching, "drop_last", True)):
@@ -163,12 +155,12 @@ class CandidateLoader:
         return len(self) - (0 < tail < n_b)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the loader's sampler and dataset which epoch it is, where they want to know."""
+        """Pass the epoch on to the loader's sampler and dataset, where they have ``set_epoch``."""
         self._state.told = epoch
         self.view.set_epoch(epoch)
 
     def state(self) -> dict[str, Any]:
-        """Where the pass in progress is, the random states in which it began, and those of the generators now."""
+        """The position, the random states at the start of the epoch, and the current states of the generators."""
         reader = self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
         return {
             **self._state.state(),
@@ -178,24 +170,23 @@ class CandidateLoader:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on from a state, or begin an epoch if it was saved between epochs.
+        """Make the next iteration resume from a state, or start an epoch if it was saved between epochs.
 
-        A sampler is put back to its random state and its entries are skipped without being read; other iterables are read up to
-        the position. The global random state stays as it is.
+        A sampler's entries are skipped unread; other iterables are read up to the position. The global random state is kept.
         """
         if state["position"] is not None and state["N"] != self.view.dataset_length:
             raise ValueError(
                 f"this state was saved in mid-epoch over a dataset of {state['N']} examples, got {self.view.dataset_length}; "
-                "resume with the data as they were"
+                "resume with the same data"
             )
         if self._sampler is not None:
             self._sampler.put_back(state["generators"])
-        # Workers that were running draw no seed for another epoch, but new ones do.
+        # Running workers draw no seed for another epoch; new workers do.
         drawn = self._sampler is not None and state["position"] is None and state["workers"]
         self._state.resume(state, drawn)
         if state["told"] is not None:
             self.set_epoch(state["told"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the running workers of a loader that keeps them."""
+        """The state to pickle, without running workers."""
         return {**vars(self), "batches": idle(self.batches)}

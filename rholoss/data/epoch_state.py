@@ -1,4 +1,4 @@
-"""Where a pass over the data stands, and what it takes to resume it."""
+"""The position in an epoch, and what is needed to resume it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 @dataclass
 class EpochState:
-    """One record for the selector, its candidate loader and its sampler; it changes by the transitions below alone.
+    """One record shared by the selector, its candidate loader and its sampler; only the methods below change it.
 
     Attributes:
-        epoch: which pass over the data this is, from 0.
-        is_next: whether ``epoch`` is the pass that the next iteration makes, rather than the one before it.
-        position: candidate batches taken in the pass in progress; None between passes.
-        iteration: a token of the iteration that makes the pass; None with a position: the next iteration resumes it.
-        skip: batches that the sampler has to pass over as it is iterated next, since they were taken before.
-        began: the random states in which the pass began, as the sampler keeps them.
-        told: the epoch that the loader was told last, or None.
-        seed_was_drawn: whether workers that were running had drawn the seed of the next pass already, which new ones draw again.
+        epoch: the number of the epoch, from 0.
+        is_next: whether ``epoch`` is the next iteration's epoch, not the previous one's.
+        position: candidate batches taken in the epoch in progress; None between epochs.
+        iteration: a token of the iteration in progress. None with a position: the next iteration resumes the epoch.
+        skip: batches that the sampler skips when it is next iterated, as they were taken before.
+        began: the random states at the start of the epoch, as the sampler stores them.
+        told: the epoch last passed to the loader's ``set_epoch``, or None.
+        seed_was_drawn: whether running workers had already drawn the next epoch's seed; new workers draw it again.
     """
 
     epoch: int = 0
@@ -32,51 +32,51 @@ class EpochState:
 
     @property
     def is_resuming(self) -> bool:
-        """Whether the next iteration resumes a pass."""
+        """Whether the next iteration resumes an epoch."""
         return self.position is not None and self.iteration is None
 
     @property
     def next_epoch(self) -> int:
-        """Which pass the next iteration makes, or makes the rest of."""
+        """The epoch that the next iteration starts or resumes."""
         return self.epoch + (not (self.is_next or self.is_resuming))
 
     def count(self) -> None:
-        """An iteration begins: it is the next pass, or the rest of one."""
+        """Count the epoch as an iteration starts or resumes it."""
         self.epoch, self.is_next = self.next_epoch, False
 
     def enter(self) -> object:
-        """An iteration reads from the loader, from its position on; returns its token."""
+        """Start reading from the loader, at the position; returns the token of this iteration."""
         self.skip = (self.position or 0) if self.is_resuming else 0
         self.position, self.iteration = self.skip, object()
         return self.iteration
 
     def advance(self, iteration: object) -> None:
-        """An iteration takes a batch; one that another has replaced moves nothing."""
+        """Count a batch, unless another iteration has replaced this one."""
         if self.iteration is iteration:
             self.position = (self.position or 0) + 1
 
     def leave(self, iteration: object) -> None:
-        """An iteration ends."""
+        """End an iteration."""
         if self.iteration is iteration:
             self.abandon()
 
     def abandon(self) -> None:
-        """No pass is in progress."""
+        """Give up the epoch in progress."""
         self.position = self.iteration = None
 
     def announce(self, epoch: int) -> None:
-        """The user says which pass comes next: the one in progress goes on only if it is that."""
+        """Set the next epoch; the one in progress is resumed only if it is the same."""
         if epoch != self.epoch:
             self.abandon()
         self.epoch, self.is_next = epoch, True
 
     def state(self) -> dict[str, Any]:
-        """What to save: numbers, and the random states."""
+        """The state to save: numbers and random states."""
         began = None if self.position is None else self.began
         return {"epoch": self.epoch, "is_next": self.is_next, "position": self.position, "began": began, "told": self.told}
 
     def resume(self, state: dict[str, Any], seed_was_drawn: bool) -> None:
-        """Let the next iteration go on from a saved state."""
+        """Make the next iteration resume from a saved state."""
         self.epoch, self.is_next, self.position = state["epoch"], state["is_next"], state["position"]
         self.began, self.told, self.iteration = state["began"], state["told"], None
         self.seed_was_drawn = seed_was_drawn

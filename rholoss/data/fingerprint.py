@@ -1,4 +1,4 @@
-"""What tells one dataset from another, from its order, and from its labels: kept with a store, checked against a loader."""
+"""Fingerprints of datasets, to detect other data, another order or other labels."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rholoss.data.index import is_map_style
+from rholoss.data.index import is_map_style, is_readable
 from rholoss.data.subset import labels_of, whole_of
 from rholoss.isolation import seeded
 
@@ -19,19 +19,18 @@ Digests = dict[str, str]
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:
-    """What a dataset is known by, as JSON values: its length, a digest of all labels it shows, and of a sample of examples.
+    """A dataset's length, a digest of all labels it shows, and digests of a sample of examples, as JSON values.
 
-    The sample is read twice, and what differs from one reading to the next, as augmented images do, is left out.
+    The sample is read twice. Fields that differ between the two readings, such as augmented images, are omitted.
 
     Args:
-        data: a map-style dataset, or a loader over one. Of a part, the whole dataset counts.
+        data: a map-style dataset, or a loader over one. Of a part, the whole dataset is used.
 
     Returns:
-        ``length``; ``labels``, or None; ``sample``: by field of an example its kind and a digest of each example of the sample.
-        None where the data cannot be read by index, or say themselves which examples they yield.
+        ``length``; ``labels``, or None; ``sample``: for each field, its kind and the digests of the sampled examples. None where
+        the data cannot be read by index, or report their own indices.
     """
-    readable = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    loader = data if isinstance(data, DataLoader) or not readable else DataLoader(data)
+    loader = DataLoader(data) if is_readable(data) and not isinstance(data, DataLoader) else data
     if not is_map_style(loader) or loader.batch_sampler is None:
         return None
     dataset = whole_of(loader.dataset)
@@ -45,8 +44,9 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
 
 
 def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """In what a dataset differs from the one that a fingerprint was taken of, in words; None where nothing speaks against it."""
+    """How a dataset differs from the one with the saved fingerprint, in words; None where no difference is found."""
     if saved["length"] != now["length"]:
+        return f"it has {now['length']:,} examples, and that had {saved['length']:,}"
         return f"it has {now['length']:,} examples, and that had {saved['length']:,}"
     if saved["labels"] and now["labels"] and saved["labels"] != now["labels"]:
         return "its labels, in their order, are not those (it was reordered or relabelled)"
@@ -55,22 +55,20 @@ def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         if kind == its_kind and digests != its:
             pairs = list(zip(_each(digests), _each(its), strict=True))
             differing = sum(one != other for one, other in pairs)
-            return (
-                f"{differing} of {len(pairs)} examples that were looked at are others in {field} (reordered, or transformed anew)"
-            )
+            return f"{differing} of {len(pairs)} sampled examples differ in {field} (reordered, or transformed differently)"
     if (saved["labels"] and now["labels"]) or saved["sample"].keys() & now["sample"].keys():
         return None
     fields = [(one, other) for one in saved["sample"].values() for other in now["sample"].values() if one[0] == other[0]]
     if fields and all(one != other for one, other in fields):
         return (
-            "its fields have other names, and none holds what one of that held in the examples that were looked at (reordered, "
-            "or transformed anew)"
+            "its fields have other names, and none holds what one of that held in the sampled examples (reordered, or "
+            "transformed differently)"
         )
     return None
 
 
 def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """What was compared of two fingerprints and is the same, and what could not be compared, a line each."""
+    """What two fingerprints have in common, and what could not be compared, one line each."""
     if not saved or not now:
         return ["data: not compared, as " + ("the store has no fingerprint" if not saved else "these cannot be read by index")]
     lines = [f"length: the same, {now['length']:,} examples"] if saved["length"] == now["length"] else []
@@ -81,14 +79,14 @@ def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> 
     for field, (kind, digests) in saved["sample"].items():
         its_kind, its = now["sample"].get(field, ("", ""))
         if kind != its_kind:
-            lines.append(f"{field}: not compared, as it is now of another kind, or differs from one reading to the next")
+            lines.append(f"{field}: not compared, as its kind has changed, or it differs from one reading to the next")
         elif digests == its:
-            lines.append(f"{field}: the same in {len(_each(its))} examples that were looked at")
+            lines.append(f"{field}: the same in {len(_each(its))} sampled examples")
     return lines
 
 
 def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) -> list[Digests]:
-    """A digest of each field of some examples, read as the loader would read them, in a worker if it has workers."""
+    """A digest of each field of some examples, read as the loader reads them, in a worker if it has workers."""
     workers = min(1, loader.num_workers)
     reader: DataLoader[Any] = DataLoader(
         dataset,
@@ -102,8 +100,13 @@ def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) ->
     return [digests for batch in reader for digests in batch]
 
 
+def spread(n: int, most: int) -> Tensor:
+    """Positions that are spread evenly over n, at most so many, ascending, int64."""
+    return torch.linspace(0, n - 1, min(n, most)).round().long().unique()
+
+
 def _sample(loader: DataLoader[Any], dataset: Any, n: int) -> dict[str, list[str]]:
-    positions = torch.linspace(0, n - 1, min(n, SAMPLE)).round().long().unique() if n else torch.empty(0, dtype=torch.int64)
+    positions = spread(n, SAMPLE)
     with seeded(0):
         read = example_digests(loader, dataset, positions.repeat(2))
     readings = read[: len(positions)], read[len(positions) :]
@@ -121,7 +124,7 @@ def _digested(examples: list[Any]) -> list[Digests]:
 
 
 def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """The fields of an example, each as its kind and a digest of its content; what has no content to be compared is left out."""
+    """The fields of an example, as kind and digest each; fields whose content cannot be compared are omitted."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().float().numpy() if value.dtype == torch.bfloat16 else value.detach().cpu().numpy()
     if isinstance(value, (bool, int, float, np.generic)) or _is_row_of_numbers(value):
@@ -142,7 +145,7 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_row_of_numbers(value: Any) -> bool:
-    """Whether a list is one field, such as the tokens of a text, rather than a field an entry."""
+    """Whether a list is one field, such as the tokens of a text, and not one field per entry."""
     return isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)
 
 
@@ -157,12 +160,12 @@ def _content(value: Any) -> tuple[str, bytes | None]:
 
 
 def digest(content: bytes) -> str:
-    """16 hexadecimal digits that tell contents apart."""
+    """16 hexadecimal digits that identify some content."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def labels_digest(labels: Tensor) -> str:
-    """What all labels, in their order, are known by."""
+    """A digest of all labels in their order."""
     return digest(np.ascontiguousarray(labels.cpu().long().numpy()).tobytes())
 
 

@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 
 def hash_ids(names: Iterable[str | bytes]) -> Tensor:
-    """A 64-bit id for each name, shape (n,), int64: wherever ids or indices are taken, names are hashed like this.
+    """A 64-bit id for each name, shape (n,), int64; wherever ids or indices are accepted, names are hashed like this.
 
-    The id is the BLAKE2b digest of 8 bytes of the name in UTF-8, read as a little-endian signed integer, so that other programs
-    can make it too. Among a hundred million names two share an id with a chance of 3 in 10,000; a store refuses them.
+    The id is the 8-byte BLAKE2b digest of the name in UTF-8, read as a little-endian signed integer. Among a hundred million
+    names, the probability that two share an id is 3 in 10,000; a store refuses them.
 
     Args:
-        names: strings, or bytes taken as they are.
+        names: strings, or bytes, which are hashed as they are.
 
     Examples:
         >>> hash_ids(["img/0001.jpg"]).tolist()
@@ -33,7 +33,7 @@ def hash_ids(names: Iterable[str | bytes]) -> Tensor:
 
 
 def are_names(values: Any) -> bool:
-    """Whether values are a column of strings, rather than of numbers."""
+    """Whether values are a column of strings rather than numbers."""
     if isinstance(values, Tensor):
         return False
     if hasattr(values, "dtype"):
@@ -43,7 +43,7 @@ def are_names(values: Any) -> bool:
 
 
 def tensor_of(values: Any) -> Tensor:
-    """Values as a tensor that shares their memory; of an array that must not be written to, such as a mapped one, a copy."""
+    """Values as a tensor that shares their memory; read-only arrays, such as mapped ones, are copied."""
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)
@@ -51,22 +51,22 @@ def tensor_of(values: Any) -> Tensor:
 
 
 def some(values: list[Any], most: int = 5) -> str:
-    """The first of some indices, and how many more there are, for a message."""
+    """The first few indices, and how many more there are, for a message."""
     return ", ".join(map(str, values[:most])) + (f" and {len(values) - most:,} more" if len(values) > most else "")
 
 
 CARRY_THE_INDEX = (
-    "wrap it in rholoss.IndexedBatches(loader, index=...) and say where a batch holds the indices of its examples, "
+    "wrap it in rholoss.IndexedBatches(loader, index=...) with the place of the indices in a batch, "
     "or in rholoss.IndexedBatches(pairs) if it yields (index, batch)"
 )
 
 
 class IndexedBatch(NamedTuple):
-    """A batch, and which examples it holds.
+    """A batch, and the indices of its examples.
 
     Attributes:
         index: indices of the examples in the dataset, shape (n,), int64.
-        batch: what the user's loader yields, as it is.
+        batch: the batch as the user's loader yields it.
     """
 
     index: Tensor  # type: ignore[assignment]  # shadows tuple.index, on purpose
@@ -74,13 +74,13 @@ class IndexedBatch(NamedTuple):
 
 
 class IndexedBatches:
-    """The door for loaders whose batches already say which examples they hold.
+    """Adapter for loaders whose batches report the indices of their examples.
 
-    A map-style ``DataLoader`` needs none of this: give it to a selector as it is.
+    A map-style ``DataLoader`` does not need it.
 
     Args:
         batches: a loader or any other iterable of batches.
-        index: where a batch holds its indices: a key, a position, or a function of the batch; they stay in the batch.
+        index: where a batch holds its indices: a key, a position, or a function of the batch. The indices stay in the batch.
             None: every item is a pair (index, batch).
 
     Examples:
@@ -104,15 +104,15 @@ class IndexedBatches:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the running workers of a loader that keeps them."""
+        """The state to pickle, without running workers."""
         return {**vars(self), "batches": idle(self.batches)}
 
     def over(self, batches: Iterable[Any]) -> IndexedBatches:
-        """The same door in front of other batches."""
+        """The same adapter around other batches."""
         return IndexedBatches(batches, self.index)
 
     def names(self, batch: Any) -> list[Any] | None:
-        """What a batch calls its examples, where it has names for them at ``index``; else None."""
+        """The names of a batch's examples, where it holds names at ``index``; else None."""
         found = batch[self.index] if isinstance(self.index, (str, int)) else None
         return list(found) if found is not None and are_names(found) else None
 
@@ -120,8 +120,7 @@ class IndexedBatches:
         if self.index is None:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
                 raise TypeError(
-                    f"expected pairs (index, batch), got {type(item).__name__}; pass index= to say where a batch holds its "
-                    "indices"
+                    f"expected pairs (index, batch), got {type(item).__name__}; pass index= for batches that hold their indices"
                 )
             return IndexedBatch(as_index(item[0]), item[1])
         if callable(self.index):
@@ -131,8 +130,7 @@ class IndexedBatches:
         except (KeyError, IndexError, TypeError) as error:
             fields = f"the keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
             raise type(error)(
-                f"expected the indices of a batch at {self.index!r}, got {fields}; pass its key, its position or a function as "
-                "index="
+                f"expected the indices of a batch at {self.index!r}, got {fields}; pass its key, position or a function as index="
             ) from error
         return IndexedBatch(as_index(found), item)
 
@@ -168,19 +166,19 @@ def as_index(values: Any) -> Tensor:
 def copy_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """A copy of a loader, of the same class, with some attributes changed."""
     inner = vars(loader).get("base_dataloader")
-    if inner is not None:  # of accelerate: passes on what another loader reads
+    if inner is not None:  # accelerate's loader passes on the batches of another
         shell: DataLoader[Any] = object.__new__(type(loader))
         vars(shell).update(vars(loader), base_dataloader=copy_loader(inner, **changes))
         return shell
     twin = copy.copy(loader)
     vars(twin).update(changes, _iterator=None)  # DataLoader refuses setattr after __init__; workers are the copy's own
-    if hasattr(twin, "_initial_iter_for_state_dict"):  # a StatefulDataLoader that was asked for its state
+    if hasattr(twin, "_initial_iter_for_state_dict"):  # a StatefulDataLoader whose state was requested
         vars(twin).update(_initial_iter_for_state_dict=False)
     return twin
 
 
 def idle(batches: Any) -> Any:
-    """A loader without the running workers that it keeps, which no pickle can hold; anything else as it is."""
+    """A copy of a loader without its running workers, which cannot be pickled; anything else unchanged."""
     return copy_loader(batches) if isinstance(batches, DataLoader) else batches
 
 
@@ -189,11 +187,16 @@ def is_map_style(loader: object) -> bool:
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
+def is_readable(data: Any) -> bool:
+    """Whether a dataset can be read by index."""
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+
+
 def check_indexed(item: Any, loader: object) -> IndexedBatch:
-    """The item if it is an IndexedBatch, else an error: a loader subclass with its own ``__iter__`` may have taken it apart."""
+    """The item if it is an ``IndexedBatch``; else a TypeError, as a loader subclass may override ``__iter__``."""
     if not isinstance(item, IndexedBatch):
         raise TypeError(
-            f"{type(loader).__name__} overrides how batches are yielded and lost the index on the way: "
-            f"expected an IndexedBatch, got {type(item).__name__}; pass on what super().__iter__() yields, or {CARRY_THE_INDEX}"
+            f"{type(loader).__name__} overrides how batches are yielded and lost the index: expected an IndexedBatch, got "
+            f"{type(item).__name__}; yield the items of super().__iter__() unchanged, or {CARRY_THE_INDEX}"
         )
     return item

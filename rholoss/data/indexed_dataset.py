@@ -1,4 +1,4 @@
-"""The index is attached where an example is read, and peeled off before the user's collate function."""
+"""Attaching the index where an example is read, and removing it before the user's collate function."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from rholoss.data.subset import index_of, whole_of
 
 
 def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """A copy of a map-style loader that yields ``IndexedBatch``; the loader itself is left as it is.
+    """A copy of a map-style loader that yields ``IndexedBatch``; the loader itself does not change.
 
-    The copy shares the dataset, sampler, generator and every option with the loader. The index is attached where the dataset is
-    read, in the worker, and peeled off before the user's ``collate_fn``: nothing that happens between can pair it with another
-    example.
+    The index is attached where the dataset is read, in the worker, and removed before the user's ``collate_fn`` is called.
     """
     return copy_loader(
         loader,
@@ -32,7 +30,7 @@ def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
 
 
 class _Read(NamedTuple):
-    """What was read from a dataset, on its way to the collate function; or past it, where the columns were read at once."""
+    """What was read from a dataset: examples for the collate function, or a whole batch whose columns were read at once."""
 
     index: Any
     examples: Any
@@ -40,12 +38,7 @@ class _Read(NamedTuple):
 
 
 class _IndexedDataset:
-    """Reads from a dataset and says what was asked for. Forwards reading and length, nothing else.
-
-    Args:
-        dataset: the dataset.
-        stacks: whether its examples are only stacked by what follows: then rows of tensors in memory are read at once.
-    """
+    """Reads from a dataset and reports the indices; ``stacks``: examples are only stacked, so tensor rows are read at once."""
 
     def __init__(self, dataset: Any, stacks: bool = False) -> None:
         self.dataset = dataset
@@ -66,7 +59,7 @@ class _IndexedDataset:
         read_many = getattr(dataset, "__getitems__", None)
         if read_many is None:
             return _Read(index_of(dataset, indices), [dataset[i] for i in indices])
-        asked = copy.copy(indices)  # a dataset may sort the list that it is asked with
+        asked = copy.copy(indices)  # the dataset may sort the list in place
         return _Read(index_of(dataset, asked), read_many(indices))
 
 
@@ -82,20 +75,18 @@ class _IndexedCollate:
         examples = read.examples
         if read.is_batch:
             return IndexedBatch(read.index, examples)
-        if self.collate_fn is default_collate:  # leaves its examples in their order
+        if self.collate_fn is default_collate:  # it keeps the order of its examples
             return IndexedBatch(as_index(read.index), default_collate(examples))
         before = list(examples) if isinstance(examples, list) else []
         batch = self.collate_fn(examples)
         moved = any(map(operator.is_not, before, examples))
         if moved and set(map(id, before)) == set(map(id, examples)):
-            raise ValueError(
-                f"the collate_fn sorted its examples, so that their indices are lost; let them carry it and {CARRY_THE_INDEX}"
-            )
+            raise ValueError(f"the collate_fn sorted its examples, so that their indices are lost; {CARRY_THE_INDEX}")
         return IndexedBatch(as_index(read.index), batch)
 
 
 class _WorkerInit:
-    """Shows a worker's code the user's own dataset, as in a plain loader, then runs the user's ``worker_init_fn``."""
+    """Shows code in a worker the user's own dataset, then runs the user's ``worker_init_fn``."""
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
         self.worker_init_fn = worker_init_fn

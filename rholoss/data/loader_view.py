@@ -1,8 +1,8 @@
-"""The user's loader, taken apart once."""
+"""The user's loader, inspected in one place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,26 +12,25 @@ from torch.utils.data import DataLoader
 from rholoss.data import samplers
 from rholoss.data.index import CARRY_THE_INDEX, IndexedBatches, copy_loader, is_map_style
 from rholoss.data.indexed_dataset import attach_index
-from rholoss.data.subset import index_of, whole_length
+from rholoss.data.subset import index_of, whole_of
 
 
 class LoaderView:
-    """What a loader is: everything that has to know asks this object.
+    """What the package needs to know about a loader.
 
     Args:
         given: a ``DataLoader``, ``IndexedBatches`` around anything that can be iterated, or any other iterable of batches.
 
     Attributes:
-        given: the same.
-        loader: what is iterated in the end: what is inside ``IndexedBatches``, or the loader itself.
-        reports_index: whether the batches say themselves which examples they hold.
+        loader: the loader itself, without ``IndexedBatches`` around it.
+        reports_index: whether the batches report the indices of their examples.
         is_map_style: whether the loader reads a dataset by index.
         is_stream: whether it is a ``DataLoader`` over an ``IterableDataset``.
         dataset: the loader's dataset, or None.
-        dataset_length: N, the length of the dataset, or of the one that it is a subset of; None where it cannot be known.
-        batching: what batches up single indices in their order, a ``BatchSampler``; None where the loader does otherwise.
-        batch_size: examples in a batch; None where the loader does not tell.
-        drop_last: whether the loader drops a last batch that is short.
+        dataset_length: N, the length of the dataset, or of the dataset that it is a subset of; None if unknown.
+        batching: the ``BatchSampler`` that groups single indices in their order; None if the loader does not use one.
+        batch_size: examples in a batch; None if unknown.
+        drop_last: whether the loader drops a short last batch.
     """
 
     def __init__(self, given: Any) -> None:
@@ -49,11 +48,7 @@ class LoaderView:
 
     @classmethod
     def of_data(cls, data: Any, batch_size: int | None = None) -> LoaderView:
-        """The view of a loader, or of a new one over a map-style dataset, with 256 examples in a batch if None.
-
-        Raises:
-            TypeError: the data are neither.
-        """
+        """The view of a loader, or of a new one over a map-style dataset, with a batch size of 256 if None."""
         if not isinstance(data, (DataLoader, IndexedBatches)):
             if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
                 raise TypeError(f"expected a map-style dataset, a DataLoader or IndexedBatches, got {type(data).__name__}")
@@ -61,7 +56,7 @@ class LoaderView:
         return cls(data)
 
     def require_index(self) -> None:
-        """Raise a TypeError that says what to do if nothing says which examples the batches hold."""
+        """Raise a TypeError with the remedy if the indices of the batches are unknown."""
         if self.is_map_style or self.reports_index:
             return
         loader, name = self.given, type(self.given).__name__
@@ -69,54 +64,48 @@ class LoaderView:
             raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
         if isinstance(getattr(loader, "_dataloader", None), DataLoader):
             raise TypeError(
-                f"expected a DataLoader, got {name}, which hides the one that it was made of; give that one to the selector, in "
-                "the place of fabric.setup_dataloaders, on several processes with a DistributedSampler"
+                f"expected a DataLoader, got {name}, which hides the one inside it; pass the inner one to the selector, do not "
+                "call fabric.setup_dataloaders, and use a DistributedSampler on several processes"
             )
         if self.is_stream:
-            raise TypeError(
-                f"a {name} over the IterableDataset {type(self.dataset).__name__} does not say which examples it yields; "
-                f"{CARRY_THE_INDEX}"
-            )
-        if isinstance(loader, Iterable):
-            raise TypeError(
-                f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields; "
-                f"{CARRY_THE_INDEX}"
-            )
-        raise TypeError(f"expected a DataLoader as the first argument, got {name}")
+            what = f"a {name} over the IterableDataset {type(self.dataset).__name__} does not say which examples it yields"
+        elif isinstance(loader, Iterable):
+            what = f"expected a DataLoader over a map-style dataset, got {name}, which does not say which examples it yields"
+        else:
+            raise TypeError(f"expected a DataLoader as the first argument, got {name}")
+        raise TypeError(f"{what}; {CARRY_THE_INDEX}")
 
     # --- how many -------------------------------------------------------------------------------------------------------------
 
     def batch_sizes(self, keep: float | None, batch_size: int | None) -> tuple[int, int | None]:
-        """n_b, and n_B where candidate batches have to be drawn with the loader's sampler; None: its own batches are these.
+        """n_b and n_B; None for n_B: the loader's own batches are the candidates.
 
         Raises:
-            ValueError: both are given, one is out of its range, or the loader cannot do what it takes.
+            ValueError: both are given, one is out of its range, or the loader cannot provide them.
         """
-        if batch_size is not None:
-            if keep is not None:
-                raise ValueError(
-                    f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: "
-                    "keep draws larger candidate batches, batch_size selects from the loader's own"
-                )
-            if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-                raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
-            if self.batch_size is not None and batch_size > self.batch_size:
-                raise ValueError(
-                    f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}; "
-                    "give the loader a larger batch_size: its batches are the candidates"
-                )
-            return int(batch_size), None
-        keep = 0.1 if keep is None else keep
+        if batch_size is None:
+            return self._drawn_sizes(0.1 if keep is None else keep)
+        if keep is not None:
+            raise ValueError(
+                f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: "
+                "keep draws larger candidate batches, batch_size selects from the loader's own"
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
+        if self.batch_size is not None and batch_size > self.batch_size:
+            raise ValueError(
+                f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}; "
+                "give the loader a larger batch_size: its batches are the candidates"
+            )
+        return int(batch_size), None
+
+    def _drawn_sizes(self, keep: float) -> tuple[int, int]:
         if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
             raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
-        if self.batch_size is None:
+        if self.batch_size is None or self.batching is None:
+            size = "" if self.batch_size else "keeps the loop's batch size and "
             raise ValueError(
-                f"keep= keeps the loop's batch size, but {self._why_not_drawn()}; pass batch_size= to select from the batches "
-                "that come"
-            )
-        if self.batching is None:
-            raise ValueError(
-                f"keep= draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}; "
+                f"keep= {size}draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}; "
                 "pass batch_size= to select from the batches that come"
             )
         return self.batch_size, round(self.batch_size / float(keep))
@@ -136,23 +125,23 @@ class LoaderView:
 
     def _dataset_length(self) -> int | None:
         try:
-            return whole_length(self.dataset) if self.is_map_style else None
+            return len(whole_of(self.dataset)) if self.is_map_style else None
         except (TypeError, NotImplementedError):
             return None
 
     @property
     def draws_by_index(self) -> bool:
-        """Whether a sampler draws indices of the dataset, so that they are known before anything is loaded."""
+        """Whether a sampler draws indices of the dataset, so that they are known before loading."""
         return self.is_map_style and not self.reports_index
 
     # --- which examples -------------------------------------------------------------------------------------------------------
 
     def drawable_positions(self) -> Tensor | None:
-        """Positions in the dataset that the sampler may draw, int64; None where that is unknown until sampled."""
+        """Positions in the dataset that the sampler may draw, int64; None if unknown until sampled."""
         return samplers.drawable(self.loader, len(self.dataset)) if self.dataset_length is not None else None
 
     def drawable(self) -> Tensor | None:
-        """Indices that may be drawn, int64; None where that is unknown until sampled."""
+        """Indices that may be drawn, int64; None if unknown until sampled."""
         positions = None if self.reports_index else self.drawable_positions()
         return None if positions is None else self.index_of(positions)
 
@@ -162,34 +151,29 @@ class LoaderView:
         return index
 
     def names(self, batch: Any) -> list[Any] | None:
-        """What a batch calls its examples, where it has names for them; else None."""
+        """The names of a batch's examples, where it holds names; else None."""
         return self.given.names(batch) if self.reports_index else None
 
     # --- other loaders like it ------------------------------------------------------------------------------------------------
 
     def drawing(self, **changes: Any) -> Any:
-        """An iterable of ``IndexedBatch`` like the loader, with some attributes changed; the loader itself stays as it is."""
+        """An iterable of ``IndexedBatch`` like the loader, with some attributes changed; the loader itself does not change."""
         if self.is_map_style and not self.reports_index:
             return attach_index(self.loader, **changes)
         loader = copy_loader(self.loader, **changes) if changes else self.loader
         return self.given.over(loader) if self.reports_index else loader
 
     def redrawn(self, batches: Any, batch_size: int) -> Any:
-        """The loader over other batches of positions, as what was given: ``IndexedBatches`` around it if it was that."""
+        """The loader over other batches of positions, with ``IndexedBatches`` around it if it had that."""
         loader = copy_loader(
             self.loader, sampler=batches.sampler, batch_sampler=batches, batch_size=batch_size, drop_last=False, generator=None
         )
         return self.given.over(loader) if self.reports_index else loader
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler, the batch sampler and the dataset which epoch it is, where they have ``set_epoch``."""
+        """Pass the epoch to the sampler, the batch sampler and the dataset, where they have ``set_epoch``."""
         loader = self.loader
-        holders = [
-            *samplers.chain(getattr(loader, "sampler", None)),
-            *samplers.chain(getattr(loader, "batch_sampler", None)),
-            self.dataset,
-        ]
-        for holder in {id(holder): holder for holder in holders}.values():
-            tell: Callable[[int], Any] | None = getattr(holder, "set_epoch", None)
-            if tell is not None:
-                tell(epoch)
+        holders = [*samplers.chain(getattr(loader, "sampler", None)), *samplers.chain(getattr(loader, "batch_sampler", None))]
+        for holder in {id(holder): holder for holder in [*holders, self.dataset]}.values():
+            if hasattr(holder, "set_epoch"):
+                holder.set_epoch(epoch)

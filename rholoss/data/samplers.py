@@ -1,4 +1,4 @@
-"""Samplers behind the candidate batches: resumable, and restricted to members."""
+"""Samplers for candidate batches: resumable, filtered, or one rank's share."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,24 +14,24 @@ from rholoss.data.subset import by_position
 from rholoss.isolation import fork_rng
 
 RandomStates = tuple[Tensor, dict[str, Any]]
-"""The state of the global generator, and of all that a sampler keeps."""
+"""The states of the global generator and of the generators and epochs that a sampler holds."""
 
 
 class ResumableSampler:
-    """A sampler whose epoch in progress can be begun again and resumed.
+    """A sampler whose epoch in progress can be restarted and resumed.
 
     Args:
         sampler: a sampler or a batch sampler.
         generator: the loader's generator, if it has one.
-        state: of the pass over the data; its ``began`` is set to the random states in which the latest iteration began: where
-            the sampler was iterated, and where it was first asked for an entry.
+        state: the position in the data. Its ``began`` is set to two random states of the latest iteration: when the sampler was
+            iterated, and when it was first asked for an entry.
     """
 
     def __init__(self, sampler: Any, generator: torch.Generator | None, state: EpochState) -> None:
         self.sampler = sampler
         self.generator = generator
         self.state = state
-        self.rewind: RandomStates | None = None  # the random states in which the next iteration begins, or None for the current
+        self.rewind: RandomStates | None = None  # the random states to start the next iteration from; None: the current ones
 
     def __iter__(self) -> Iterator[Any]:
         if self.state.skip:
@@ -39,7 +39,7 @@ class ResumableSampler:
         if self.rewind is not None:
             self._put_back(self.rewind)
         iterated = self.states()
-        return self._entries(iterated, iter(self.sampler))  # a sampler may draw as soon as it is iterated
+        return self._entries(iterated, iter(self.sampler))  # iterating alone may draw from the generators
 
     def _entries(self, iterated: RandomStates, entries: Iterator[Any]) -> Iterator[Any]:
         self.rewind = None
@@ -56,19 +56,17 @@ class ResumableSampler:
         yield from entries
 
     def own_states(self) -> dict[str, Any]:
-        """The states of the generators other than the global one, and the epochs that samplers count, by the place of each."""
+        """The states of all generators but the global one, and the epochs that samplers count, by place."""
         return {
             place: value.get_state() if isinstance(value, torch.Generator) else value
             for place, (_, _, value) in self._held().items()
         }
 
     def put_back(self, states: dict[str, Any]) -> None:
-        """Put the generators other than the global one into these states, and the samplers back to these epochs."""
+        """Restore the generators other than the global one and the epochs of the samplers."""
         held = self._held()
         if set(states) != set(held):
-            raise ValueError(
-                "this state was saved with a loader that has another set of generators; resume with the loader as it was"
-            )
+            raise ValueError("this state was saved with a loader that has another set of generators; resume with the same loader")
         for place, state in states.items():
             holder, name, value = held[place]
             if isinstance(state, Tensor):
@@ -77,6 +75,7 @@ class ResumableSampler:
             setattr(holder, name, value if isinstance(state, Tensor) else state)
 
     def states(self) -> RandomStates:
+        """The current random states, to be restored as ``rewind``."""
         return torch.get_rng_state(), self.own_states()
 
     def _put_back(self, states: RandomStates) -> None:
@@ -87,9 +86,9 @@ class ResumableSampler:
         return len(self.sampler)
 
     def _held(self) -> dict[str, tuple[Any, str, Any]]:
-        """By place: who holds a generator or counts epochs, under which name, and the value.
+        """By place: the holder of a generator or of an epoch number, the attribute's name, and the value.
 
-        A sampler that counts epochs may make its generator as it is first iterated, as accelerate's does; until then it is None.
+        A sampler that counts epochs may create its generator when first iterated, as accelerate's does; until then it is None.
         """
         return {
             f"{depth}.{name}": (holder, name, value)
@@ -108,24 +107,18 @@ def chain(sampler: Any) -> Iterator[Any]:
 
 
 def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
-    """What is left of some entries after as many as were taken before."""
+    """The remaining entries after ``skip`` of them."""
     taken = sum(1 for _ in islice(entries, skip))
     if taken < skip:
         raise ValueError(
-            f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the data and "
-            "batch size as they were"
+            f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the same data and "
+            "batch size"
         )
     return entries
 
 
 class MemberSampler:
-    """The positions of a sampler, in its order, without those of examples that are not members.
-
-    Args:
-        sampler: yields positions in the dataset.
-        members: shape (N,), bool, by index; or a function that returns that as an epoch begins.
-        dataset: what the positions are in.
-    """
+    """The positions that a sampler draws, in its order, without examples that are not members; see ``DrawRule``."""
 
     def __init__(self, sampler: Iterable[int], members: Tensor | Callable[[], Tensor], dataset: Any) -> None:
         self.sampler = sampler
@@ -144,20 +137,12 @@ class MemberSampler:
         members = self._members()
         drawn = _each_draw(self.sampler, len(members))
         if drawn is None:
-            raise TypeError(
-                f"the number of members that a {type(self.sampler).__name__} draws cannot be known before it is drawn"
-            )
+            raise TypeError(f"the number of members drawn by a {type(self.sampler).__name__} is unknown until sampled")
         return sum(members[position] for position in drawn)
 
 
 class PrefilteredBatchSampler(BatchSampler):
-    """Batches of positions, of which only some are read.
-
-    Args:
-        sampler: yields positions.
-        batch_size: how many to draw.
-        prefilter: returns those of a batch that are to be read.
-    """
+    """Batches of ``batch_size`` drawn positions, of which ``prefilter`` returns those to read."""
 
     def __init__(self, sampler: Any, batch_size: int, prefilter: Callable[[list[int]], list[int]]) -> None:
         super().__init__(sampler, batch_size, drop_last=False)
@@ -168,7 +153,7 @@ class PrefilteredBatchSampler(BatchSampler):
 
 
 def plain_batching(loader: Any) -> BatchSampler | None:
-    """What batches up single indices in their order for a ``DataLoader``, or for accelerate's share of one rank; else None."""
+    """The ``BatchSampler`` that groups single indices in their order, also inside accelerate's share of a rank; else None."""
     if not isinstance(loader, DataLoader):
         return None
     batching = sharded(loader.batch_sampler) or loader.batch_sampler
@@ -176,7 +161,7 @@ def plain_batching(loader: Any) -> BatchSampler | None:
 
 
 def sharded(batching: Any) -> BatchSampler | None:
-    """The plain batch sampler of whose batches accelerate's ``BatchSamplerShard`` takes this rank's; None of anything else."""
+    """The plain batch sampler whose batches accelerate's ``BatchSamplerShard`` divides among ranks; None for anything else."""
     whole = getattr(batching, "batch_sampler", None)
     is_shard = _is_plain(whole) and hasattr(batching, "num_processes") and not getattr(batching, "split_batches", True)
     return whole if is_shard else None
@@ -187,14 +172,14 @@ def _is_plain(batching: Any) -> TypeGuard[BatchSampler]:
 
 
 def sharded_as(shard: Any, batching: BatchSampler, batch_size: int | None) -> Any:
-    """The same rank's share of other batches, of ``batch_size`` examples each or, None, of any number."""
+    """The same rank's share of other batches, of ``batch_size`` examples each; None: of any number."""
     twin = copy.copy(shard)
     twin.batch_sampler, twin.batch_size = batching, batch_size
     return twin
 
 
 def drawable(loader: Any, n: int) -> Tensor | None:
-    """The indices that a loader over n examples may draw, int64; None where only drawing tells."""
+    """The indices that a loader over n examples may draw, int64; None if unknown until sampled."""
     batching = plain_batching(loader)
     sampler = None if batching is None else batching.sampler
     if isinstance(sampler, (RandomSampler, DistributedSampler)):
@@ -206,7 +191,7 @@ def drawable(loader: Any, n: int) -> Tensor | None:
 
 
 def _each_draw(sampler: Any, n: int) -> Sequence[int] | None:
-    """What a sampler over n examples draws in an epoch, in any order; None where only drawing tells."""
+    """What a sampler over n examples draws in an epoch, in any order; None if unknown until sampled."""
     if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == n):
         return range(n)
     if isinstance(sampler, DistributedSampler):  # drawing it moves no generator

@@ -1,4 +1,4 @@
-"""Parts of a dataset that keep the indices of its examples, and their labels."""
+"""Parts of a dataset that keep the indices of its examples, and the labels of a dataset."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rholoss.isolation import derived_seed
 
 
 class IndexedSubset(Dataset[Any]):
-    """Some examples of a dataset. Their indices, in selections and in stores, are those that they have in that dataset.
+    """Some examples of a dataset; in selections and stores, they keep the indices that they have in that dataset.
 
-    One store of the whole dataset thus serves every part of it. A part of a part is a part of the dataset.
+    So one store of the whole dataset serves all its parts. A part of a part is a part of the dataset.
 
     Args:
         dataset: a map-style dataset, or a part of one.
@@ -25,7 +25,7 @@ class IndexedSubset(Dataset[Any]):
 
     Attributes:
         dataset: the whole dataset.
-        indices: indices of the examples in it, shape (n,), int64.
+        indices: indices of the examples in the whole dataset, shape (n,), int64.
 
     Examples:
         >>> import torch
@@ -44,8 +44,9 @@ class IndexedSubset(Dataset[Any]):
         n, positions = len(dataset), positions.long().cpu()
         if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= n):
             raise IndexError(f"expected positions from 0 to {n - 1}, got {int(positions.min())} to {int(positions.max())}")
-        if len(positions.unique()) < len(positions):
-            raise ValueError(f"a part holds each example once, got {len(positions) - len(positions.unique()):,} repetitions")
+        repeated = len(positions) - len(positions.unique())
+        if repeated:
+            raise ValueError(f"a part holds each example once, got {repeated:,} repetitions")
         self.dataset: Any = whole_of(dataset)
         self.indices: Tensor = index_of(dataset, positions)
 
@@ -66,12 +67,12 @@ class IndexedSubset(Dataset[Any]):
 
 
 class Split(NamedTuple):
-    """The parts of a dataset by their roles.
+    """The parts of a dataset by role.
 
     Attributes:
         train: the examples to train on.
-        holdout: what the irreducible-loss model trains on.
-        validation: what its weights are chosen by.
+        holdout: the examples that the irreducible-loss model trains on.
+        validation: the examples that its weights are chosen by.
     """
 
     train: IndexedSubset
@@ -80,15 +81,14 @@ class Split(NamedTuple):
 
 
 def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed: int = 0, labels: Any = None) -> Split:
-    """Divide a dataset into training, holdout and validation parts that have no example in common, at random by seed.
+    """Divide a dataset at random into training, holdout and validation parts without common examples.
 
     Args:
         dataset: a map-style dataset, or a part of one.
-        holdout: the size of the holdout: a share of the dataset, in (0, 1), or a whole number of examples, at least 1.
-        validation: likewise; 0 for none. What is left of the dataset is the training part, which may be empty.
-        seed: of the draw; the same seed makes the same parts.
-        labels: what to keep in proportion, shape (N,), integer; None: the dataset's own labels, where it shows them (see
-            ``labels_of``).
+        holdout: size of the holdout: a fraction of the dataset, in (0, 1), or a whole number of examples, at least 1.
+        validation: likewise; 0 for none. The remaining examples are the training part, which may be empty.
+        seed: seed of the division.
+        labels: labels to stratify by, shape (N,), integer; None: the dataset's own, where it shows them (see ``labels_of``).
 
     Returns:
         The training, holdout and validation parts.
@@ -107,7 +107,7 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
         sizes[0] -= 1  # both were rounded up
     if sum(sizes) > n:
         raise ValueError(
-            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} are more than the {n:,} examples; ask for less"
+            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} exceed the {n:,} examples; ask for less"
         )
     order = stratified_order(n, labels_of(dataset) if labels is None else labels, seed)
     held, validating, training = (part.sort().values for part in order.split([*sizes, n - sum(sizes)]))
@@ -115,10 +115,7 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
 
 
 def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
-    """Positions 0 to n-1 in random order, shape (n,), int64, with every label spread evenly over it.
-
-    Any stretch of it thus holds the labels in their proportions, to within one example each.
-    """
+    """Positions 0 to n-1 in random order, shape (n,), int64, in which any chunk has the labels in proportion, to within one."""
     generator = torch.Generator().manual_seed(derived_seed("parts", seed))
     order = torch.randperm(n, generator=generator)
     if labels is None:
@@ -130,7 +127,7 @@ def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
     by_kind = torch.argsort(kind, stable=True)
     firsts = counts.cumsum(0) - counts
     rank = torch.empty(n, dtype=torch.float64)
-    offset = torch.rand(len(counts), dtype=torch.float64, generator=generator)  # else a single one would always be in the middle
+    offset = torch.rand(len(counts), dtype=torch.float64, generator=generator)  # else single examples would all be in the middle
     rank[by_kind] = (torch.arange(n) - firsts[kind[by_kind]] + offset[kind[by_kind]]) / counts[kind[by_kind]]
     return order[torch.argsort(rank, stable=True)]
 
@@ -138,8 +135,8 @@ def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
 def labels_of(dataset: Any) -> Tensor | None:
     """The label of every example, shape (N,), integer, if a dataset shows them without being read; else None.
 
-    That is the last tensor of a ``TensorDataset``, the attribute ``targets`` or ``labels``, or a column ``label`` or ``labels``;
-    of parts, subsets and concatenations those of what they are made of.
+    Looked up in the last tensor of a ``TensorDataset``, the attributes ``targets`` and ``labels``, the columns ``label`` and
+    ``labels``; for parts, subsets and concatenations, in the datasets inside.
     """
     if isinstance(dataset, (IndexedSubset, Subset)):
         labels = labels_of(dataset.dataset)
@@ -156,27 +153,22 @@ def labels_of(dataset: Any) -> Tensor | None:
 
 
 def whole_of(dataset: Any) -> Any:
-    """The dataset that an ``IndexedSubset`` is of; any other dataset as it is."""
+    """The whole dataset behind an ``IndexedSubset``; any other dataset unchanged."""
     return dataset.dataset if isinstance(dataset, IndexedSubset) else dataset
 
 
-def whole_length(dataset: Any) -> int:
-    """N, the length of a dataset, or of the dataset that a subset is of: its indices run from 0 to N-1."""
-    return len(whole_of(dataset))
-
-
 def index_of(dataset: Any, positions: Any) -> Any:
-    """The indices of positions in a dataset: of an ``IndexedSubset`` those in the whole, else the positions themselves."""
+    """The indices of positions in a dataset: for an ``IndexedSubset``, those in the whole dataset; else the positions."""
     return dataset.indices[positions] if isinstance(dataset, IndexedSubset) else positions
 
 
 def by_position(dataset: Any, by_index: Tensor) -> Tensor:
-    """Of values by index, shape (N,), those of the examples of a dataset, in its order, shape (n,)."""
+    """Values by index, shape (N,), reordered to the examples of a dataset, shape (n,)."""
     return by_index[dataset.indices] if isinstance(dataset, IndexedSubset) else by_index
 
 
 def dataset_of(data: Any) -> Any:
-    """The dataset of a loader, or what is one itself."""
+    """The dataset of a loader, or the dataset itself."""
     return data.dataset if isinstance(data, DataLoader) else data
 
 
@@ -191,7 +183,7 @@ def origin(dataset: Any) -> tuple[Any, Tensor | None]:
 
 
 def in_common(one: Any, other: Any) -> int:
-    """How many examples two parts of one dataset share; 0 for parts of different datasets."""
+    """The number of examples that two parts of one dataset share; 0 for parts of different datasets."""
     (base, mine), (its_base, its) = origin(one), origin(other)
     if base is not its_base:
         return 0

@@ -1,4 +1,4 @@
-"""How a store is filled: models that are fitted, datasets that are scored, in one go or cross-fitted."""
+"""How a store is filled: fitting irreducible-loss models, and scoring datasets at once or cross-fitted."""
 
 from rholoss.irreducible.cross_fit import cross_fit as cross_fit
 from rholoss.irreducible.fit import Fit as Fit

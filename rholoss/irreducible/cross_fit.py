@@ -1,4 +1,4 @@
-"""Irreducible losses without a holdout: models fitted on some folds of the data score the others."""
+"""Irreducible losses without a holdout: models fitted on some folds score the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.data.fingerprint import digest
-from rholoss.data.index import tensor_of
+from rholoss.data.index import is_readable, tensor_of
 from rholoss.data.loader_view import LoaderView
 from rholoss.data.subset import IndexedSubset, labels_of, stratified_order
 from rholoss.irreducible.models import as_models, describe
@@ -28,29 +28,29 @@ def cross_fit(
     labels: Any = None,
     **options: Any,
 ) -> IrreducibleLossStore:
-    """Score every example by models that did not train on it: for each fold, models fitted on all the others.
+    """Score every example with models that did not train on it: for each fold, models fitted on the other folds.
 
-    Nothing has to be held out: the model in training then trains on all of the data. Folds may be scored in separate processes,
-    each with ``only`` its own, and their stores merged.
+    No holdout is needed: the model in training can train on all data. Separate processes may score folds with ``only``; merge
+    their stores.
 
     Args:
-        data: a map-style dataset, a part of one, or a loader over one: its collate function and workers are used for scoring, and
-            only what its sampler may draw is divided into folds.
-        fit: fits a model on a part of the dataset and returns it; or returns a ``Fit``, or several models, whose mean loss is
-            taken. Validation examples have to come out of that part as well. It must begin from new weights every time.
-        folds: how many folds, at least 2; drawn by ``seed``, with the labels in proportion. Or the fold of each example, shape
-            (N,), integer: examples that belong together, such as copies or frames of one film, should share a fold.
-        only: score these folds, and leave the other examples out of the store; None for all.
-        seed: of the folds.
-        labels: what to keep in proportion, shape (N,), integer; None: the dataset's own, where it shows them.
-        **options: of ``IrreducibleLossStore.from_model``, other than ``path``, ``mapped`` and ``distributed``.
+        data: a map-style dataset, a part of one, or a loader over one. Of a loader, the collate function and the workers are used
+            for scoring, and only what its sampler may draw is divided into folds.
+        fit: fits a new model on a part of the dataset and returns it, as a model, a ``Fit`` or several models, whose losses are
+            averaged. Validation examples must come from that part as well.
+        folds: number of folds, at least 2, stratified by label; or the fold of each example, shape (N,), integer. Related
+            examples, such as copies or frames of one film, should share a fold.
+        only: score these folds only; None for all.
+        seed: seed of the folds.
+        labels: labels to stratify by, shape (N,), integer; None: the dataset's own, where it shows them.
+        **options: of ``IrreducibleLossStore.from_model``, except ``path``, ``mapped`` and ``distributed``.
 
     Returns:
         The store of all examples, or of those of the folds in ``only``.
 
     Raises:
-        ValueError: a fold leaked: a ``Fit`` has seen examples that it is to score; or a fold is empty.
-        TypeError: the data cannot be read by index, or an option cannot be had here.
+        ValueError: a ``Fit`` has seen examples that it is to score, or a fold is empty.
+        TypeError: the data cannot be read by index, or an option is not available.
 
     Examples:
         >>> import torch
@@ -65,6 +65,29 @@ def cross_fit(
     References:
         Mindermann et al., ICML 2022, section 4, "irreducible loss model training without a holdout set", with two folds.
     """
+    view = _checked_view(data, fit, options)
+    fold_of = _folds(view, folds, seed, labels)
+    count = int(fold_of.max()) + 1
+    plan = digest(fold_of.numpy().astype("<i8").tobytes())
+    stores: list[IrreducibleLossStore] = []
+    earlier: list[Any] = []
+    for fold in _checked_folds(only, count):
+        is_scored = fold_of == fold
+        training = torch.nonzero(~is_scored & (fold_of >= 0)).flatten()
+        models = fit(IndexedSubset(view.dataset, training))
+        _refuse_reused(models, earlier, fold)
+        earlier += as_models(models)
+        batches = BatchSampler(torch.nonzero(is_scored).flatten().tolist(), view.batch_size or 256, drop_last=False)
+        store = IrreducibleLossStore.from_model(models, view.redrawn(batches, batches.batch_size), **options)
+        described = [describe(model) for model in as_models(models)]
+        cross_fit = CrossFit(plan, count, seed, {str(fold): described}, {str(fold): store.meta.validation_loss})
+        store.meta = replace(store.meta, models=None, examples=None, validation_loss=None, cross_fit=cross_fit)
+        stores.append(store)
+    return stores[0].merge(*stores[1:])
+
+
+def _checked_view(data: Any, fit: Any, options: dict[str, Any]) -> LoaderView:
+    """The view of the data, if all arguments are of the right kind."""
     refused = {"path", "mapped", "distributed"} & set(options)
     if refused:
         raise TypeError(
@@ -74,42 +97,33 @@ def cross_fit(
         raise TypeError(
             f"fit must be a function that fits a model on a part of the dataset and returns it, got {type(fit).__name__}"
         )
-    view = LoaderView.of_data(data, options.get("batch_size")) if _is_readable(data) else None
+    can_view = isinstance(data, DataLoader) or is_readable(data)
+    view = LoaderView.of_data(data, options.get("batch_size")) if can_view else None
     if view is None or not view.is_map_style or view.loader.batch_sampler is None:
         raise TypeError(f"cross_fit needs a dataset that is read by index, an example at a time, got {type(data).__name__}")
-    fold_of = _folds(view, folds, seed, labels)
-    count = int(fold_of.max()) + 1
-    wanted: Any = range(count) if only is None else list(only) if isinstance(only, (list, tuple, range, set)) else [only]
+    return view
+
+
+def _checked_folds(only: Any, count: int) -> list[int]:
+    if only is None:
+        return list(range(count))
+    wanted = list(only) if isinstance(only, (list, tuple, range, set)) else [only]
     if not wanted or len(set(wanted)) < len(wanted) or any(type(fold) is not int or not 0 <= fold < count for fold in wanted):
-        raise ValueError(f"only must name folds from 0 to {count - 1}, each once, got {list(wanted)}")
-    plan = digest(fold_of.numpy().astype("<i8").tobytes())
-    stores: list[IrreducibleLossStore] = []
-    known: list[Any] = []
-    for fold in wanted:
-        is_scored: Tensor = fold_of == fold
-        training, scored = (torch.nonzero(where).flatten() for where in (~is_scored & (fold_of >= 0), is_scored))
-        models = fit(IndexedSubset(view.dataset, training))
-        if any(model is other for model in as_models(models) for other in known):
-            raise ValueError(
-                f"fit returned the same model for fold {fold} as for another one, so that it trained on what it is to score; "
-                "begin from a new model every time"
-            )
-        known += as_models(models)
-        batches = BatchSampler(scored.tolist(), view.batch_size or 256, drop_last=False)
-        store = IrreducibleLossStore.from_model(models, view.redrawn(batches, batches.batch_size), **options)
-        own = {str(fold): [describe(model) for model in as_models(models)]}
-        cross_fit = CrossFit(plan, count, seed, own, {str(fold): store.meta.validation_loss})
-        store.meta = replace(store.meta, models=None, examples=None, validation_loss=None, cross_fit=cross_fit)
-        stores.append(store)
-    return stores[0].merge(*stores[1:])
+        raise ValueError(f"only must name folds from 0 to {count - 1}, each once, got {wanted}")
+    return wanted
 
 
-def _is_readable(data: Any) -> bool:
-    return isinstance(data, DataLoader) or hasattr(data, "__getitem__")
+def _refuse_reused(models: Any, earlier: list[Any], fold: int) -> None:
+    """Raise a ValueError if a model was fitted for another fold too."""
+    if any(model is other for model in as_models(models) for other in earlier):
+        raise ValueError(
+            f"fit returned the same model for fold {fold} as for another one, so that it trained on what it is to score; "
+            "start from a new model every time"
+        )
 
 
 def _folds(view: LoaderView, folds: int | Tensor, seed: int, labels: Any) -> Tensor:
-    """The fold of each position of a loader's dataset, shape (n,), int64; -1 for what its sampler does not draw."""
+    """The fold of each position of a loader's dataset, shape (n,), int64; -1 for positions that its sampler does not draw."""
     n = len(view.dataset)
     drawn = view.drawable_positions()
     positions = torch.arange(n) if drawn is None else drawn.unique()

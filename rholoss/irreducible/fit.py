@@ -1,4 +1,4 @@
-"""Fitting an irreducible-loss model: the weights of the lowest validation loss are kept, and a fit can be resumed."""
+"""Fitting an irreducible-loss model: the weights with the lowest validation loss are kept, and a fit can be resumed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from rholoss.batches import move
-from rholoss.data.fingerprint import digest, example_digests, fingerprint
-from rholoss.data.index import copy_loader
+from rholoss.data.fingerprint import digest, example_digests, fingerprint, spread
+from rholoss.data.index import copy_loader, is_readable
 from rholoss.data.indexed_dataset import attach_index
 from rholoss.data.loader_view import LoaderView
 from rholoss.data.subset import dataset_of, in_common, origin
@@ -38,9 +38,9 @@ class FitEpoch:
 
     Attributes:
         epoch: from 1.
-        train_loss: mean loss of the holdout while it was trained on, in nats for a likelihood.
+        train_loss: mean loss of the holdout during the epoch, in nats for a likelihood.
         validation_loss: mean loss of the validation examples after it, in eval mode.
-        seconds: how long it took, validation included.
+        seconds: duration, including validation.
     """
 
     epoch: int
@@ -55,7 +55,7 @@ class FitRun:
     Attributes:
         done: the epochs so far.
         best_weights: the state dict of the epoch with the lowest validation loss.
-        sizes: examples that are trained on in an epoch, and validated on.
+        sizes: number of examples that an epoch trains on, and validates on.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FitRun:
     ) -> None:
         if optimizer is not None and not callable(optimizer):
             raise TypeError(
-                f"optimizer must be a function that makes one of parameters, such as torch.optim.SGD or lambda parameters: "
+                "optimizer must be a function that makes one from parameters, such as torch.optim.SGD or lambda parameters: "
                 f"torch.optim.SGD(parameters, lr=0.1), got {type(optimizer).__name__}"
             )
         self.model = model
@@ -90,13 +90,28 @@ class FitRun:
         self._settings = self._what_it_is() if checkpoint is not None else {}
 
     def stopped(self, epochs: int, patience: int | None) -> str:
-        if self.done and patience is not None:
-            lowest = min(self.done, key=lambda epoch: epoch.validation_loss)
-            if len(self.done) - lowest.epoch >= patience:
-                return "patience"
+        """Why the fit has ended, or an empty string."""
+        if self.done and patience is not None and len(self.done) - _best(self.done).epoch >= patience:
+            return "patience"
         return "epochs" if len(self.done) >= epochs else ""
 
+    def finish(self, epochs: int, patience: int | None, report: Callable[[int, int | None], None]) -> str:
+        """Run the remaining epochs, load the best weights, and return why the fit ended."""
+        if len(self.done) > epochs:
+            raise ValueError(
+                f"{self.checkpoint} holds {len(self.done)} epochs, more than epochs={epochs}; pass epochs={len(self.done)}, or "
+                "another file"
+            )
+        with _train_mode(self.model):
+            while not (stopped := self.stopped(epochs, patience)):
+                self.epoch()
+                self.save()
+                report(len(self.done), epochs)
+        self.model.load_state_dict(self.best_weights)
+        return stopped
+
     def epoch(self) -> None:
+        """Train for one epoch, and validate."""
         number, began = len(self.done) + 1, time.perf_counter()
         device = device_of(self.model)
         with seeded(self.seed, number, device=device), torch.enable_grad():
@@ -109,7 +124,7 @@ class FitRun:
                 f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss}): the fit "
                 "diverged; pass an optimizer with a lower learning rate, or check the data"
             )
-        if not self.done or validation_loss < min(epoch.validation_loss for epoch in self.done):
+        if not self.done or validation_loss < _best(self.done).validation_loss:
             self.best_weights = copy.deepcopy(self.model.state_dict())
         self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began))
 
@@ -128,13 +143,12 @@ class FitRun:
             total += losses.detach().sum()
             count += n
         if not count:
-            raise ValueError(
-                "the holdout gave no batch to train on; it is empty, or smaller than the loader's batch with drop_last"
-            )
+            raise ValueError("the holdout gave no batch to train on: it is empty, or smaller than a batch with drop_last=True")
         self.sizes = (count, 0)
         return float(total) / count
 
     def save(self) -> None:
+        """Write the checkpoint, if there is one to write."""
         if self.checkpoint is None:
             return
         state = {
@@ -150,6 +164,7 @@ class FitRun:
             torch.save(state, file)
 
     def resume(self) -> None:
+        """Restore the checkpoint, if it exists."""
         path = self.checkpoint
         if path is None or not os.path.exists(path):
             return
@@ -197,7 +212,7 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 @contextmanager
 def _train_mode(model: nn.Module) -> Iterator[None]:
-    """A context in which a model trains; each module has its own mode back after it."""
+    """Put a model in train mode, and restore the mode of each module at the end."""
     flags = [(module, module.training) for module in model.modules()]
     if not model.training:
         model.train()
@@ -211,8 +226,8 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
 def _batches(view: LoaderView) -> Iterable[Any]:
     """An epoch's batches.
 
-    A loader that draws every example once does so in an order of the global generator, without a last batch of one example,
-    which BatchNorm could not train on.
+    If the loader draws every example once, they are shuffled by the global generator, without a last batch of one example, which
+    BatchNorm could not train on.
     """
     loader = view.loader
     if view.reports_index:
@@ -227,7 +242,7 @@ def _batches(view: LoaderView) -> Iterable[Any]:
     order = BatchSampler(RandomSampler(range(n)), size, drop_last=n % size == 1 < n)
     if loader.collate_fn is not default_collate:
         return copy_loader(loader, batch_sampler=order, generator=None)
-    return (indexed.batch for indexed in attach_index(loader, batch_sampler=order, generator=None))  # rows in memory at once
+    return (indexed.batch for indexed in attach_index(loader, batch_sampler=order, generator=None))  # reads tensor rows at once
 
 
 def _is_loader(data: Any) -> bool:
@@ -239,16 +254,20 @@ def _digest_of_part(dataset: Any) -> str | None:
     return None if indices is None else digest(indices.numpy().tobytes())
 
 
+def _best(epochs: list[FitEpoch]) -> FitEpoch:
+    return min(epochs, key=lambda epoch: epoch.validation_loss)
+
+
 @dataclass(eq=False)
 class Fit:
-    """A fitted irreducible-loss model, and what was done to fit it; printed, it says so.
+    """A fitted irreducible-loss model and its history; ``print`` shows a summary.
 
     Attributes:
-        model: with the weights of the lowest validation loss.
-        epochs: what happened in each.
-        stopped: why it ended: ``"patience"`` or ``"epochs"``.
-        seen: the data that it trained on and that its weights were chosen by: never to be scored with it.
-        sizes: examples that were trained on in an epoch, and validated on.
+        model: the model, with the weights of the lowest validation loss.
+        epochs: the epochs.
+        stopped: why the fit ended: ``"patience"`` or ``"epochs"``.
+        seen: the holdout and the validation examples, which this model must not score.
+        sizes: number of examples that an epoch trained on, and validated on.
     """
 
     model: nn.Module
@@ -260,12 +279,12 @@ class Fit:
     @property
     def best(self) -> FitEpoch:
         """The epoch whose weights the model has."""
-        return min(self.epochs, key=lambda epoch: epoch.validation_loss)
+        return _best(self.epochs)
 
     def seen_among(self, dataset: Any, positions: Tensor | None) -> int:
-        """How many examples of a dataset, at some positions or in all, this fit has seen; 0 where that cannot be known.
+        """How many examples of a dataset, at the positions or in all, this fit has seen; 0 if unknown.
 
-        Of the dataset that it was fitted on parts of, they are told by index; of another one, by the content of a sample.
+        In the dataset that it was fitted on, examples are compared by index; in another one, by the content of a sample.
         """
         base, indices = origin(dataset)
         if positions is not None:
@@ -278,8 +297,8 @@ class Fit:
                 count += len(mine) if its is None else int(torch.isin(mine, its).sum())
             elif not count and is_readable(data) and is_readable(dataset):
                 drawn = torch.arange(len(dataset)) if positions is None else positions
-                shared, looked_at = same_content(DataLoader(data), DataLoader(dataset), drawn)
-                count = shared * len(drawn) // max(looked_at, 1)
+                shared, compared = same_content(DataLoader(data), DataLoader(dataset), drawn)
+                count = shared * len(drawn) // max(compared, 1)
         return count
 
     def __str__(self) -> str:
@@ -312,36 +331,34 @@ def fit_irreducible_model(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = None,
 ) -> Fit:
-    """Train a model on the holdout, and leave it with the weights of its lowest validation loss.
+    """Train a model on the holdout; it ends with the weights of its lowest validation loss.
 
-    Its loss, not its accuracy, chooses the weights: an overconfident model is useless as a measure of what is learnable.
-    PyTorch's, NumPy's and Python's random state are left as they were.
+    PyTorch's, NumPy's and Python's global random states do not change.
 
     Args:
-        model: the model, on its device; trained in place. A model in eval mode is trained in train mode; of one in train mode
-            every module keeps its own, so that what is frozen stays frozen.
+        model: the model, on its device; trained in place. If it is in eval mode, it is put in train mode; otherwise every module
+            keeps its mode, so that frozen modules stay frozen.
         holdout: the examples to train on, or a ``DataLoader`` over them. They are shuffled in every epoch, unless the loader has
-            a sampler of its own making.
-        validation: the examples to choose the weights by, or a loader over them: no test data, none of the holdout, and none that
-            is to be scored.
-        epochs: at most this many passes over the holdout.
-        patience: stop after as many epochs without a lower validation loss; None never stops early.
-        optimizer: of the parameters makes the optimizer; None for AdamW with a learning rate of 1e-3 and a weight decay of 0.01,
-            the authors' choice.
-        scheduler: of the optimizer makes the scheduler of its learning rate, which takes a step after every batch, such as
-            ``lambda optimizer: OneCycleLR(optimizer, 3e-3, total_steps=...)``; None keeps the rate.
-        batch_size: examples in a training batch of a dataset, 32 if None; a loader says it itself. A last one of a single example
-            is left out.
-        task: ``forward`` and ``loss`` in one, see ``rholoss.Task``; or each by itself:
-        forward: ``(model, batch) -> (outputs, targets)``; the one that the selector is given.
-        loss: ``(outputs, targets) -> (n,)``; the one that the selector is given.
-        seed: of the order, of dropout and of augmentation.
-        checkpoint: a file that is written after every epoch; where it is there already, the fit goes on from it, with the same
-            result as if it had never stopped.
-        progress: see ``IrreducibleLossStore.from_model``; epochs are counted.
+            a custom sampler.
+        validation: the examples to choose the weights by, or a loader over them. Use neither test data, nor the holdout, nor
+            examples to be scored.
+        epochs: maximum number of passes over the holdout.
+        patience: stop after this many epochs without a lower validation loss; None never stops early.
+        optimizer: ``(parameters) -> optimizer``; None for AdamW with a learning rate of 1e-3 and a weight decay of 0.01.
+        scheduler: ``(optimizer) -> scheduler`` of the learning rate, which takes a step after every batch, such as
+            ``lambda optimizer: OneCycleLR(optimizer, 3e-3, total_steps=...)``; None for a constant rate.
+        batch_size: examples in a training batch of a dataset, 32 if None; a loader has its own. A last batch of one example is
+            dropped.
+        task: ``forward`` and ``loss`` in one, see ``rholoss.Task``; or pass them separately:
+        forward: ``(model, batch) -> (outputs, targets)``, the same as the selector's.
+        loss: ``(outputs, targets) -> (n,)``, the same as the selector's.
+        seed: seed of the order, of dropout and of augmentation.
+        checkpoint: a file that is written after every epoch. If it exists, the fit resumes from it, with the same result as
+            without interruption.
+        progress: see ``rholoss.options.ScoringOptions``; counts epochs.
 
     Returns:
-        The fitted model and what was done.
+        The fitted model and its history.
 
     Raises:
         ValueError: holdout and validation have examples in common, the loss is not finite, or the checkpoint is of another fit.
@@ -362,9 +379,7 @@ def fit_irreducible_model(
     if epochs < 1 or (patience is not None and patience < 1):
         raise ValueError(f"epochs and patience must be at least 1, got epochs={epochs} and patience={patience}")
     if batch_size is not None and _is_loader(holdout):
-        raise ValueError(
-            f"a loader says the batch size itself, got batch_size={batch_size} beside one; leave it out, or pass the dataset"
-        )
+        raise ValueError(f"a loader has its own batch size, got batch_size={batch_size} too; omit it, or pass the dataset")
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
     _refuse_overlap(holdout, validation)
@@ -380,22 +395,12 @@ def fit_irreducible_model(
         checkpoint=checkpoint,
     )
     run.resume()
-    if len(run.done) > epochs:
-        raise ValueError(
-            f"{run.checkpoint} holds {len(run.done)} epochs, more than epochs={epochs}; ask for as many, or name another file"
-        )
-    report = reporter(progress, "epoch", "fitting the irreducible-loss model")
-    with _train_mode(model):
-        while not (stopped := run.stopped(epochs, patience)):
-            run.epoch()
-            run.save()
-            report(len(run.done), epochs)
-    model.load_state_dict(run.best_weights)
+    stopped = run.finish(epochs, patience, reporter(progress, "epoch", "fitting the irreducible-loss model"))
     return Fit(model, run.done, stopped, [dataset_of(holdout), dataset_of(validation)], run.sizes)
 
 
 def _refuse_overlap(holdout: Any, validation: Any) -> None:
-    """Raise a ValueError where validation examples are in the holdout: by index in one dataset, else by content."""
+    """Raise a ValueError if validation examples are in the holdout: by index in one dataset, else by content."""
     one, other = dataset_of(holdout), dataset_of(validation)
     if not (is_readable(one) and is_readable(other)):
         return
@@ -405,38 +410,29 @@ def _refuse_overlap(holdout: Any, validation: Any) -> None:
         (shared, n), how = same_content(mine, its, torch.arange(n)), "content"
     if shared:
         raise ValueError(
-            f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}: choose the weights by examples "
-            "that the model does not train on; rholoss.split makes such parts"
+            f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}; validate on other examples, such "
+            "as a part that rholoss.split makes"
         )
 
 
-def is_readable(data: Any) -> bool:
-    """Whether data can be read by index."""
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
-
-
 def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor) -> tuple[int, int]:
-    """How many of some examples of one loader's dataset are in another's, by their content, and how many were looked at.
+    """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
 
-    A few are taken for duplicates, of which there may be some, and count as none.
+    A share of 1 % or less counts as 0, since data may hold duplicates.
 
     Args:
-        one: all of its dataset is read, up to 50,000 examples.
-        other: of its dataset 512 examples are read,
+        one: its dataset is read, up to 50,000 examples.
+        other: 512 examples of its dataset are read,
         positions: among these, shape (n,), int64.
     """
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0
-    looked_at = positions[_some(len(positions))]
+    compared = positions[spread(len(positions), 512)]
     with seeded(0):
-        known, theirs = (
+        mine, theirs = (
             [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
-            for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, looked_at))  # type: ignore[arg-type]
+            for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, compared))  # type: ignore[arg-type]
         )
-    known_already = set(known)
-    shared = sum(digest in known_already and digest != "[]" for digest in theirs)
+    known = set(mine) - {"[]"}
+    shared = sum(digest in known for digest in theirs)
     return (shared if shared > len(theirs) // 100 else 0), len(theirs)
-
-
-def _some(n: int) -> Tensor:
-    return torch.linspace(0, n - 1, min(n, 512)).round().long().unique()

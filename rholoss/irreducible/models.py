@@ -1,4 +1,4 @@
-"""The irreducible-loss models: one or several, and what they are known by."""
+"""The irreducible-loss models: one or several, and the digests that identify them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rholoss.scoring import callable_name
 
 
 class Checkpoints:
-    """One model with the weights of several checkpoints in turn, such as those along one training run: an ensemble.
+    """An ensemble: one model with the weights of several checkpoints in turn, such as those of one training run.
 
-    The model has its own weights back when all have been seen.
+    The model gets its own weights back after the last one.
 
     Args:
         model: the model.
-        states: state dicts, or paths of files that ``torch.save`` wrote them to.
+        states: state dicts, or paths of files that ``torch.save`` wrote.
     """
 
     def __init__(self, model: nn.Module, states: Sequence[Mapping[str, Any] | str | os.PathLike[str]]) -> None:
@@ -48,7 +48,7 @@ class Checkpoints:
 
 
 def as_models(model: Any) -> Sequence[Any] | Checkpoints:
-    """The models that are meant: one, the model of a ``Fit``, or each of several."""
+    """A list of models from one model, a ``Fit``, or several of them."""
     if isinstance(model, (Checkpoints, list, tuple, nn.ModuleList)):
         if not len(model):
             raise ValueError("expected a model, or several, got none")
@@ -60,7 +60,7 @@ def as_models(model: Any) -> Sequence[Any] | Checkpoints:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """What a model is known by, as JSON values: its class, and a digest of its layers and weights, or of its code."""
+    """A model as JSON values: its class, number of parameters and a digest of its layers and weights, or of its code."""
     module = module_of(model)
     if module is None:
         return {"class": callable_name(model), "parameters": None, "digest": code_digest(model)}
@@ -77,15 +77,12 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def code_digest(function: Any) -> str:
-    """What a callable is known by besides its name: its code, its defaults and what it closes over.
-
-    Two functions of one name are thus told apart; what a function finds in global variables is not seen.
-    """
+    """A digest of a callable's code, defaults and closure; global variables that it uses are not included."""
     return digest(repr(_parts(function, 0)).encode())
 
 
 def _parts(value: Any, depth: int) -> Any:
-    """A value as nested tuples of what does not change from process to process."""
+    """A value as nested tuples that are the same in every process."""
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     if isinstance(value, (Tensor, np.ndarray)):

@@ -1,4 +1,4 @@
-"""Scoring that survives being killed, and that several processes share: a chunk of the data at a time, each kept on disk."""
+"""Scoring that survives a kill and that several processes share: each chunk of the data is saved when done."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class ScoringCheckpoint:
-    """The chunks of one scoring of a dataset, in a folder: those that are done, and room for the others.
+    """The chunks of one scoring run, in a folder that any number of processes may share.
 
-    Any number of processes may work in it. A chunk comes out the same whoever scores it, and appears whole or not at all.
+    A chunk is the same whichever process scores it, and is written whole or not at all.
 
     Args:
-        path: the folder; made if it is not there.
-        job: what is scored, and how.
+        path: the folder; created if missing.
+        job: what to score, and how.
 
     Raises:
-        ValueError: the folder holds another scoring; the message says in what it differs.
+        ValueError: the folder holds another scoring; the message names the differences.
     """
 
     def __init__(self, path: str, job: ScoringJob) -> None:
@@ -57,15 +57,15 @@ class ScoringCheckpoint:
         different = [name for name in mine if self.meta.get(name) != mine[name]]
         if different:
             raise ValueError(
-                f"{path} holds an unfinished scoring with other {', '.join(different)}; go on with what it was begun with, or "
-                "delete the folder to begin anew"
+                f"{path} holds an unfinished scoring with other {', '.join(different)}; resume it with the same settings, or "
+                "delete the folder to start from scratch"
             )
         self.meta.pop("chunks")
 
     def work(self, process: int, processes: int) -> bool:
-        """Score this process's share of what is missing or damaged; whether the other shares are done as well.
+        """Score this process's share of the missing or damaged chunks; returns whether the other shares are done as well.
 
-        A lone process that fails in its first chunk leaves nothing behind.
+        If a lone process fails in its first chunk, the folder is removed.
         """
         try:
             return self._work(process, processes)
@@ -90,19 +90,15 @@ class ScoringCheckpoint:
         return True
 
     def scored(self) -> Iterator[Scored]:
-        """The chunks in the order of the data.
-
-        Raises:
-            FileNotFoundError: one is not there, or not whole.
-        """
+        """The chunks in the order of the data; FileNotFoundError if one is missing or damaged."""
         for i in range(len(self.chunks)):
             scored = self._read(i)
             if scored is None:
-                raise FileNotFoundError(f"{self._file(i)} is missing or damaged; run again to score its chunk anew")
+                raise FileNotFoundError(f"{self._file(i)} is missing or damaged; run again to score its chunk again")
             yield scored
 
     def saved(self, mapped: bool) -> str:
-        """Where in the folder the finished store lies, under a name of its own, to be renamed."""
+        """Write the finished store into the folder, under a temporary name; returns its path."""
         whole = os.path.join(self.path, f"{secrets.token_hex(8)}.whole")
         if mapped and self.job.is_dense:
             calibration = sum((each.calibration for each in self.scored()), CalibrationCounts())
@@ -115,7 +111,7 @@ class ScoringCheckpoint:
         return whole
 
     def _metadata(self, calibration: CalibrationCounts) -> dict[str, Any]:
-        """As ``IrreducibleLossStore.save`` writes it: the file is the same."""
+        """The metadata as ``IrreducibleLossStore.save`` writes it, so that the file is the same."""
         return StoreMetadata.of({**self.meta, "calibration": calibration}).to_json()
 
     def _score(self, i: int) -> None:
@@ -124,23 +120,22 @@ class ScoringCheckpoint:
         write_store(self._file(i), arrays, {"calibration": scored.calibration.to_json(), "chunk": [self._identity, i]})
 
     def _read(self, i: int) -> Scored | None:
-        """A chunk; None where it is not there, its file is damaged, or it is another scoring's."""
+        """A chunk; None if it is missing or damaged, or belongs to another scoring."""
         try:
             arrays, meta = read_store(self._file(i))
         except (FileNotFoundError, ValueError):
             return None
         if meta.get("chunk") != [self._identity, i]:
             return None
-        return Scored(
-            torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["losses"]), CalibrationCounts(**meta["calibration"])
-        )
+        index, losses = (torch.from_numpy(arrays[name]) for name in ("ids", "losses"))
+        return Scored(index, losses, CalibrationCounts(**meta["calibration"]))
 
     def _file(self, i: int) -> str:
         return os.path.join(self.path, f"{i:06d}.npz")
 
 
 def score_in_memory(job: ScoringJob, process: int = 0, processes: int = 1) -> tuple[Arrays, dict[str, Any]]:
-    """Score everything, or on each rank a share of it; the arrays and the metadata of the store, on every rank."""
+    """Score everything, or a share of it on each rank; returns the arrays and metadata of the store, on every rank."""
     chunks = job.chunks()
     mine = {i: job.score(rows) for i, rows in enumerate(chunks) if i % processes == process}
     if processes > 1:
@@ -152,10 +147,9 @@ def score_in_memory(job: ScoringJob, process: int = 0, processes: int = 1) -> tu
 
 
 def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, processes: int = 1) -> bool:
-    """Score one process's share, and save the store if nothing is missing after that; whether it is there.
+    """Score one process's share, and save the store if nothing is missing then; returns whether the store exists.
 
-    All that is written until the store is whole lies in one folder, which is removed in the end, so that nothing is left of a
-    run that was killed once another is through.
+    Unfinished work is kept in the folder ``path.parts``, which is removed at the end.
     """
     path = path.rstrip(os.sep)
     parts = f"{path}.parts"
@@ -164,7 +158,7 @@ def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, pr
             checkpoint = ScoringCheckpoint(parts, job)
             if checkpoint.work(process, processes):
                 os.replace(checkpoint.saved(mapped), path)
-        except OSError:  # also where another process, done at the same moment, has saved the store and cleared up
+        except OSError:  # also if another process has just saved the store and removed the folder
             if not os.path.exists(path):
                 raise
         if not os.path.exists(path):
@@ -175,7 +169,7 @@ def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, pr
 
 
 def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, CalibrationCounts]:
-    """The arrays of a store, ids ascending and each once, or no ids where all of a dataset is there; and the calibration."""
+    """The arrays of a store, ids ascending and distinct, or without ids for a whole dataset; and the calibration."""
     index = torch.cat([each.index for each in scored])
     losses = torch.cat([each.losses for each in scored])
     calibration = sum((each.calibration for each in scored), CalibrationCounts())
@@ -183,7 +177,7 @@ def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Ca
         index, order = index.sort(stable=True)
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
-        if dataset_length is None:  # a data set that is read by index has one example of each, however it is drawn and augmented
+        if dataset_length is None:  # a dataset that is read by index has one example for each index
             _refuse_namesakes(index, losses[order], first)
         index, losses = index[first], losses[order][first]
     whole = len(index) == dataset_length and int(index[0]) == 0 and int(index[-1]) == dataset_length - 1
@@ -191,32 +185,32 @@ def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Ca
 
 
 def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:
-    """Raise a ValueError if examples of one id have irreducible losses that rounding does not explain."""
+    """Raise a ValueError if examples with one id have losses that differ by more than rounding explains."""
     of_first = losses[first][first.cumsum(0) - 1]
     other = index[~torch.isclose(losses, of_first, rtol=0.05, atol=0.05)].unique()
     if len(other):
         raise ValueError(
-            f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must mean one "
-            "example. Let it say more, such as the shard and the key of a tar file; and leave out copies that are augmented"
+            f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must identify "
+            "one example. Add more to it, such as the shard and the key of a tar file, and omit augmented copies"
         )
 
 
 def _refuse_other(job: ScoringJob, path: str) -> None:
-    """Raise a ValueError if the store at a path was made by something else."""
+    """Raise a ValueError if the store at a path was made with other settings."""
     _, meta = read_store(path)
     different = [NAMES.get(name, name) for name in _different(job, meta)]
     if different:
         raise ValueError(
-            f"{path} is there already, made with other {', '.join(different)}; name another path, or delete it to make it anew"
+            f"{path} exists already, made with other {', '.join(different)}; choose another path, or delete it to score again"
         )
 
 
 def _clear(job: ScoringJob, parts: str) -> None:
-    """Remove the folder of a scoring that is through, unless it is another's."""
+    """Remove the folder of a finished scoring, unless it belongs to another one."""
     settings = os.path.join(parts, SETTINGS)
     try:
         is_ours = not os.path.exists(settings) or not _different(job, _read_settings(settings))
-    except (OSError, ValueError):  # cleared by another process, or damaged
+    except (OSError, ValueError):  # removed by another process, or damaged
         is_ours = True
     if is_ours:
         shutil.rmtree(parts, ignore_errors=True)
@@ -231,7 +225,7 @@ def _read_settings(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             settings: dict[str, Any] = json.load(file)
         if not isinstance(settings, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         return settings
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder to begin anew") from error
+        raise ValueError(f"{path} is damaged ({error}); delete its folder to start from scratch") from error

@@ -1,4 +1,4 @@
-"""Stores out of a model or of predictions; ``IrreducibleLossStore`` has these as ``from_model`` and the like."""
+"""Stores made from models or predictions, behind ``IrreducibleLossStore.from_model`` and the like."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rholoss.irreducible.scoring_job import ScoringJob
 from rholoss.options import ScoringOptions
 from rholoss.store import CalibrationCounts, IrreducibleLossStore
 
-ROWS = 65_536  # that are read at a time
+ROWS = 65_536  # rows to read at a time
 
 
 def score_with_model(

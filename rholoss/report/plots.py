@@ -1,4 +1,4 @@
-"""Pictures of irreducible losses; needs matplotlib, which is imported only here and only when something is drawn."""
+"""Plots of a report; matplotlib is imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -11,41 +11,33 @@ import numpy as np
 if TYPE_CHECKING:
     from rholoss.report.report import Report
 
-MOST_CLASSES = 20  # that are drawn
+MOST_CLASSES = 20  # to draw
 INK, FILL, MARK = "#31475e", "#9db9d3", "#c8553d"
 
 
 def draw(report: Report, path: str | os.PathLike[str] | None) -> Any:
-    """Draw a report.
-
-    Args:
-        report: a ``rholoss.report.Report``.
-        path: where to save the figure; None saves nothing.
-
-    Returns:
-        The ``matplotlib.figure.Figure``.
-    """
+    """Draw a report, see ``Report.plot``."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("a report is drawn with matplotlib, which is not installed; run: pip install 'rholoss[plot]'") from None
-    panels: list[Any] = [lambda axes: _distribution(axes, report)]
-    panels += [lambda axes: _classes(axes, report)] if report.by_class else []
-    panels += [lambda axes: _calibration(axes, report)] if report.bins else []
-    panels += [lambda axes: _two_stores(axes, report)] if report.pairs else []
+    panels = [_distribution]
+    panels += [_classes] if report.by_class else []
+    panels += [_calibration] if report.bins else []
+    panels += [_two_stores] if report.pairs else []
     columns = math.ceil(len(panels) / 2) if len(panels) > 3 else len(panels)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(6.4, 5.2 * columns), 4.8 * rows), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
         axes.spines[["top", "right"]].set_visible(False)
-        panel(axes)
+        panel(axes, report)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
 def _decades(axis: Any, span: float) -> None:
-    """Few enough numbers along a logarithmic axis that they do not overlap."""
+    """Thin out the numbers along a logarithmic axis so that they do not overlap."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0,) if span > 200 else (1.0, 2.0, 5.0)))
@@ -54,18 +46,19 @@ def _decades(axis: Any, span: float) -> None:
 
 
 def _distribution(axes: Any, report: Report) -> None:
-    edges, line = report.edges, {"ymax": 0.84, "linewidth": 1.5}  # above that is the legend
-    axes.stairs(report.histogram, edges, fill=True, color=FILL)
-    less = " (the first bar: and less)" if report.minimum < edges[0] else ""
+    of, line = report.distribution, {"ymax": 0.84, "linewidth": 1.5}  # the legend is above
+    edges = of.edges
+    axes.stairs(of.histogram, edges, fill=True, color=FILL)
+    less = " (the first bar: and less)" if of.minimum < edges[0] else ""
     axes.set(xscale="log", title="Irreducible losses", xlabel=f"irreducible loss, nats{less}", ylabel="examples")
     _decades(axes.xaxis, edges[-1] / edges[0])
     if report.classes:
-        guess = math.log(report.classes or 1)
-        axes.axvline(guess, color=MARK, label=f"log({report.classes}), a guess: {report.above_guess or 0:.1%} above", **line)
+        label = f"chance level, log({report.classes}): {report.above_chance or 0:.1%} above"
+        axes.axvline(math.log(report.classes), color=MARK, label=label, **line)
     if report.known:
         where = max(report.median, edges[0])
         axes.axvline(where, color=INK, linestyle="--", label=f"median {report.median:.3g}", **line)
-    axes.set_ylim(0, 1.25 * max(*report.histogram, 1))
+    axes.set_ylim(0, 1.25 * max(*of.histogram, 1))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", frameon=False, fontsize="small")
 
@@ -87,14 +80,14 @@ def _classes(axes: Any, report: Report) -> None:
 
 
 def _calibration(axes: Any, report: Report) -> None:
-    counts, sure, right = zip(*report.bins, strict=True)
+    counts, confidence, accuracy = zip(*report.bins, strict=True)
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle=":")
-    axes.plot(sure, right, color=INK, linewidth=1.5)
-    axes.scatter(sure, right, s=20 + 380 * np.asarray(counts) / max(counts), color=FILL, edgecolors=INK, zorder=3)
-    axes.set(
-        title=f"Calibration: confidence {report.confidence:.3f}, accuracy {report.accuracy:.3f}", xlim=(0, 1.04), ylim=(0, 1.04)
-    )
-    axes.set(xlabel="confidence (area: how many predictions)", ylabel="accuracy on these labels", aspect="equal")
+    axes.plot(confidence, accuracy, color=INK, linewidth=1.5)
+    areas = 20 + 380 * np.asarray(counts) / max(counts)
+    axes.scatter(confidence, accuracy, s=areas, color=FILL, edgecolors=INK, zorder=3)
+    axes.set(title=f"Calibration: confidence {report.confidence:.3f}, accuracy {report.accuracy:.3f}")
+    axes.set(xlim=(0, 1.04), ylim=(0, 1.04), aspect="equal")
+    axes.set(xlabel="confidence (area: number of predictions)", ylabel="accuracy on these labels")
 
 
 def _two_stores(axes: Any, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""What irreducible losses look like, in numbers and in words, before they are trusted."""
+"""The report on a store: indicators, tables and the verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rholoss.data.fingerprint import difference, labels_digest
 from rholoss.data.subset import dataset_of, labels_of, whole_of
 from rholoss.report import statistics
 from rholoss.report.plots import draw
-from rholoss.report.statistics import ClassLosses
+from rholoss.report.statistics import ClassLosses, StoreStatistics
 from rholoss.report.text import text_of
 from rholoss.report.verdict import Indicators, Verdict, judge
 from rholoss.store import CalibrationCounts, IrreducibleLossStore
@@ -26,43 +26,66 @@ BARS = 80  # of the histogram
 
 
 @dataclass(frozen=True)
-class Report(Indicators):
-    """A store, judged: plain numbers, in nats where they are losses. Printed, it is a text; ``plot`` draws it.
-
-    Of a store of more than 4,194,304 examples, quantiles, the share of the highest 1 %, the histogram and the rank correlation
-    are those of as many examples, drawn evenly over it. All other numbers are of all.
+class Distribution:
+    """How the irreducible losses of a store are distributed, in nats.
 
     Attributes:
-        examples: in the store.
-        minimum: the lowest irreducible loss.
-        maximum: the highest.
-        quantiles: 5, 25, 50, 75, 95 and 99 %.
-        top_share: share of the sum of all irreducible losses that the highest 1 % of the examples hold, in [0, 1].
-        by_class: of each class the label, how many examples, quantiles (5, 25, 50, 75 and 95 %) and the share above log(C); the
-            highest median first. Empty without labels.
-        bins: of each tenth of confidence that occurs the number of predictions, mean confidence and accuracy.
-        highest: (index, irreducible loss) of the highest.
-        lowest: (index, irreducible loss) of the lowest.
-        in_common: examples that are known to this store and to the other one; None without one.
-        verdict: what all this means.
-        histogram: how many irreducible losses, of those that were sorted, are between each two edges; lower ones are
-            in the first.
-        edges: of the histogram, in nats.
-        pairs: irreducible losses here and in the other store, of a few examples.
+        minimum: the lowest; NaN if none is known.
+        maximum: the highest; NaN if none is known.
+        quantiles: 5, 25, 50, 75, 95 and 99 %; empty if none is known.
+        top_share: share of the sum of all irreducible losses in the highest 1 % of the examples, in [0, 1].
+        histogram: number of sampled irreducible losses between each two edges; lower ones are in the first bar.
+        edges: edges of the histogram.
     """
 
-    examples: int
     minimum: float
     maximum: float
     quantiles: tuple[float, ...]
     top_share: float
+    histogram: tuple[int, ...] = field(repr=False)
+    edges: tuple[float, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, found: StoreStatistics, losses: Tensor) -> Distribution:
+        """The distribution of sampled losses, shape (m,), with the extremes of the whole store."""
+        ordered = losses.double().sort().values.numpy()
+        edges = _edges(found.minimum, found.maximum)
+        return cls(
+            minimum=found.minimum,
+            maximum=found.maximum,
+            quantiles=statistics.quantiles(ordered, statistics.QUANTILES),
+            top_share=statistics.top_share(ordered),
+            histogram=tuple(np.histogram(ordered.clip(min=edges[0]), edges)[0].tolist()),
+            edges=tuple(edges.tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Report(Indicators):
+    """The report on a store; losses are in nats. ``print`` shows a text, ``plot`` draws it.
+
+    If a store has more than 4,194,304 examples, quantiles, ``top_share``, the histogram and the rank correlation are computed on
+    that many examples, sampled evenly. All other numbers include all examples.
+
+    Attributes:
+        examples: number of examples in the store.
+        distribution: the distribution of the irreducible losses.
+        by_class: one entry per class, highest median first. Empty without labels.
+        bins: for each non-empty tenth of confidence, the number of predictions, mean confidence and accuracy.
+        highest: (index, irreducible loss) of the highest.
+        lowest: (index, irreducible loss) of the lowest.
+        in_common: number of examples with a known irreducible loss in both stores; None without another store.
+        pairs: irreducible losses here and in the other store, of some examples.
+        verdict: what the indicators mean.
+    """
+
+    examples: int
+    distribution: Distribution
     by_class: tuple[ClassLosses, ...]
     bins: tuple[tuple[int, float, float], ...]
     highest: tuple[tuple[int, float], ...]
     lowest: tuple[tuple[int, float], ...]
     in_common: int | None
-    histogram: tuple[int, ...] = field(repr=False)
-    edges: tuple[float, ...] = field(repr=False)
     pairs: tuple[tuple[float, float], ...] = field(repr=False)
 
     @property
@@ -70,13 +93,13 @@ class Report(Indicators):
         return judge(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw it: the distribution, and the classes, the calibration and the other store where they are known.
+        """Draw the distribution, and the classes, the calibration and the other store where they are known.
 
         Args:
-            path: an image file to save it to, of a type that matplotlib knows by its name; None saves nothing.
+            path: an image file to save the figure to, in the format of its suffix; None saves nothing.
 
         Returns:
-            A ``matplotlib.figure.Figure``, which no window shows and nobody has to close.
+            A ``matplotlib.figure.Figure``, which is not shown and need not be closed.
 
         Raises:
             ImportError: matplotlib is missing; the message names the extra.
@@ -97,52 +120,84 @@ def report_on(
     plain_accuracy: float | None = None,
     top: int = 5,
 ) -> Report:
-    """Judge a store; see ``IrreducibleLossStore.report``."""
+    """Judge a store, as ``IrreducibleLossStore.report`` does.
+
+    Args:
+        store: the store.
+        labels: see ``IrreducibleLossStore.report``.
+        classes: C, at least 2; None: as in the store's metadata, or else from the labels.
+        other: a store of the same data to compare with, such as one by a model fitted on another half.
+        validation_loss: validation loss of the irreducible-loss model, in nats; None: as in the store's metadata.
+        plain_accuracy: held-out accuracy on such labels of the model in training without selection, in [0, 1].
+        top: how many of the highest and of the lowest examples to list.
+    """
     if classes is not None and (isinstance(classes, bool) or classes < 2):
-        raise ValueError(f"classes must be how many there are, at least 2, or None, got {classes!r}")
+        raise ValueError(f"classes must be the number of classes, at least 2, or None, got {classes!r}")
     if plain_accuracy is not None and not 0 <= plain_accuracy <= 1:
         raise ValueError(f"plain_accuracy must be a share, in [0, 1], got {plain_accuracy!r}")
     by_index = None if labels is None else _labels(labels, store)
-    counts = store.meta.calibration or CalibrationCounts()
-    C = classes or counts.classes or _classes(by_index)
-    found = statistics.StoreStatistics(store, by_index, C, math.log(C) if C else None, top)
+    calibration = store.meta.calibration or CalibrationCounts()
+    found = StoreStatistics(store, by_index, classes or calibration.classes or _classes(by_index), top)
     index, losses = statistics.known_of(store, statistics.sampled_rows(len(store)))
-    ordered = losses.double().sort().values.numpy()
-    each = statistics.by_class(found, statistics.labels_at(by_index, index), losses) if by_index is not None and C else []
-    bins, pairs = _bins(counts), None if other is None else _pairs(store, other, index, losses)
-    edges = _edges(found.minimum, found.maximum)
-    predictions = sum(n for n, _, _ in bins)
-    n, cross_fit = len(losses), store.meta.cross_fit
+    distribution = Distribution.of(found, losses)
+    pairs = None if other is None else _pairs(store, other, index, losses)
+    if validation_loss is None:
+        validation_loss = store.meta.mean_validation_loss
+    judged = _indicators(store, found, distribution, pairs, validation_loss, plain_accuracy)
     return Report(
+        **vars(judged),
         examples=len(store),
-        known=found.known,
-        classes=C,
-        mean=found.total / found.known if n else math.nan,
-        median=statistics.quantiles(ordered, (0.5,))[0] if n else math.nan,
-        above_guess=found.above / found.known if C and n else None,
-        label_entropy=_entropy(found.labelled) if by_index is not None and C else None,
-        confidence=sum(n * sure for n, sure, _ in bins) / predictions if bins else None,
-        accuracy=sum(n * right for n, _, right in bins) / predictions if bins else None,
-        calibration_error=sum(n * abs(sure - right) for n, sure, right in bins) / predictions if bins else None,
-        halves=statistics.pearson(*counts.halves),
-        other=None if pairs is None else statistics.spearman(*pairs),
-        models=len(store.meta.all_models),
-        folds=cross_fit.folds if cross_fit else 0,
-        validation_loss=store.meta.mean_validation_loss if validation_loss is None else validation_loss,
-        plain_accuracy=plain_accuracy,
-        minimum=found.minimum,
-        maximum=found.maximum,
-        quantiles=statistics.quantiles(ordered, statistics.QUANTILES) if n else (),
-        top_share=statistics.top_share(ordered) if n else 0.0,
-        by_class=tuple(each),
-        bins=tuple(bins),
+        distribution=distribution,
+        by_class=statistics.by_class(found, by_index, index, losses),
+        bins=_bins(calibration),
         highest=tuple(found.highest),
         lowest=tuple(found.lowest),
         in_common=None if pairs is None else len(pairs[0]),
-        histogram=tuple(np.histogram(ordered.clip(min=edges[0]), edges)[0].tolist()),
-        edges=tuple(edges.tolist()),
-        pairs=() if pairs is None else tuple(zip(*(side[:: len(side) // PAIRS + 1].tolist() for side in pairs), strict=True)),
+        pairs=() if pairs is None else _thinned(*pairs),
     )
+
+
+def _indicators(
+    store: IrreducibleLossStore,
+    found: StoreStatistics,
+    distribution: Distribution,
+    pairs: tuple[Tensor, Tensor] | None,
+    validation_loss: float | None,
+    plain_accuracy: float | None,
+) -> Indicators:
+    meta = store.meta
+    calibration = meta.calibration or CalibrationCounts()
+    return Indicators(
+        known=found.known,
+        classes=found.classes,
+        mean=found.total / found.known if found.known else math.nan,
+        median=distribution.quantiles[2] if distribution.quantiles else math.nan,
+        above_chance=found.above / found.known if found.classes and found.known else None,
+        label_entropy=_entropy(found.labelled),
+        **_calibration(_bins(calibration)),
+        halves=statistics.pearson(*calibration.halves),
+        other=None if pairs is None else statistics.spearman(*pairs),
+        models=len(meta.all_models),
+        folds=meta.cross_fit.folds if meta.cross_fit else 0,
+        validation_loss=validation_loss,
+        plain_accuracy=plain_accuracy,
+    )
+
+
+def _calibration(bins: tuple[tuple[int, float, float], ...]) -> dict[str, float]:
+    """The indicators that summarize the bins of confidence; none without bins."""
+    if not bins:
+        return {}
+    predictions = sum(n for n, _, _ in bins)
+    return {
+        "confidence": sum(n * confidence for n, confidence, _ in bins) / predictions,
+        "accuracy": sum(n * accuracy for n, _, accuracy in bins) / predictions,
+        "calibration_error": sum(n * abs(confidence - accuracy) for n, confidence, accuracy in bins) / predictions,
+    }
+
+
+def _bins(counts: CalibrationCounts) -> tuple[tuple[int, float, float], ...]:
+    return tuple((n, confidence / n / 1e6, correct / n) for n, correct, confidence in counts.bins.tolist() if n)
 
 
 def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:
@@ -152,11 +207,10 @@ def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:
         if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
             raise TypeError(
                 f"labels must be one whole number per example, shape (N,), got {found.dtype} of shape {tuple(found.shape)}; or "
-                "pass a dataset that shows them"
+                "pass a dataset that shows its labels"
             )
     else:
-        data = dataset_of(labels)
-        shown = labels_of(whole_of(data))
+        shown = labels_of(whole_of(dataset_of(labels)))
         if shown is None:
             return None
         now: dict[str, Any] = {"length": len(shown), "labels": labels_digest(shown), "sample": {}}
@@ -170,15 +224,17 @@ def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:
 
 
 def _classes(labels: np.ndarray | None) -> int | None:
-    """C, from labels alone; None where they do not tell two classes apart."""
+    """C, from labels alone; None without two different classes."""
     highest = int(labels.max()) if labels is not None and len(labels) else 0
     return highest + 1 if highest else None
 
 
-def _entropy(counts: Tensor) -> float | None:
-    """Of classes with these counts, in nats; None without any."""
+def _entropy(counts: Tensor | None) -> float | None:
+    """The entropy of classes with these counts, in nats; None without any."""
+    if counts is None or not counts.any():
+        return None
     share = counts[counts > 0].double() / counts.sum()
-    return float(-(share * share.log()).sum()) if len(share) else None
+    return float(-(share * share.log()).sum())
 
 
 def _edges(minimum: float, maximum: float) -> np.ndarray:
@@ -187,12 +243,8 @@ def _edges(minimum: float, maximum: float) -> np.ndarray:
     return np.append(np.geomspace(np.clip(minimum, high * 1e-5, high / 10), high, BARS + 1)[:-1], np.nextafter(high, np.inf))
 
 
-def _bins(counts: CalibrationCounts) -> list[tuple[int, float, float]]:
-    return [(n, sure / n / 1e6, right / n) for n, right, sure in counts.bins.tolist() if n]
-
-
 def _pairs(store: IrreducibleLossStore, other: IrreducibleLossStore, index: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """The irreducible losses, here and in another store, of the examples that both know."""
+    """The irreducible losses, here and in another store, of the examples known to both."""
     if not isinstance(other, IrreducibleLossStore):
         raise TypeError(f"other must be a store, got {type(other).__name__}")
     saved, its = store.meta.data, other.meta.data
@@ -206,3 +258,9 @@ def _pairs(store: IrreducibleLossStore, other: IrreducibleLossStore, index: Tens
     theirs = other[index.to(other.device)].cpu()
     both = torch.isfinite(theirs)
     return losses[both], theirs[both]
+
+
+def _thinned(*sides: Tensor) -> tuple[tuple[float, float], ...]:
+    """At most ``PAIRS`` pairs, spread evenly."""
+    one, other = (side[:: len(side) // PAIRS + 1].tolist() for side in sides)
+    return tuple(zip(one, other, strict=True))

@@ -1,9 +1,8 @@
-"""Losses summed up in bounded memory: a pass in chunks, and a sample for what has to be sorted; and their correlation."""
+"""Statistics of a store in bounded memory: one pass in chunks, and a sample for what has to be sorted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +12,8 @@ from torch import Tensor
 from rholoss import functional
 from rholoss.store import IrreducibleLossStore
 
-CHUNK = 1 << 20  # rows that are read at a time
-SAMPLE = 1 << 22  # rows that are sorted; of a larger store they are drawn evenly over it
+CHUNK = 1 << 20  # rows to read at a time
+SAMPLE = 1 << 22  # rows to sort; in a larger store they are sampled evenly
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -22,82 +21,78 @@ class ClassLosses(NamedTuple):
     """The irreducible losses of one class.
 
     Attributes:
-        label: which class.
-        examples: how many have a known irreducible loss.
+        label: the class.
+        examples: number of examples with a known irreducible loss.
         quantiles: 5, 25, 50, 75 and 95 %, in nats.
-        above_guess: share above log(C).
+        above_chance: share above log(C), in [0, 1].
     """
 
     label: int
     examples: int
     quantiles: tuple[float, ...]
-    above_guess: float
+    above_chance: float
 
 
 class StoreStatistics:
-    """What a pass over a store finds.
+    """The statistics that one pass over a store computes.
 
     Args:
         store: the store.
-        labels: the label of each example, by index, shape (N,), integer; negative where it has none; None if not known.
-        guess: log(C), or None.
+        labels: the label of each example, by index, shape (N,), integer; negative for none; None if unknown.
         classes: C, or None.
-        top: how many of the highest and of the lowest to keep.
+        top: how many of the highest and of the lowest examples to keep.
 
     Attributes:
-        known: how many irreducible losses are finite.
+        known: number of finite irreducible losses.
         total: their sum.
         minimum: the lowest; NaN without any.
-        maximum: the highest.
-        above: how many are above the guess.
+        maximum: the highest; NaN without any.
+        above: number above the chance level, log(C).
         highest: (index, irreducible loss) of the highest, highest first.
-        lowest: likewise.
-        labelled: how many of each class, shape (C,), int64.
-        labelled_above: how many of each class are above the guess, shape (C,), int64.
+        lowest: (index, irreducible loss) of the lowest, lowest first.
+        labelled: known examples in each class, shape (C,), int64; None without labels or classes.
+        labelled_above: of these, the number above the chance level, shape (C,), int64.
     """
 
-    def __init__(
-        self, store: IrreducibleLossStore, labels: np.ndarray | None, classes: int | None, guess: float | None, top: int
-    ) -> None:
+    def __init__(self, store: IrreducibleLossStore, labels: np.ndarray | None, classes: int | None, top: int) -> None:
+        self.classes = classes
         self.known = self.above = 0
         self.total = 0.0
         self.minimum = self.maximum = math.nan
         self.highest: list[tuple[int, float]] = []
         self.lowest: list[tuple[int, float]] = []
-        self.labelled = torch.zeros(classes or 0, dtype=torch.int64)
+        is_labelled = labels is not None and classes is not None
+        self.labelled = torch.zeros(classes or 0, dtype=torch.int64) if is_labelled else None
         self.labelled_above = torch.zeros(classes or 0, dtype=torch.int64)
-        for rows in chunks(len(store)):
-            index, losses = known_of(store, rows)
-            if not len(losses):
-                continue
-            above = losses > (torch.inf if guess is None else guess)
-            self.known += len(losses)
-            self.total += float(losses.double().sum())
-            self.above += int(above.sum())
-            self.minimum = min(float(losses.min()), self.minimum) if self.minimum == self.minimum else float(losses.min())
-            self.maximum = max(float(losses.max()), self.maximum) if self.maximum == self.maximum else float(losses.max())
-            self._extremes(index, losses, top)
-            if labels is not None and classes is not None:
-                mine = labels_at(labels, index)
-                refuse_too_large(mine, index, classes)
-                self.labelled += torch.bincount(mine[mine >= 0], minlength=classes)
-                self.labelled_above += torch.bincount(mine[above & (mine >= 0)], minlength=classes)
+        for start in range(0, len(store), CHUNK):
+            index, losses = known_of(store, torch.arange(start, min(start + CHUNK, len(store))))
+            if len(losses):
+                self._count(index, losses, labels)
+                self._keep_extremes(index, losses, top)
 
-    def _extremes(self, index: Tensor, losses: Tensor, top: int) -> None:
+    def _count(self, index: Tensor, losses: Tensor, labels: np.ndarray | None) -> None:
+        above = losses > (math.log(self.classes) if self.classes else torch.inf)
+        self.known += len(losses)
+        self.total += float(losses.double().sum())
+        self.above += int(above.sum())
+        self.minimum = float(np.fmin(self.minimum, float(losses.min())))
+        self.maximum = float(np.fmax(self.maximum, float(losses.max())))
+        if self.labelled is not None and labels is not None:
+            mine = labels_at(labels, index)
+            refuse_too_large(mine, index, len(self.labelled))
+            self.labelled += torch.bincount(mine[mine >= 0], minlength=len(self.labelled))
+            self.labelled_above += torch.bincount(mine[above & (mine >= 0)], minlength=len(self.labelled))
+
+    def _keep_extremes(self, index: Tensor, losses: Tensor, top: int) -> None:
         for kept, sign in ((self.highest, 1), (self.lowest, -1)):
             where = first_largest(sign * losses, top)
             kept += zip(index[where].tolist(), losses[where].tolist(), strict=True)
-            kept.sort(key=lambda pair: -sign * pair[1])  # stable: of equal ones the lower index comes first
+            kept.sort(key=lambda pair: -sign * pair[1])  # stable: among equal ones the lower index comes first
             del kept[top:]
 
 
-def chunks(n: int) -> Iterator[Tensor]:
-    """The rows 0 to n-1, int64, some at a time."""
-    return (torch.arange(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
-
-
 def sampled_rows(n: int) -> Tensor:
-    """Rows to sort, ascending, int64: all of them, or one at random of each of ``SAMPLE`` equal stretches."""
+    """Rows to sort, ascending, int64: all of them, or a random one from each of ``SAMPLE`` equal chunks."""
     if n <= SAMPLE:
         return torch.arange(n)
     where = torch.arange(SAMPLE, dtype=torch.float64)
@@ -106,7 +101,7 @@ def sampled_rows(n: int) -> Tensor:
 
 
 def known_of(store: IrreducibleLossStore, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Index, int64, and irreducible loss, float32, of those of some rows that have a finite one, shape (m,), on the CPU."""
+    """Index, int64, and irreducible loss, float32, of the rows where it is finite, shape (m,), on the CPU."""
     there = rows.to(store.device)
     losses = store.losses[there].cpu()
     index = rows if store.ids is None else store.ids[there].cpu()
@@ -115,7 +110,7 @@ def known_of(store: IrreducibleLossStore, rows: Tensor) -> tuple[Tensor, Tensor]
 
 
 def first_largest(values: Tensor, k: int) -> Tensor:
-    """Positions of the k largest values, the largest first and of equal ones the first, shape (k,) or (n,) if n is less."""
+    """Positions of the k largest values, or of all if fewer: largest first, and the first of equal ones first."""
     k = min(k, len(values))
     if not k:
         return torch.empty(0, dtype=torch.int64)
@@ -135,7 +130,7 @@ def labels_at(labels: np.ndarray, index: Tensor) -> Tensor:
 
 
 def refuse_too_large(labels: Tensor, index: Tensor, classes: int) -> None:
-    """Raise a ValueError if a label is none of the classes."""
+    """Raise a ValueError if a label is not below the number of classes."""
     wrong = torch.nonzero(labels >= classes).flatten()
     if len(wrong):
         raise ValueError(
@@ -144,51 +139,36 @@ def refuse_too_large(labels: Tensor, index: Tensor, classes: int) -> None:
         )
 
 
-def by_class(found: StoreStatistics, labels: Tensor, losses: Tensor) -> list[ClassLosses]:
-    """The losses of each class that has any, the highest median first.
-
-    Args:
-        found: of the store.
-        labels: of the sampled examples, shape (m,), int64.
-        losses: of the sampled examples, shape (m,).
-    """
+def by_class(found: StoreStatistics, labels: np.ndarray | None, index: Tensor, losses: Tensor) -> tuple[ClassLosses, ...]:
+    """The losses of each class that has any, highest median first; ``index`` and ``losses``, shape (m,), are the sample's."""
+    if labels is None or found.labelled is None:
+        return ()
+    mine = labels_at(labels, index)
     order = losses.argsort()
-    order = order[labels[order].argsort(stable=True)]
+    order = order[mine[order].argsort(stable=True)]
     ordered = losses[order].double().numpy()
-    edges = np.searchsorted(labels[order].numpy(), np.arange(len(found.labelled) + 1))
+    edges = np.searchsorted(mine[order].numpy(), np.arange(len(found.labelled) + 1))
     rows = []
     for label, (count, above) in enumerate(zip(found.labelled.tolist(), found.labelled_above.tolist(), strict=True)):
-        mine = ordered[edges[label] : edges[label + 1]]
-        if len(mine):
-            rows.append(ClassLosses(label, count, quantiles(mine, QUANTILES[:5]), above / count))
-    return sorted(rows, key=lambda each: -each.quantiles[2])
+        of_class = ordered[edges[label] : edges[label + 1]]
+        if len(of_class):
+            rows.append(ClassLosses(label, count, quantiles(of_class, QUANTILES[:5]), above / count))
+    return tuple(sorted(rows, key=lambda each: -each.quantiles[2]))
 
 
-def quantiles(ordered: np.ndarray, shares: tuple[float, ...]) -> tuple[float, ...]:
-    """Quantiles of ascending values, between two of them in proportion."""
-    where = np.asarray(shares) * (len(ordered) - 1)
-    low = np.floor(where).astype(int)
-    high = np.minimum(low + 1, len(ordered) - 1)
-    return tuple(float(value) for value in ordered[low] + (where - low) * (ordered[high] - ordered[low]))
+def quantiles(values: np.ndarray, shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Quantiles of values, interpolated linearly; empty without values."""
+    return tuple(np.quantile(values, shares).tolist()) if len(values) else ()
 
 
 def top_share(ordered: np.ndarray, share: float = 0.01) -> float:
-    """Share of the sum of ascending values that the highest of them hold; at least one of them counts."""
+    """Share of the sum of ascending values in the highest of them; at least one value counts."""
     total = ordered.sum()
     return float(ordered[-max(1, round(share * len(ordered))) :].sum() / total) if total else 0.0
 
 
 def pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
-    """The correlation, in [-1, 1], from sums; None where one side does not vary.
-
-    Args:
-        n: pairs.
-        x: sum of the first of each pair.
-        y: of the second.
-        xx: sum of squares of the first.
-        yy: of the second.
-        xy: sum of products.
-    """
+    """The correlation of n pairs (x, y), in [-1, 1], from sums of x, y, x², y² and xy; None where one side does not vary."""
     varies = [n * squares - total * total for squares, total in ((xx, x), (yy, y))]
     if n < 2 or varies[0] <= 1e-12 * n * xx or varies[1] <= 1e-12 * n * yy:
         return None
@@ -196,7 +176,7 @@ def pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> fl
 
 
 def spearman(one: Any, other: Any) -> float | None:
-    """Rank correlation of pairs, in [-1, 1]; None for fewer than two, or where one side does not vary.
+    """Rank correlation of pairs, in [-1, 1]; None for fewer than two pairs, or where one side does not vary.
 
     Examples:
         >>> round(spearman([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0]), 9)

@@ -13,7 +13,7 @@ SHOWN = 10  # classes
 
 
 def text_of(report: Report) -> str:
-    """A ``rholoss.report.Report`` in words and small tables, without a line of more than 100 characters."""
+    """A report in words and small tables, in lines of at most 100 characters."""
     parts = [_made(report)]
     if report.known:
         parts += [_distribution(report), _classes(report), _calibration(report), _agreement(report), _extremes(report)]
@@ -30,18 +30,19 @@ def _made(report: Report) -> str:
 
 def _distribution(report: Report) -> str:
     names = ("5 %", "25 %", "50 %", "75 %", "95 %", "99 %")
+    of = report.distribution
     lines = [
         "Distribution, in nats",
-        f"  mean {report.mean:.4f}, lowest {report.minimum:.4f}, highest {report.maximum:.4f}",
+        f"  mean {report.mean:.4f}, lowest {of.minimum:.4f}, highest {of.maximum:.4f}",
         "  " + "".join(f"{name:>10}" for name in names),
-        "  " + "".join(f"{value:>10.4f}" for value in report.quantiles),
-        f"  the highest 1 % of the examples hold {report.top_share:.1%} of the total",
+        "  " + "".join(f"{value:>10.4f}" for value in of.quantiles),
+        f"  the highest 1 % of the examples hold {of.top_share:.1%} of the total",
     ]
-    if report.above_guess is None:
-        lines.append("  how many are worse than a guess is not known: no number of classes was tallied or given")
+    if report.above_chance is None:
+        lines.append("  the share above chance is not known: no number of classes was counted or given")
     else:
         chance = math.log(report.classes or 1)
-        lines.append(f"  {report.above_guess:.1%} are above log({report.classes}) = {chance:.3f}: worse than a guess")
+        lines.append(f"  {report.above_chance:.1%} are above log({report.classes}) = {chance:.3f}, the chance level")
     return "\n".join(lines)
 
 
@@ -51,7 +52,7 @@ def _classes(report: Report) -> str:
     n = len(report.by_class)
     lines = [
         f"By class, the worst first{f' ({SHOWN} of {n:,})' if n > SHOWN else ''}",
-        f"  {'class':>8}{'examples':>12}{'median':>10}{'above a guess':>16}",
+        f"  {'class':>8}{'examples':>12}{'median':>10}{'above chance':>16}",
     ]
     for label, examples, quantiles, above in report.by_class[:SHOWN]:
         lines.append(f"  {label:>8}{examples:>12,}{quantiles[2]:>10.4f}{above:>16.1%}")
@@ -60,7 +61,7 @@ def _classes(report: Report) -> str:
 
 def _calibration(report: Report) -> str:
     if not report.bins:
-        return "Calibration: not known, as no predictions of classes were tallied"
+        return "Calibration: not known, as no class predictions were counted"
     return (
         "Calibration on these labels\n"
         f"  mean confidence {report.confidence:.3f}, accuracy {report.accuracy:.3f}, gap {report.gap:+.3f}, expected calibration "
@@ -84,6 +85,6 @@ def _agreement(report: Report) -> str:
 def _extremes(report: Report) -> str:
     lines = []
     for name, pairs in (("Highest", report.highest), ("Lowest", report.lowest)):
-        text = ", ".join(f"{index} ({loss:.4g})" for index, loss in pairs) or "none asked for"
+        text = ", ".join(f"{index} ({loss:.4g})" for index, loss in pairs) or "none requested"
         lines.append(textwrap.fill(f"{name}, by index: {text}", 100, subsequent_indent="  "))
     return "\n".join(lines)

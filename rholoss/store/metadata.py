@@ -1,4 +1,4 @@
-"""What made a store: the record that is saved with it, and which stores may be merged."""
+"""What made a store: the record that is saved with it, and the check of which stores may be merged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _WORDS = {"code": "forward or loss function of the same name"}
 
 
 class CalibrationCounts:
-    """How confident and how often correct the irreducible-loss models were, and how far two halves of them agree.
+    """Counts of how confident and correct the irreducible-loss models were, and how well two halves of them agree.
 
     Counts of different examples can be added.
 
     Attributes:
-        classes: C, or 0 where the outputs are no logits of classes.
-        bins: for each tenth of confidence: predictions, correct ones, and confidence in millionths, shape (10, 3), int64.
-        halves: of the mean loss under each half of the models: n, two sums, two sums of squares, sum of products, float64.
+        classes: C, or 0 if the outputs are not class logits.
+        bins: for each tenth of confidence: predictions, correct ones, and sum of confidence in millionths, shape (10, 3), int64.
+        halves: for the mean losses under two halves of the models: n, two sums, two sums of squares, sum of products, float64.
     """
 
     def __init__(self, classes: int = 0, bins: Any = None, halves: Any = None) -> None:
@@ -37,7 +37,7 @@ class CalibrationCounts:
         return isinstance(other, CalibrationCounts) and self.to_json() == other.to_json()
 
     def count(self, confidence: np.ndarray, correct: np.ndarray) -> None:
-        """Count predictions: the probability of the likeliest class, and whether it is the label."""
+        """Count predictions: the probability of the most likely class, and whether it is the label."""
         known = np.isfinite(confidence)
         confidence, correct = confidence[known], correct[known]
         where = np.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -45,11 +45,11 @@ class CalibrationCounts:
         np.add.at(self.bins, where, columns)
 
     def compare(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Count the mean losses of the same examples under one half of the models and under the other."""
+        """Count the mean losses of the same examples under the two halves of the models."""
         self.halves += [len(one), one.sum(), other.sum(), (one**2).sum(), (other**2).sum(), (one * other).sum()]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; ``CalibrationCounts(**counts.to_json())`` is the same again."""
+        """JSON values; ``CalibrationCounts(**counts.to_json())`` restores the counts."""
         return {"classes": self.classes, "bins": self.bins.tolist(), "halves": self.halves.tolist()}
 
 
@@ -59,9 +59,9 @@ class CrossFit:
 
     Attributes:
         plan: digest of the fold of every example.
-        folds: how many folds there are.
-        seed: of the folds.
-        models: by fold, what its models are known by.
+        folds: number of folds.
+        seed: seed of the folds.
+        models: by fold, the description of its models.
         validation_loss: by fold, the mean validation loss of its fits, in nats, or None.
     """
 
@@ -72,32 +72,30 @@ class CrossFit:
     validation_loss: dict[str, float | None]
 
     def __or__(self, other: CrossFit) -> CrossFit:
-        models, losses = ({**theirs, **mine} for mine, theirs in zip(self._by_fold(), other._by_fold(), strict=True))
+        models = {**other.models, **self.models}
+        losses = {**other.validation_loss, **self.validation_loss}
         return replace(self, models=dict(sorted(models.items())), validation_loss=dict(sorted(losses.items())))
-
-    def _by_fold(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.models, self.validation_loss
 
 
 @dataclass(frozen=True)
 class StoreMetadata:
-    """What made a store. All values are JSON values but for ``cross_fit`` and ``calibration``; None: not known.
+    """What made a store: JSON values, except ``cross_fit`` and ``calibration``. None: unknown.
 
     Attributes:
         data: the fingerprint of the dataset, see ``rholoss.data.fingerprint``.
-        models: what each model is known by: class, parameters and a digest of its weights.
+        models: for each model its class, number of parameters and a digest of its weights.
         loss: the name of the loss.
         forward: the name of the forward function.
-        code: digests of the forward and of the loss function.
-        views: passes over augmented data whose mean was taken.
+        code: digests of the forward and the loss function.
+        views: passes over augmented data that the losses are averaged over.
         scoring: batch size, dtype and seed.
         examples: how many, and a digest of which if they are a part of the data.
-        validation_loss: mean validation loss of the fits of the models, in nats.
-        cross_fit: the cross-fit, where it was one.
+        validation_loss: mean validation loss of the models' fits, in nats.
+        cross_fit: the cross-fit, if any.
         calibration: confidence and correctness of the models.
         made: the date, UTC.
-        versions: of rholoss, torch and numpy.
-        extra: entries of your own, by name.
+        versions: versions of rholoss, torch and numpy.
+        extra: your own entries, by name.
     """
 
     data: dict[str, Any] | None = None
@@ -117,19 +115,19 @@ class StoreMetadata:
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | StoreMetadata | None) -> StoreMetadata:
-        """The record of JSON values by name, as ``to_json`` gives them; names that are no fields go into ``extra``."""
+        """The record from values by name, as in ``to_json``; other names go into ``extra``."""
         if isinstance(values, StoreMetadata):
             return values
+        extra: dict[str, Any] = dict(values or {})
         known = {each.name for each in fields(cls)} - {"extra"}
-        given = {name: value for name, value in (values or {}).items() if name in known}
-        if isinstance(given.get("cross_fit"), Mapping):
-            given["cross_fit"] = CrossFit(**given["cross_fit"])
-        if isinstance(given.get("calibration"), Mapping):
-            given["calibration"] = CalibrationCounts(**given["calibration"])
-        return cls(**given, extra={name: value for name, value in (values or {}).items() if name not in known})
+        given = {name: extra.pop(name) for name in list(extra) if name in known}
+        for name, kind in (("cross_fit", CrossFit), ("calibration", CalibrationCounts)):
+            if isinstance(given.get(name), Mapping):
+                given[name] = kind(**given[name])
+        return cls(**given, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
-        """What is known, as JSON values by name; the entries of ``extra`` beside the others."""
+        """The known values by name, as JSON values; the entries of ``extra`` beside them."""
         known = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
         if self.cross_fit is not None:
             known["cross_fit"] = asdict(self.cross_fit)
@@ -139,21 +137,18 @@ class StoreMetadata:
 
     @property
     def all_models(self) -> list[dict[str, Any]]:
-        """What each model is known by, over all folds; empty where that is not known."""
+        """The descriptions of all models, over all folds; empty if unknown."""
         return [each for fold in self.cross_fit.models.values() for each in fold] if self.cross_fit else self.models or []
 
     @property
     def mean_validation_loss(self) -> float | None:
-        """The mean validation loss of the fits that made the store, in nats; None where one is not known."""
+        """The mean validation loss of the fits that made the store, in nats; None if any is unknown."""
         losses = list(self.cross_fit.validation_loss.values()) if self.cross_fit else [self.validation_loss]
         known = [loss for loss in losses if loss is not None]
         return sum(known) / len(known) if len(known) == len(losses) else None
 
     def check_mergeable(self, other: StoreMetadata) -> None:
-        """Raise a ValueError where two stores are of different data, losses, views or models, as far as is known.
-
-        The folds of one cross-fit have models of their own.
-        """
+        """Raise a ValueError if two stores are known to be of different data, losses, views, models or cross-fits."""
         if self.data and other.data:
             how = difference(self.data, other.data)
             if how:

@@ -1,4 +1,4 @@
-"""A store on disk: one ``.npz`` file, or a folder of memory-mapped arrays; no pickle, and written whole or not at all."""
+"""A store on disk: one ``.npz`` file or a folder of memory-mapped arrays, without pickle, written whole or not at all."""
 
 import contextlib
 import errno
@@ -18,32 +18,25 @@ FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
 MANIFEST = "store.json"
 _FIELDS: dict[str, Any] = {"losses": np.dtype("<f4"), "ids": np.dtype("<i8")}
-_ARRAY = re.compile(rf"({'|'.join(_FIELDS)})-[0-9a-f]{{8}}\.npy")  # named by its checksum: no name is ever written anew
+_ARRAY = re.compile(rf"({'|'.join(_FIELDS)})-[0-9a-f]{{8}}\.npy")  # named by checksum, so no file is ever written twice
 _BLOCK = 1 << 20
 
 
 def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write one ``.npz`` file.
-
-    Raises:
-        OSError: it cannot be written; a file that was there stays as it was.
-    """
+    """Write one ``.npz`` file; if that fails with an OSError, an existing file is unchanged."""
     write_npz(path, _header(meta), {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()})
 
 
 def write_mapped(
     path: str | os.PathLike[str], n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]
 ) -> None:
-    """Write a folder of arrays that can be memory-mapped, a piece at a time.
+    """Write a folder of arrays that can be memory-mapped.
 
     Args:
-        path: the folder. A store that is there stays readable until the new one is whole.
-        n: rows in all.
-        pieces: arrays by field, joined along the rows; all with the same fields.
+        path: the folder. An existing store stays readable until the new one is complete, and remains if that fails.
+        n: total number of rows.
+        pieces: arrays by field, joined along the rows and written one at a time; all with the same fields.
         meta: JSON values by string.
-
-    Raises:
-        OSError: it cannot be written; a store that was there stays as it was.
     """
     path = os.fsdecode(path)
     header = json.loads(_header(meta))
@@ -51,7 +44,7 @@ def write_mapped(
     os.makedirs(path, exist_ok=True)
     old = {name for name in os.listdir(path) if _ARRAY.fullmatch(name)}
     partial = {name: os.path.join(path, f"{name}.{secrets.token_hex(8)}.partial") for name in _FIELDS}
-    ours = list(partial.values())  # what goes again if anything fails
+    ours = list(partial.values())  # to be removed on failure
     with remove_on_failure(ours, new):
         checksums = _write_arrays(partial, n, pieces)
         names = {name: f"{name}-{checksum:08x}.npy" for name, checksum in checksums.items()}
@@ -62,13 +55,13 @@ def write_mapped(
         text = json.dumps({"header": header, "rows": n, "arrays": names})
         with atomic_write(os.path.join(path, MANIFEST)) as manifest:
             manifest.write(f"{zlib.crc32(text.encode()):08x}\n{text}\n".encode())
-    for name in old - set(names.values()):  # of the store that was there
+    for name in old - set(names.values()):  # of the replaced store
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(path, name))
 
 
 def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str, np.ndarray]]) -> dict[str, int]:
-    """Write arrays of n rows to ``.npy`` files, a piece at a time; the checksum of each."""
+    """Write arrays of n rows to ``.npy`` files, piece by piece; returns their checksums."""
     files: dict[str, IO[bytes]] = {}
     checksums: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
@@ -93,9 +86,8 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
     """The arrays and the metadata of a store; the arrays of a folder are memory-mapped, copied on write.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
-        ValueError: it is no store, is damaged, or is of a newer format; the message names it.
+        OSError: the file does not exist or cannot be read.
+        ValueError: it is not a store, is damaged, or has a newer format.
     """
     path = os.fsdecode(path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
@@ -104,23 +96,22 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         header, arrays = _read_folder(path) if os.path.isdir(path) else _read_npz(path)
     except Exception as error:  # a damaged file can fail in any way
         if isinstance(error, (FileNotFoundError, IsADirectoryError)) and os.path.isdir(path):
-            raise ValueError(f"{path} is damaged: a file of it is missing; copy it again, or make the store anew") from None
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # which is a seek to where nothing is
+            raise ValueError(f"{path} is damaged: one of its files is missing; copy it again, or make the store again") from None
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
             raise
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
         raise ValueError(
-            f"{path} is not a store that can be read ({why}): expected a .npz file written by IrreducibleLossStore.save, or a "
-            "folder; copy it again, or make the store anew"
+            f"{path} is not a store that can be read ({why}): expected a .npz file or a folder written by "
+            "IrreducibleLossStore.save; copy it again, or make the store again"
         ) from error
     if header["format"] > FORMAT:
         raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():
         if name not in _FIELDS or array.dtype != _FIELDS[name] or array.ndim != 1:
-            raise ValueError(
-                f"{path} is damaged: field {name!r} has dtype {array.dtype} and shape {array.shape}; make the store anew"
-            )
+            what = f"field {name!r} has dtype {array.dtype} and shape {array.shape}"
+            raise ValueError(f"{path} is damaged: {what}; make the store again")
     if "losses" not in arrays:
-        raise ValueError(f"{path} is damaged: it has no losses; make the store anew")
+        raise ValueError(f"{path} is damaged: it has no losses; make the store again")
     return arrays, header["meta"]
 
 
@@ -130,7 +121,7 @@ def _header(meta: Mapping[str, Any]) -> str:
 
 def _checked_header(header: Any) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("kind") != KIND:
-        raise ValueError("its header is another program's")
+        raise ValueError("its header was written by another program")
     if not isinstance(header.get("format"), int) or header["format"] < 1:
         raise ValueError(f"its format number is {header.get('format')!r}")
     if not isinstance(header.setdefault("meta", {}), dict):
@@ -147,18 +138,14 @@ def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _read_folder(path: str, before: bytes = b"") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    manifest = _manifest(path)
+    with open(os.path.join(path, MANIFEST), "rb") as file:
+        manifest = file.read()
     try:
         return _read_arrays(path, manifest)
     except FileNotFoundError:
         if manifest == before:
             raise
-        return _read_folder(path, manifest)  # a newer store may have taken the place of this one just now
-
-
-def _manifest(path: str) -> bytes:
-    with open(os.path.join(path, MANIFEST), "rb") as file:
-        return file.read()
+        return _read_folder(path, manifest)  # a newer store may have replaced this one meanwhile
 
 
 def _read_arrays(path: str, content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -178,7 +165,7 @@ def _read_arrays(path: str, content: bytes) -> tuple[dict[str, Any], dict[str, n
 
 
 def _checksum(path: str, offset: int) -> int:
-    """The checksum of a file from a position on, read a block at a time."""
+    """The checksum of a file from an offset on."""
     checksum = 0
     with open(path, "rb") as file:
         file.seek(offset)

@@ -47,7 +47,7 @@ def test_the_same_data_are_accepted_whatever_the_loader(store, data):
 def test_reordered_data_are_refused(store, data):
     x, y = data.tensors
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"other data than the loader reads: its labels, in their order, are not those .*anew"):
+    with pytest.raises(ValueError, match=r"other data than the loader reads: its labels, in their order, are not those .*again"):
         meet(store, TensorDataset(x[order], y[order]))
 
 
@@ -56,7 +56,7 @@ def test_reordered_data_are_refused_under_other_names_too_and_the_same_data_are_
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     meet(store, [{"pixels": one, "labels": label} for one, label in zip(x, y, strict=True)])
     meet(store, [{"pixels": one, "labels": label} for one, label in zip(2 * x, y, strict=True)])  # as normalised otherwise
-    with pytest.raises(ValueError, match=r"its fields have other names, and none holds what one of that held .*anew"):
+    with pytest.raises(ValueError, match=r"its fields have other names, and none holds what one of that held .*again"):
         meet(store, [{"pixels": one, "labels": label} for one, label in zip(x[order], y[order], strict=True)])
 
 
@@ -84,7 +84,7 @@ def test_data_reordered_within_the_labels_are_refused(store, data):
     places = torch.cat([torch.nonzero(y == label).flatten() for label in range(CLASSES)])
     moved = x.clone()
     moved[places] = x[order]
-    with pytest.raises(ValueError, match=r"\d+ of 32 examples that were looked at are others in \[0\] .*rebind\(dataset\)"):
+    with pytest.raises(ValueError, match=r"\d+ of 32 sampled examples differ in \[0\] .*rebind\(dataset\)"):
         meet(store, TensorDataset(moved, y))
 
 
@@ -113,10 +113,10 @@ def test_data_that_show_no_labels_are_known_by_a_sample():
     relabelled = Texts()
     for row in relabelled.rows:
         row["label"] = (row["label"] + 1) % 3
-    assert "32 of 32 examples that were looked at are others in ['label']" in difference(saved, fingerprint(relabelled))
+    assert "32 of 32 sampled examples differ in ['label']" in difference(saved, fingerprint(relabelled))
     reordered = Texts()
     reordered.rows.reverse()
-    assert "examples that were looked at are others" in difference(saved, fingerprint(reordered))
+    assert "sampled examples differ" in difference(saved, fingerprint(reordered))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_another_form_of_the_same_examples_is_accepted_once_told(store, data):
     with pytest.raises(ValueError, match=r"rebind\(dataset\)"):
         meet(store, scaled)
     meet(store.rebind(scaled), scaled)
-    with pytest.raises(ValueError, match="others in"):
+    with pytest.raises(ValueError, match="sampled examples differ in"):
         meet(store.rebind(scaled), data)
     assert store.rebind(scaled).meta.models == store.meta.models
 
@@ -169,7 +169,7 @@ def test_the_tokens_of_a_text_are_one_field_and_a_token_that_changed_is_seen():
     assert set(known["sample"]) == {"['input_ids']", "['spans'][0]['end']"}
     changed = copy.deepcopy(texts)
     changed[39]["input_ids"][-1] = 6
-    assert "1 of 32 examples" in difference(known, fingerprint(changed))
+    assert "1 of 32 sampled examples" in difference(known, fingerprint(changed))
     assert difference(known, fingerprint(copy.deepcopy(texts))) is None
 
 

@@ -75,7 +75,7 @@ class TestSplit:
             ({"holdout": 1.5}, "holdout must be a share .*got 1.5"),
             ({"holdout": True}, "got True"),
             ({"holdout": 0.5, "validation": -0.1}, "validation must be a share .*got -0.1"),
-            ({"holdout": 0.6, "validation": 5}, "a holdout of 6 and a validation part of 5 are more than the 10 examples"),
+            ({"holdout": 0.6, "validation": 5}, "a holdout of 6 and a validation part of 5 exceed the 10 examples"),
             ({"labels": [0, 1]}, r"labels must be one per example, shape \(10,\), got \(2,\)"),
         ],
     )

@@ -285,7 +285,7 @@ def door_of_others():
 class TestRefused:
     def test_a_validation_part_that_overlaps_the_holdout(self):
         data = learnable()
-        with pytest.raises(ValueError, match=r"20 of 60 validation examples are in the holdout too, by their indices: .*split"):
+        with pytest.raises(ValueError, match=r"20 of 60 validation examples are in the holdout too, by their indices; .*split"):
             fit_irreducible_model(make_net(0), IndexedSubset(data, range(100)), IndexedSubset(data, range(80, 140)))
         with pytest.raises(ValueError, match="240 of 240 validation examples"):
             fit_irreducible_model(make_net(0), data, data)
@@ -302,7 +302,7 @@ class TestRefused:
 
     def test_a_batch_size_beside_a_loader_that_has_one(self, parts):
         loader = DataLoader(parts.holdout, batch_size=8)
-        with pytest.raises(ValueError, match="a loader says the batch size itself, got batch_size=16 beside one; leave it out"):
+        with pytest.raises(ValueError, match="a loader has its own batch size, got batch_size=16 too; omit it"):
             fit_irreducible_model(make_net(0), loader, parts.validation, batch_size=16)
 
     @pytest.mark.parametrize("options", [{"epochs": 0}, {"patience": 0}])

@@ -129,7 +129,7 @@ class TestForeign:
         before = content(tmp_path)
         args, options = OTHERS[difference]()
         with pytest.raises(
-            ValueError, match=rf"il\.parts holds an unfinished scoring with other {difference.split(' ')[0]}.*; go on"
+            ValueError, match=rf"il\.parts holds an unfinished scoring with other {difference.split(' ')[0]}.*; resume"
         ):
             IrreducibleLossStore.from_model(*args, path=tmp_path / "il", mapped=mapped, **{"batch_size": 4, **options})
         assert content(tmp_path) == before
@@ -143,7 +143,7 @@ class TestForeign:
         before = content(tmp_path)
         args, options = OTHERS[difference]()
         named = difference.split(" of ")[0].split(" in ")[0].replace(", stretches", "")
-        match = rf"il is there already, made with other {named}.*; name another path"
+        match = rf"il exists already, made with other {named}.*; choose another path"
         with pytest.raises(ValueError, match=match):
             IrreducibleLossStore.from_model(*args, path=tmp_path / "il", **{"batch_size": 4, **options})
         assert content(tmp_path) == before
@@ -218,7 +218,7 @@ class TestDamaged:
     def test_settings_are_refused_by_name(self, tmp_path, short, net, data, content):
         killed_after(1, tmp_path / "il", net, data, batch_size=8)
         (tmp_path / "il.parts" / "scoring.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"il\.parts.scoring\.json is damaged .*; delete its folder to begin anew"):
+        with pytest.raises(ValueError, match=r"il\.parts.scoring\.json is damaged .*; delete its folder to start from scratch"):
             IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")
 
     def test_progress_never_passes_the_end(self, tmp_path, short, net):

@@ -30,7 +30,7 @@ class TestWhatMadeIt:
     def test_another_function_is_refused(self, data, net, tmp_path, first, second, message):
         IrreducibleLossStore.from_model(net, data, path=tmp_path / "il.npz", **first)
         before = (tmp_path / "il.npz").read_bytes()
-        with pytest.raises(ValueError, match=f"is there already, made with other .*{message}"):
+        with pytest.raises(ValueError, match=f"exists already, made with other .*{message}"):
             IrreducibleLossStore.from_model(net, data, path=tmp_path / "il.npz", **second)
         assert (tmp_path / "il.npz").read_bytes() == before
         part = {name: IndexedSubset(data, rows) for name, rows in (("one", range(50)), ("other", range(50, 100)))}

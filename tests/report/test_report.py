@@ -16,18 +16,30 @@ from torch.utils.data import DataLoader, TensorDataset
 from rholoss import IndexedSubset, IrreducibleLossStore
 from rholoss.report import statistics
 from rholoss.report.report import report_on
-from rholoss.report.verdict import ALIKE, CLEAN, CLEANER, DIRTY, FEW, KNOWS_NOTHING, SURER, UNSTABLE, WEAKER, Indicators, judge
+from rholoss.report.verdict import (
+    CALIBRATED,
+    CLEAN,
+    CLEANER,
+    FEW,
+    NOISY,
+    OVERCONFIDENT,
+    UNINFORMED,
+    UNSTABLE,
+    WEAKER,
+    Indicators,
+    judge,
+)
 from rholoss.store.metadata import CalibrationCounts
 
 NAN = float("nan")
-GUESS = math.log(4)
+CHANCE = math.log(4)
 
 
 def tallied(bins=(), halves=None, classes=4):
-    """Metadata with a tally of predictions: (confidence, right) each."""
+    """Metadata with a tally of predictions: (confidence, correct) each."""
     tally = CalibrationCounts(classes, halves=halves)
     if bins:
-        tally.count(np.array([sure for sure, _ in bins]), np.array([float(right) for _, right in bins]))
+        tally.count(np.array([confidence for confidence, _ in bins]), np.array([float(correct) for _, correct in bins]))
     return {"calibration": tally}
 
 
@@ -43,20 +55,20 @@ class TestDistribution:
         report = IrreducibleLossStore(self.losses).report()
         known = np.array([0.5, 3.0, 0.25, 1.0, 0.0])
         assert report.mean == pytest.approx(known.mean())
-        assert (report.minimum, report.maximum, report.median) == (0.0, 3.0, 0.5)
-        assert report.quantiles == pytest.approx(np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95, 0.99]))
+        assert (report.distribution.minimum, report.distribution.maximum, report.median) == (0.0, 3.0, 0.5)
+        assert report.distribution.quantiles == pytest.approx(np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95, 0.99]))
 
     def test_the_highest_hundredth_of_the_examples(self):
         losses = torch.ones(300)
         losses[[5, 6, 7]] = 100.0
         report = IrreducibleLossStore(losses).report()
-        assert report.top_share == pytest.approx(300 / 597)
+        assert report.distribution.top_share == pytest.approx(300 / 597)
         assert "the highest 1 % of the examples hold 50.3% of the total" in str(report)
 
     def test_the_share_above_log_c(self):
-        report = IrreducibleLossStore([GUESS - 0.01, GUESS + 0.01, 3.0, NAN, 0.1, 0.0]).report(classes=4)
-        assert report.above_guess == pytest.approx(2 / 5)
-        assert "40.0% are above log(4) = 1.386: worse than a guess" in str(report)
+        report = IrreducibleLossStore([CHANCE - 0.01, CHANCE + 0.01, 3.0, NAN, 0.1, 0.0]).report(classes=4)
+        assert report.above_chance == pytest.approx(2 / 5)
+        assert "40.0% are above log(4) = 1.386, the chance level" in str(report)
 
     def test_highest_and_lowest_by_index_the_first_of_equal_ones_first(self):
         report = IrreducibleLossStore([2.0, 0.5, 2.0, NAN, 3.0, 0.5], ids=[70, 50, 20, 10, 90, 60]).report(top=3)
@@ -67,8 +79,8 @@ class TestDistribution:
     def test_the_histogram_holds_every_known_one(self):
         for losses in ([0.0, 0.0], [0.0, 1e-9, 5.0], [3.0, 3.0, 3.0], [1e-5, 2e4], [0.5]):
             report = IrreducibleLossStore(losses).report()
-            assert sum(report.histogram) == len(losses)
-            assert list(report.edges) == sorted(set(report.edges))
+            assert sum(report.distribution.histogram) == len(losses)
+            assert list(report.distribution.edges) == sorted(set(report.distribution.edges))
 
     def test_in_chunks_and_in_one_piece_are_the_same(self, monkeypatch):
         generator = torch.Generator().manual_seed(0)
@@ -89,7 +101,7 @@ class TestDistribution:
         report = IrreducibleLossStore(torch.arange(10_000) / 1000).report(torch.arange(10_000) % 2)
         assert report.median == pytest.approx(5.0, abs=0.02)
         assert report.mean == pytest.approx(4.9995)
-        assert report.maximum == pytest.approx(9.999)
+        assert report.distribution.maximum == pytest.approx(9.999)
         assert [each.examples for each in report.by_class] == [5000, 5000]
 
     def test_a_mapped_store_has_the_same_report_and_is_not_read_whole(self, tmp_path, monkeypatch):
@@ -123,7 +135,7 @@ class TestDistribution:
 
     def test_one_example_is_enough(self):
         report = IrreducibleLossStore([0.5]).report([1])
-        assert report.quantiles == (0.5,) * 6
+        assert report.distribution.quantiles == (0.5,) * 6
         assert str(report)
 
 
@@ -135,7 +147,7 @@ class TestByClass:
         assert [(each.label, each.examples) for each in report.by_class] == [(2, 3), (3, 1), (0, 3)]
         assert [each.quantiles[2] for each in report.by_class] == pytest.approx([5.0, 1.2, 0.2])
         assert report.by_class[0].quantiles == pytest.approx(np.quantile([5.0, 6.0, 0.3], [0.05, 0.25, 0.5, 0.75, 0.95]))
-        assert [each.above_guess for each in report.by_class] == pytest.approx([2 / 3, 0, 0])
+        assert [each.above_chance for each in report.by_class] == pytest.approx([2 / 3, 0, 0])
 
     def test_a_label_below_0_is_none(self):
         report = IrreducibleLossStore([0.1, 0.2, 7.0]).report([0, 1, -100])
@@ -168,10 +180,10 @@ class TestByClass:
         data = TensorDataset(torch.randn(20, 6), torch.randn(20))
         store = IrreducibleLossStore.from_model(nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), data)
         report = store.report(data)
-        assert (report.by_class, report.classes, report.above_guess, report.bins) == ((), None, None, ())
+        assert (report.by_class, report.classes, report.above_chance, report.bins) == ((), None, None, ())
         assert "By class: not known" in str(report)
         assert "Calibration: not known" in str(report)
-        assert "no number of classes was tallied or given" in str(report)
+        assert "no number of classes was counted or given" in str(report)
         assert report.verdict.helps == "unknown"
 
     def test_relabelled_data_are_refused(self):
@@ -202,7 +214,7 @@ class TestByClass:
 
     @pytest.mark.parametrize("classes", [1, 0, True])
     def test_a_wrong_number_of_classes_is_refused(self, classes):
-        with pytest.raises(ValueError, match="classes must be how many there are, at least 2"):
+        with pytest.raises(ValueError, match="classes must be the number of classes, at least 2"):
             IrreducibleLossStore([0.5]).report(classes=classes)
 
     def test_a_share_that_is_none_is_refused(self):
@@ -219,7 +231,7 @@ class TestByClass:
     def test_the_entropy_of_the_labels(self):
         report = IrreducibleLossStore([0.5, 0.1, 0.2, 0.3]).report([0, 0, 0, 1])
         assert report.label_entropy == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
-        assert report.guess == report.label_entropy
+        assert report.chance_level == report.label_entropy
 
 
 class TestCalibration:
@@ -227,7 +239,7 @@ class TestCalibration:
 
     def test_against_a_computation_by_hand(self):
         report = IrreducibleLossStore([0.5], meta=tallied(self.bins)).report()
-        assert report.confidence == pytest.approx(np.mean([sure for sure, _ in self.bins]), abs=1e-6)
+        assert report.confidence == pytest.approx(np.mean([confidence for confidence, _ in self.bins]), abs=1e-6)
         assert report.accuracy == pytest.approx(2 / 5)
         assert report.gap == pytest.approx(0.63 - 0.4, abs=1e-6)
         error = 2 / 5 * abs(0.93 - 1 / 2) + 3 / 5 * abs(0.43 - 1 / 3)
@@ -242,8 +254,8 @@ class TestCalibration:
         data, net = make_data(200), make_net(0)
         report = IrreducibleLossStore.from_model(net, data).report(data)
         with torch.no_grad():
-            sure, likeliest = net.eval()(data.tensors[0]).softmax(1).max(1)
-        assert report.confidence == pytest.approx(float(sure.mean()), abs=1e-5)
+            confidence, likeliest = net.eval()(data.tensors[0]).softmax(1).max(1)
+        assert report.confidence == pytest.approx(float(confidence.mean()), abs=1e-5)
         assert report.accuracy == pytest.approx(float((likeliest == data.tensors[1]).float().mean()))
         assert (report.classes, report.models, report.folds) == (CLASSES, 1, 0)
 
@@ -312,9 +324,9 @@ class TestCorrelation:
 
 
 SOUND = Indicators(
-    known=10_000, classes=10, mean=0.4, median=0.1, above_guess=0.03, confidence=0.9, accuracy=0.9, folds=2, halves=0.95
+    known=10_000, classes=10, mean=0.4, median=0.1, above_chance=0.03, confidence=0.9, accuracy=0.9, folds=2, halves=0.95
 )
-DIRTY_LABELS = dataclasses.replace(SOUND, mean=1.5, median=0.9, above_guess=0.3, confidence=0.56, accuracy=0.6)
+NOISY_LABELS = dataclasses.replace(SOUND, mean=1.5, median=0.9, above_chance=0.3, confidence=0.56, accuracy=0.6)
 
 
 def verdict(of, **changes):
@@ -323,34 +335,39 @@ def verdict(of, **changes):
 
 class TestVerdict:
     def test_on_clean_data(self):
-        assert (verdict(SOUND).helps, verdict(SOUND).dirty, verdict(SOUND).holdout) == ("yes", False, "unknown")
-        assert "nothing to gate out" in str(verdict(SOUND))
+        assert (verdict(SOUND).helps, verdict(SOUND).noisy, verdict(SOUND).holdout) == ("yes", False, "unknown")
+        assert "no gate is needed" in str(verdict(SOUND))
         assert "math.log" not in str(verdict(SOUND))
 
-    def test_a_cross_fit_of_dirty_data_wants_a_gate(self):
-        found = verdict(DIRTY_LABELS)
-        assert (found.helps, found.dirty, found.holdout, found.weak) == ("with a gate", True, "as noisy", None)
+    def test_a_cross_fit_of_noisy_data_needs_a_gate(self):
+        found = verdict(NOISY_LABELS)
+        assert (found.helps, found.noisy, found.holdout, found.weak) == ("with a gate", True, "as noisy", None)
         assert "max_irreducible_loss=math.log(10), bounded=True)" in str(found)
         assert "cross_fit instead" not in str(found)
 
-    def test_a_holdout_as_dirty_wants_a_cross_fit_and_a_gate(self):
-        found = verdict(DIRTY_LABELS, folds=0)
+    def test_a_holdout_as_noisy_needs_a_cross_fit_and_a_gate(self):
+        found = verdict(NOISY_LABELS, folds=0)
         assert found.helps == "unknown"
         assert "Score all of the data with cross_fit instead" in str(found).replace("\n  ", " ")
-        assert verdict(DIRTY_LABELS, folds=0, plain_accuracy=0.59).helps == "with a gate"
+        assert verdict(NOISY_LABELS, folds=0, plain_accuracy=0.59).helps == "with a gate"
 
     @pytest.mark.parametrize(
         ("changes", "attribute", "below", "at"),
         [
-            ({"above_guess": (DIRTY - 1e-6, DIRTY)}, "dirty", None, True),
-            ({"above_guess": (CLEAN - 1e-6, CLEAN)}, "dirty", False, None),
-            ({"above_guess": (CLEAN - 1e-6, CLEAN)}, "helps", "yes", "with a gate"),
-            ({"above_guess": (CLEAN - 1e-6, CLEAN)}, "holdout", "unknown", "as noisy"),
-            ({"confidence": (0.6 + SURER - 1e-6, 0.6 + SURER + 1e-9)}, "holdout", "unknown", "surer"),
-            ({"confidence": (0.6 + ALIKE - 1e-6, 0.6 + ALIKE + 1e-9)}, "holdout", "as noisy", "unknown"),
-            ({"confidence": (0.6 - SURER - 1e-9, 0.6 - SURER + 1e-6)}, "holdout", "less sure", "as noisy"),
-            ({"median": (KNOWS_NOTHING * math.log(10) - 1e-6, KNOWS_NOTHING * math.log(10))}, "weak", None, True),
-            ({"median": (KNOWS_NOTHING * math.log(10) - 1e-6, KNOWS_NOTHING * math.log(10))}, "helps", "with a gate", "no"),
+            ({"above_chance": (NOISY - 1e-6, NOISY)}, "noisy", None, True),
+            ({"above_chance": (CLEAN - 1e-6, CLEAN)}, "noisy", False, None),
+            ({"above_chance": (CLEAN - 1e-6, CLEAN)}, "helps", "yes", "with a gate"),
+            ({"above_chance": (CLEAN - 1e-6, CLEAN)}, "holdout", "unknown", "as noisy"),
+            (
+                {"confidence": (0.6 + OVERCONFIDENT - 1e-6, 0.6 + OVERCONFIDENT + 1e-9)},
+                "holdout",
+                "unknown",
+                "cleaner or overconfident",
+            ),
+            ({"confidence": (0.6 + CALIBRATED - 1e-6, 0.6 + CALIBRATED + 1e-9)}, "holdout", "as noisy", "unknown"),
+            ({"confidence": (0.6 - OVERCONFIDENT - 1e-9, 0.6 - OVERCONFIDENT + 1e-6)}, "holdout", "underconfident", "as noisy"),
+            ({"median": (UNINFORMED * math.log(10) - 1e-6, UNINFORMED * math.log(10))}, "weak", None, True),
+            ({"median": (UNINFORMED * math.log(10) - 1e-6, UNINFORMED * math.log(10))}, "helps", "with a gate", "no"),
             ({"plain_accuracy": (0.6 + WEAKER - 1e-6, 0.6 + WEAKER + 1e-9)}, "weak", False, True),
             ({"plain_accuracy": (0.6 + WEAKER - 1e-6, 0.6 + WEAKER + 1e-9)}, "helps", "with a gate", "no"),
             ({"halves": (UNSTABLE - 1e-6, UNSTABLE)}, "unstable", True, False),
@@ -360,7 +377,7 @@ class TestVerdict:
     )
     def test_on_both_sides_of_each_threshold(self, changes, attribute, below, at):
         ((name, values),) = changes.items()
-        found = [getattr(verdict(DIRTY_LABELS, **{name: value}), attribute) for value in values]
+        found = [getattr(verdict(NOISY_LABELS, **{name: value}), attribute) for value in values]
         assert found == [below, at]
 
     @pytest.mark.parametrize(
@@ -368,57 +385,57 @@ class TestVerdict:
         [
             (CLEANER - 1e-6, "overconfident", "with a gate", "dropout"),
             (CLEANER + 1e-9, "cleaner", "yes", "needs no gate"),
-            (None, "surer", "unknown", "pass the loss that it had in validation"),
+            (None, "cleaner or overconfident", "unknown", "pass its validation loss"),
         ],
     )
-    def test_surer_than_the_labels_bear_out_is_good_or_bad(self, ratio, holdout, helps, word):
-        loss = None if ratio is None else DIRTY_LABELS.mean / ratio
-        found = verdict(DIRTY_LABELS, confidence=0.87, validation_loss=loss)
+    def test_more_confident_than_correct_is_good_or_bad(self, ratio, holdout, helps, word):
+        loss = None if ratio is None else NOISY_LABELS.mean / ratio
+        found = verdict(NOISY_LABELS, confidence=0.87, validation_loss=loss)
         assert (found.holdout, found.helps) == (holdout, helps)
         assert word in str(found).replace("\n  ", " ")
         assert ("math.log" in str(found)) == (helps == "with a gate")
 
     def test_an_overconfident_holdout_does_not_help_where_a_cross_fit_would(self):
-        found = verdict(DIRTY_LABELS, confidence=0.87, validation_loss=DIRTY_LABELS.mean, folds=0)
+        found = verdict(NOISY_LABELS, confidence=0.87, validation_loss=NOISY_LABELS.mean, folds=0)
         assert (found.holdout, found.helps) == ("overconfident", "no")
         assert "math.log" not in str(found)
 
     @pytest.mark.parametrize(("known", "rough"), [(FEW - 1, True), (FEW, False)])
     def test_few_examples_are_said_to_be_few(self, known, rough):
-        assert ("every share here is rough" in str(verdict(SOUND, known=known))) == rough
+        assert ("all shares are rough" in str(verdict(SOUND, known=known))) == rough
 
     def test_of_a_model_that_knows_nothing_nothing_else_is_said(self):
-        found = verdict(DIRTY_LABELS, median=2.3)
+        found = verdict(NOISY_LABELS, median=2.3)
         assert found.helps == "no"
         assert len(found.sentences) == 2
-        assert "its median loss, 2.30, is about that of a guess, 2.30" in str(found).replace("\n  ", " ")
+        assert "its median loss, 2.30, is about the chance level, 2.30" in str(found).replace("\n  ", " ")
 
-    def test_frequent_classes_make_a_guess_easier(self):
-        assert verdict(DIRTY_LABELS, label_entropy=0.95).weak
-        assert verdict(DIRTY_LABELS, label_entropy=1.5).weak is None
+    def test_frequent_classes_lower_the_chance_level(self):
+        assert verdict(NOISY_LABELS, label_entropy=0.95).weak
+        assert verdict(NOISY_LABELS, label_entropy=1.5).weak is None
 
     @pytest.mark.parametrize(
         ("unknown", "words"),
         [
-            ({"classes": None, "above_guess": None}, "How dirty the labels are cannot be told without the number of classes"),
-            ({"confidence": None, "accuracy": None}, "no predictions of classes were tallied"),
-            ({}, "pass its accuracy on such labels that it did not train on as plain_accuracy="),
+            ({"classes": None, "above_chance": None}, "How noisy the labels are is unknown without the number of classes"),
+            ({"confidence": None, "accuracy": None}, "no class predictions were counted"),
+            ({}, "pass its held-out accuracy on such labels as plain_accuracy="),
             ({"known": 0}, "nothing to judge"),
         ],
     )
     def test_what_cannot_be_known_is_said(self, unknown, words):
-        assert words in str(verdict(DIRTY_LABELS, **unknown)).replace("\n  ", " ")
+        assert words in str(verdict(NOISY_LABELS, **unknown)).replace("\n  ", " ")
 
     @pytest.mark.parametrize(
         ("case", "folds", "mean", "median", "above", "confidence", "accuracy", "plain", "validation", "helps"),
         [
             ("30 % wrong, clean holdout", 0, 3.94, 0.25, 0.312, 0.873, 0.611, 0.597, 0.42, "yes"),
-            ("30 % wrong, dirty holdout", 0, 1.54, 0.97, 0.290, 0.544, 0.589, 0.597, 1.54, "no"),
-            ("30 % wrong, dirty holdout, overfitted", 0, 2.02, 1.02, 0.332, 0.645, 0.516, 0.597, 2.0, "no"),
+            ("30 % wrong, noisy holdout", 0, 1.54, 0.97, 0.290, 0.544, 0.589, 0.597, 1.54, "no"),
+            ("30 % wrong, noisy holdout, overfitted", 0, 2.02, 1.02, 0.332, 0.645, 0.516, 0.597, 2.0, "no"),
             ("30 % wrong, cross-fit", 2, 1.51, 0.90, 0.293, 0.564, 0.599, 0.597, 1.5, "with a gate"),
             ("30 % wrong, linear model on 500 examples", 0, 1.82, 1.52, 0.284, 0.439, 0.458, 0.597, 1.8, "no"),
             ("10 % wrong, clean holdout", 0, 1.60, 0.10, 0.129, 0.873, 0.782, 0.779, 0.42, "yes"),
-            ("10 % wrong, dirty holdout", 0, 0.94, 0.25, 0.123, 0.743, 0.766, 0.779, 0.9, "no"),
+            ("10 % wrong, noisy holdout", 0, 0.94, 0.25, 0.123, 0.743, 0.766, 0.779, 0.9, "no"),
             ("10 % wrong, cross-fit", 2, 0.88, 0.23, 0.118, 0.768, 0.781, 0.779, 0.9, "with a gate"),
             ("all right, cross-fit", 2, 0.33, 0.01, 0.033, 0.894, 0.882, None, None, "yes"),
             ("40 % wrong by hand, clean holdout", 0, 2.22, NAN, 0.343, 0.651, 0.442, None, 1.10, "yes"),
@@ -431,7 +448,7 @@ class TestVerdict:
     ):
         found = judge(
             Indicators(
-                known=50_000, classes=10, mean=mean, median=median, above_guess=above, confidence=confidence, accuracy=accuracy,
+                known=50_000, classes=10, mean=mean, median=median, above_chance=above, confidence=confidence, accuracy=accuracy,
                 folds=folds, plain_accuracy=plain, validation_loss=validation,
             )
         )  # fmt: skip
@@ -463,10 +480,10 @@ class TestPlot:
     def test_without_labels_and_calibration(self, losses, tmp_path):
         assert self.panels(IrreducibleLossStore(losses).report(), tmp_path) == ["Irreducible losses"]
 
-    def test_marks_the_guess_and_the_median_where_they_are(self):
+    def test_marks_the_chance_level_and_the_median(self):
         report = IrreducibleLossStore([0.5, 0.7, 3.0]).report(classes=4)
         marked = {line.get_label(): line.get_xdata()[0] for line in report.plot().axes[0].lines}
-        assert marked == {"log(4), a guess: 33.3% above": pytest.approx(GUESS), "median 0.7": pytest.approx(0.7)}
+        assert marked == {"chance level, log(4): 33.3% above": pytest.approx(CHANCE), "median 0.7": pytest.approx(0.7)}
 
     def test_no_words_lie_over_others(self):
         losses = torch.rand(2000, generator=torch.Generator().manual_seed(0)) * 3

@@ -311,7 +311,7 @@ class TestFile:
         [
             ({"format": 2}, {}, "il.npz has store format 2, this rholoss reads up to 1; upgrade rholoss"),
             ({"format": "1"}, {}, "its format number is '1'"),
-            ({"kind": "other"}, {}, "its header is another program's"),
+            ({"kind": "other"}, {}, "its header was written by another program"),
             ({}, {"losses": np.zeros((2, 2), np.float32)}, r"damaged: field 'losses' has dtype float32 and shape \(2, 2\)"),
             ({}, {"losses": np.zeros(2, np.float64)}, "il.npz is damaged: field 'losses' has dtype float64"),
             ({}, {"ids": np.zeros(3, np.int64)}, "il.npz is damaged: expected one id per irreducible loss, got 3 ids for 2"),
