@@ -15,9 +15,12 @@ from torch import Tensor
 from rholoss.isolation import derived_seed
 
 Reading = Literal["wrong", "redrawn"]
+Draws = Literal["derived", "plain"]
 
 
-def wrong_labels(labels: Tensor, share: float, classes: int, seed: int, reading: Reading = "wrong") -> tuple[Tensor, Tensor]:
+def wrong_labels(
+    labels: Tensor, share: float, classes: int, seed: int, reading: Reading = "wrong", draws: Draws = "derived"
+) -> tuple[Tensor, Tensor]:
     """Uniform label noise.
 
     Args:
@@ -28,6 +31,9 @@ def wrong_labels(labels: Tensor, share: float, classes: int, seed: int, reading:
         reading: what the share means. ``"wrong"``: all that were chosen get another class, drawn evenly from the others.
             ``"redrawn"``: they get a class drawn evenly from all, their own too, so fewer are wrong: with 10 classes and a share
             of 10 %, about 9 %.
+        draws: how the seed is used. ``"derived"``: a random stream of this corruption's own draws a class for each example that
+            was chosen. ``"plain"``: a generator with this very seed draws a class for every example, chosen or not. The rows of
+            the study in ``studies/holdout`` were made so, and stay repeatable.
 
     Returns:
         Labels (N,), and a mask (N,) of those that are another than before.
@@ -36,10 +42,15 @@ def wrong_labels(labels: Tensor, share: float, classes: int, seed: int, reading:
         raise ValueError(f"wrong labels need at least 2 classes, got {classes}")
     if reading not in ("wrong", "redrawn"):
         raise ValueError(f"reading must be 'wrong' or 'redrawn', got {reading!r}")
-    generator = _stream("wrong labels", seed)
+    if draws not in ("derived", "plain"):
+        raise ValueError(f"draws must be 'derived' or 'plain', got {draws!r}")
+    generator = _stream("wrong labels", seed) if draws == "derived" else torch.Generator().manual_seed(seed)
     chosen = _chosen(len(labels), share, generator)
     first = 1 if reading == "wrong" else 0
-    steps = torch.randint(first, classes, (len(chosen),), generator=generator)
+    if draws == "derived":
+        steps = torch.randint(first, classes, (len(chosen),), generator=generator)
+    else:
+        steps = torch.randint(first, classes, (len(labels),), generator=generator)[chosen]
     changed = labels.clone()
     changed[chosen] = (labels[chosen] + steps) % classes
     return changed, changed != labels

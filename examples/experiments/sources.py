@@ -263,12 +263,17 @@ def cifar10(asked: Asked, features: bool = False, augment: bool = False) -> Sour
         augment: shift and mirror what is trained on.
     """
     images, labels, test_images, test_labels = cifar.cifar10(asked.root / "cifar10")
-    train, held = halves(Examples(images, labels, other_labels=_human_labels(asked.root / "cifar10n", labels)))
+    train, held = halves(Examples(images, labels, other_labels=human_labels(asked.root / "cifar10n", labels)))
     made = Source(train, held, Examples(test_images, test_labels), _coloured(augment), 10, "CIFAR-10", similar=CIFAR10_PAIRS)
     return _as_features(made, images, test_images, asked.root) if features else made
 
 
-def _human_labels(folder: Path, labels: Tensor) -> dict[str, Tensor]:
+def human_labels(folder: Path, labels: Tensor) -> dict[str, Tensor]:
+    """CIFAR-10N's labels by name, each (n,), int64; none if its folder is missing.
+
+    Raises:
+        ValueError: they are not of the images with these published labels.
+    """
     if not folder.exists():
         return {}
     human = cifar.cifar10n(folder)

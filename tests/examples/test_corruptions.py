@@ -22,9 +22,9 @@ def is_pure(corrupt, *tensors):
 
 
 @settings(deadline=None, max_examples=60)
-@given(LABELS, SHARES, SEEDS)
-def test_wrong_labels_are_as_many_as_said(labels, share, seed):
-    changed, mask = is_pure(lambda: corruptions.wrong_labels(labels, share, 5, seed), labels)
+@given(LABELS, SHARES, SEEDS, st.sampled_from(["derived", "plain"]))
+def test_wrong_labels_are_as_many_as_said(labels, share, seed, draws):
+    changed, mask = is_pure(lambda: corruptions.wrong_labels(labels, share, 5, seed, draws=draws), labels)
     assert torch.equal(mask, changed != labels)
     assert int(mask.sum()) == round(share * len(labels))
     assert 0 <= int(changed.min()) <= int(changed.max()) <= 4
@@ -161,6 +161,7 @@ def test_other_seeds_and_other_corruptions_choose_others():
         (lambda y: corruptions.wrong_labels(y, 1.1, 3, 0), r"share must be in \[0, 1\], got 1.1"),
         (lambda y: corruptions.wrong_labels(y, 0.1, 1, 0), "at least 2 classes, got 1"),
         (lambda y: corruptions.wrong_labels(y, 0.1, 3, 0, reading="drawn"), "reading must be 'wrong' or 'redrawn', got 'drawn'"),
+        (lambda y: corruptions.wrong_labels(y, 0.1, 3, 0, draws="own"), "draws must be 'derived' or 'plain', got 'own'"),
         (
             lambda y: corruptions.similar_labels(y, 0.1, torch.ones(2, 3), 0),
             r"must be \(C, C\), none of it negative, got \(2, 3\)",

@@ -3,29 +3,24 @@
 import gzip
 import json
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    for name in ("holdout_study", "noisy_data"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import holdout_study
-
-    yield holdout_study
-    for name in ("holdout_study", "noisy_data"):
-        sys.modules.pop(name, None)
+from studies.holdout import report, run, tables
+from studies.holdout.task import load_task
 
 
-def write_fashion_mnist(folder, n=600):
+@pytest.fixture(autouse=True)
+def threads_as_they_were():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_fashion_mnist(root, n=600):
+    folder = root / "fashion-mnist"
+    folder.mkdir()
     generator = np.random.default_rng(0)
     means = generator.integers(0, 200, (10, 28, 28))
     for part, count in (("train", n), ("t10k", n // 2)):
@@ -36,10 +31,11 @@ def write_fashion_mnist(folder, n=600):
             (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(head + values.tobytes()))
 
 
-def write_cifar10(folder, n=40):
+def write_cifar10(root, n=40):
     generator = np.random.default_rng(0)
-    batches = folder / "cifar-10-batches-py"
-    batches.mkdir()
+    batches = root / "cifar10" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    (root / "cifar10n").mkdir()
     true = []
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         labels = generator.integers(0, 10, n).tolist()
@@ -48,11 +44,11 @@ def write_cifar10(folder, n=40):
         true += labels if name != "test_batch" else []
     wrong = {"worse_label": 80, "aggre_label": 20, "random_label1": 40, "random_label2": 40, "random_label3": 40}
     labels = {name: np.array([(y + (i < count)) % 10 for i, y in enumerate(true)]) for name, count in wrong.items()}
-    torch.save(labels | {"clean_label": np.array(true)}, folder / "CIFAR-10_human.pt")
-    return batches, folder / "CIFAR-10_human.pt", torch.tensor(true)
+    torch.save(labels | {"clean_label": np.array(true)}, root / "cifar10n" / "CIFAR-10_human.pt")
+    return torch.tensor(true)
 
 
-def test_it_runs_goes_on_and_reports(study, tmp_path, capsys):
+def test_it_runs_goes_on_and_reports(tmp_path, capsys):
     write_fashion_mnist(tmp_path)
     results, plots = tmp_path / "lines.jsonl", tmp_path / "plots"
     rows = [
@@ -63,10 +59,10 @@ def test_it_runs_goes_on_and_reports(study, tmp_path, capsys):
         "cross-fit, gate, bounded",
         "cross-fit, gate, no selection",
     ]
-    options = ["--fashion-mnist", str(tmp_path), "--noise", "0.3", "--hidden", "16", "--evaluate-every", "4"]
+    options = ["--data", str(tmp_path), "--noise", "0.3", "--hidden", "16", "--evaluate-every", "4"]
     options += ["--steps", "20", "--uniform-steps", "40", "--work", str(tmp_path / "work"), "--results", str(results)]
-    study.main(["run", *options, "--seeds", "0", "--only", *rows[:3]])
-    study.main(["run", *options, "--seeds", "0", "1", "--only", *rows])
+    run.main([*options, "--seeds", "0", "--only", *rows[:3]])
+    run.main([*options, "--seeds", "0", "1", "--only", *rows])
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [(line["seed"], line["variant"]) for line in lines] == [(seed, name) for seed in (0, 1) for name in rows]
     assert all(line["rate"] == 0.3 and line["trained"] == 32 * line["steps"] for line in lines)
@@ -74,34 +70,36 @@ def test_it_runs_goes_on_and_reports(study, tmp_path, capsys):
     assert all(len(line["accuracy"]) == line["steps"] // 4 for line in lines)
     assert [line["indicators"]["agreement"] > 0.5 for line in lines if "making" in line] == [True] * 10
     capsys.readouterr()
-    study.main(["report", "--results", str(results), "--plots", str(plots)])
+    report.main(["--results", str(results), "--plots", str(plots)])
     printed = capsys.readouterr().out
     assert "Fashion-MNIST, 30 % wrong: 30.0 % of the labels are wrong" in printed
     assert all(f"| {name} |" in printed for name in rows)
     assert all((plots / f"dirty_holdout_{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("accuracy", "mechanism"))
 
 
-def test_human_labels_are_read_as_they_are_published(study, tmp_path):
-    batches, labels, true = write_cifar10(tmp_path)
+def test_human_labels_are_read_as_they_are_published(tmp_path):
+    true = write_cifar10(tmp_path)
     work = tmp_path / "work"
-    work.mkdir()
-    options = study.argparse.Namespace(cifar10=batches, cifar10n=labels, work=work)
-    task = study.load_task(options, "CIFAR-10", "worse", seed=0)
-    assert task.data.true.equal(true)
+    task = load_task(tmp_path, work, "CIFAR-10", "worse", seed=0)
+    assert task.true.equal(true)
     assert task.is_wrong.nonzero().flatten().tolist() == list(range(80))
-    assert task.data.x.shape == (200, 640)
-    assert task.data.x.mean(0).abs().max() < 1e-4
-    again = study.load_task(options, "CIFAR-10", "aggre", seed=0)
-    assert again.data.x.equal(task.data.x)
+    assert task.x.shape == (200, 640)
+    assert task.x.mean(0).abs().max() < 1e-4
+    again = load_task(tmp_path, work, "CIFAR-10", "aggre", seed=0)
+    assert again.x.equal(task.x)
     assert int(again.is_wrong.sum()) == 20
 
 
-def test_wrong_labels_are_another_class_and_as_many_as_said(study):
-    true = torch.randint(10, (1000,), generator=torch.Generator().manual_seed(0))
-    given = sys.modules["noisy_data"].wrong_labels(true, 0.3, seed=1)
-    assert int((given != true).sum()) == 300
-    assert given.min() >= 0
-    assert given.max() <= 9
+def test_the_noise_is_that_of_the_committed_lines(tmp_path):
+    """As drawn when the lines were made: a permutation says which labels are wrong, then each example draws another class."""
+    write_fashion_mnist(tmp_path)
+    task = load_task(tmp_path, tmp_path, "Fashion-MNIST", "0.3", seed=2)
+    generator = torch.Generator().manual_seed(10_002)
+    is_wrong = torch.zeros(600, dtype=torch.bool)
+    is_wrong[torch.randperm(600, generator=generator)[:180]] = True
+    other = (task.true + torch.randint(1, 10, (600,), generator=generator)) % 10
+    assert task.is_wrong.equal(is_wrong)
+    assert task.given.equal(torch.where(is_wrong, other, task.true))
 
 
 def line(variant, seed, accuracy, **more):
@@ -110,7 +108,7 @@ def line(variant, seed, accuracy, **more):
     return made | more
 
 
-def test_the_tables_count_from_the_lines(study):
+def test_the_tables_count_from_the_lines():
     lines = []
     for seed, shift in ((0, 0.0), (1, 0.01), (2, -0.01)):
         best = 0.8 + shift
@@ -126,7 +124,7 @@ def test_the_tables_count_from_the_lines(study):
         }
         lines.append(line("cross-fit, gate", seed, [0.9 if seed else 0.5, 0.9], **made))
         lines.append(line("dirty holdout", seed, [0.5, 0.5], **made | {"making": "dirty holdout"}))
-    printed = study.tables(lines).splitlines()
+    printed = tables.tables(lines).splitlines()
     table = printed[next(i for i, text in enumerate(printed) if "30.0 % of the labels" in text) :]
     uniform, gate, dirty = (
         next(text for text in table if text.startswith(f"| {name} |"))[2:-2].split(" | ")
@@ -142,8 +140,18 @@ def test_the_tables_count_from_the_lines(study):
     assert any("| cross-fit | 1.50 | 1.40 | 30.0 | 60.0 | -2.0 | 0.97 | 30 |" in text for text in printed)
 
 
-@pytest.mark.parametrize("wrong", [[], ["--cifar10", "x"], ["--fashion-mnist", "x", "--evaluate-every", "0"]])
-def test_it_says_what_it_needs(study, wrong, capsys):
+@pytest.mark.parametrize("wrong", [[], ["--data", "EMPTY"], ["--data", "DATA", "--evaluate-every", "0"]])
+def test_it_says_what_it_needs(wrong, tmp_path, capsys):
+    write_fashion_mnist(tmp_path)
+    (tmp_path / "empty").mkdir()
+    folders = {"EMPTY": str(tmp_path / "empty"), "DATA": str(tmp_path)}
     with pytest.raises(SystemExit):
-        study.main(["run", *wrong])
+        run.main([folders.get(word, word) for word in wrong])
     assert "expected --" in capsys.readouterr().err
+
+
+def test_it_says_which_folder_a_data_set_lacks(tmp_path, capsys):
+    write_fashion_mnist(tmp_path)
+    with pytest.raises(SystemExit):
+        run.main(["--data", str(tmp_path), "--sets", "CIFAR-10"])
+    assert f"expected --data DATA with the folder cifar10 and cifar10n, got {tmp_path}" in capsys.readouterr().err

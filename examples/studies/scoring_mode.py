@@ -1,10 +1,10 @@
 """Scoring in eval mode against scoring in train mode, on networks with BatchNorm.
 
-    python examples/scoring_mode.py [--seeds 10] [--steps 400]
+    python examples/studies/scoring_mode.py [--seeds 10] [--steps 400]
 
-The data, the irreducible-loss model and the loop are those of quickstart.py; only the network has BatchNorm, with and without
-dropout, and only the mode in which RHO-LOSS scores differs. Prints a table as Markdown: medians over the seeds, lowest and
-highest in brackets.
+The data, the irreducible-loss model and the loop come from quickstart.py. The network has BatchNorm, with and without dropout.
+The runs differ only in the mode in which RHO-LOSS scores. Prints a table as Markdown: medians over the seeds, lowest and highest
+in brackets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+from pathlib import Path
 from statistics import median
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # where quickstart.py is
 
 import torch
 from quickstart import N_B, first_at, fit_small_network, split_digits, train
