@@ -52,7 +52,7 @@ def write_cifar10(folder, n=40):
     return batches, folder / "CIFAR-10_human.pt", torch.tensor(true)
 
 
-def test_it_runs_goes_on_and_reports(study, tmp_path, capsys):
+def test_it_runs_resumes_and_reports(study, tmp_path, capsys):
     write_fashion_mnist(tmp_path)
     results, plots = tmp_path / "lines.jsonl", tmp_path / "plots"
     rows = [
