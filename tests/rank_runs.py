@@ -232,7 +232,7 @@ def joined(rank, world):
 
 
 def learns(rank, world):
-    """A proxy that learns along on the batches of all ranks."""
+    """A proxy that is co-trained on the batches of all ranks."""
     model, proxy, batches = net(), net(2), loader(rank, world)
     options = {"proxy": DistributedDataParallel(proxy), "proxy_optimizer": torch.optim.SGD(proxy.parameters(), lr=0.5)}
     method = build_selector("proxy_rho_loss", batches, model, store=store(), **options)

@@ -2,7 +2,7 @@
 
 irreducible/test_resume.py runs it in a process of its own, which forks cheaply.
 
-Each run prints what it saw as JSON. The stretches are a few examples long, so that a small data set has many.
+Each run prints what it saw as JSON. The chunks are a few examples long, so that a small data set has many.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ HOOK = Hook()
 
 
 def points(folder, case, how):
-    """Stop a scoring of two stretches at its k-th change of files, for every k, and let another go on."""
+    """Stop a scoring of two chunks at its k-th change of files, for every k, and let another go on."""
     right, wrong, errors, hook = expected(f"{folder}/right", case, 16), [], set(), HOOK
     os.makedirs(f"{folder}/count")
     hook.arm(folder, 0, print)

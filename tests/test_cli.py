@@ -186,11 +186,11 @@ class TestScore:
         assert "irreducible losses: 100%" in err
         assert "irreducible losses:" not in out
 
-    def test_stopped_by_ctrl_c_says_how_to_go_on_and_goes_on(self, run, things, monkeypatch):
+    def test_stopped_by_ctrl_c_says_how_to_resume_and_resumes(self, run, things, monkeypatch):
         monkeypatch.setattr(scoring_job, "CHUNK", 20)
         monkeypatch.setattr(scoring_job, "PIECES", 1)
         line = "score --no-progress --out il.npz --data things:counting --model things:il_model --batch-size 10"
-        things.Counting.stop = 64 + 55  # two readings of the 32 of the fingerprint, then three stretches and a half
+        things.Counting.stop = 64 + 55  # two readings of the 32 of the fingerprint, then three chunks and a half
         code, out, err = run(line)
         assert (code, out) == (130, "")
         assert err.endswith("stopped; what is done is kept in il.npz.parts: run the same command again to go on\n")

@@ -390,7 +390,7 @@ def test_a_distributed_run_with_workers_is_resumed():
     check_resume(make, whole, some(whole, k=1), say_epoch=True)
 
 
-def test_the_epoch_in_progress_is_gone_on_with_though_nobody_says_it_again():
+def test_the_epoch_in_progress_is_resumed_though_nobody_says_it_again():
     selector = new(distributed(), batch_size=2)
     selector.set_epoch(2)
     chosen = []
@@ -456,7 +456,7 @@ def test_saving_right_after_loading_gives_the_same_state(loader):
 
 
 @pytest.mark.parametrize("workers", ["no workers", "workers"])
-def test_going_on_with_an_epoch_moves_no_global_generator(workers):
+def test_resuming_an_epoch_moves_no_global_generator(workers):
     selector = new(LOADERS["shuffled"](**WORKERS[workers]), keep=0.5)
     for _ in selector:
         state = selector.state_dict()

@@ -92,12 +92,12 @@ def test_the_loader_s_batches_are_the_candidates_where_a_batch_size_is_said():
     assert len(selector.last.candidate_index) == 16
 
 
-def test_where_the_loader_does_not_tell_n_B_is_unknown():  # noqa: N802
+def test_where_the_loader_does_not_report_n_B_is_unknown():  # noqa: N802
     assert uniform(IndexedBatches(pairs(5, 6)), batch_size=2).n_B is None
     assert uniform(DataLoader(range(9), batch_sampler=[[1, 2], [3, 4]]), batch_size=2).n_B is None
 
 
-def test_a_batch_sampler_of_the_usual_kind_tells_its_batch_size():
+def test_a_batch_sampler_of_the_usual_kind_reports_its_batch_size():
     loader = DataLoader(range(40), batch_sampler=BatchSampler(RandomSampler(range(40)), 8, drop_last=False))
     assert (uniform(loader, keep=0.5).n_b, uniform(loader, keep=0.5).n_B) == (8, 16)
     assert (uniform(loader, batch_size=2).n_b, uniform(loader, batch_size=2).n_B) == (2, 8)

@@ -590,7 +590,7 @@ def test_ids_of_any_integer_kind_become_int64(ids):
     assert indexed.index.tolist() == [5, 9]
 
 
-def test_a_shuffled_map_style_loader_behind_the_door_agrees():
+def test_a_shuffled_map_style_loader_behind_indexed_batches_agrees():
     loader = DataLoader([(i, torch.tensor(1000 + i), -(1000 + i)) for i in IDS], batch_size=4, shuffle=True, collate_fn=pair_up)
     assert sorted(agreeing(uniform(IndexedBatches(loader), keep=0.5))) == sorted(IDS)
     assert type(next(iter(loader))) is tuple
@@ -601,12 +601,12 @@ def test_negative_and_huge_ids_are_kept():
     assert indexed.index.tolist() == [-1, 2**62]
 
 
-def test_the_door_tells_the_length_of_what_is_behind_it():
+def test_indexed_batches_report_the_length_of_what_is_behind_it():
     assert len(IndexedBatches([([1], None)] * 3)) == 3
     assert len(uniform(IndexedBatches([([1], torch.zeros(1))] * 3), batch_size=1)) == 3
 
 
-def test_a_bare_stream_is_refused_and_told_about_the_door():
+def test_a_bare_stream_is_refused_with_the_cure():
     with pytest.raises(TypeError, match=r"IterableDataset Stream does not say which examples it yields.*IndexedBatches.*index="):
         uniform(DataLoader(Stream(IDS), batch_size=4))
 

@@ -84,7 +84,7 @@ class TestSplit:
             split(range(10), **options)
 
 
-class TestPart:
+class TestSubset:
     @pytest.mark.parametrize(
         ("indices", "error", "message"),
         [
@@ -220,7 +220,7 @@ def test_what_parts_have_in_common_is_found_through_parts_of_parts():
     assert in_common(IndexedSubset(other, range(20)), two) == 0
 
 
-def test_a_door_says_its_own_indices_even_over_a_part():
+def test_indexed_batches_keep_their_own_indices_even_over_a_subset():
     part = IndexedSubset(TensorDataset(torch.arange(100, 110)), [5, 7])
     door = IndexedBatches(DataLoader(part, batch_size=1), index=0)
     assert [int(indexed.index) for indexed in door] == [105, 107]

@@ -34,7 +34,7 @@ def assert_same(got, expected):
 
 
 class Dropping(Selector):
-    """A listener's victim: draws, learns along and leaves a note."""
+    """A listener's victim: draws, is co-trained and leaves a note."""
 
     def score(self, candidates):
         candidates.notes["drawn"] = candidates.rand(1)[0]

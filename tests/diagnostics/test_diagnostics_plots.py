@@ -42,7 +42,7 @@ class Batch:
 
 
 class Dropping(Selector):
-    """A listener's victim: draws, learns along and leaves a note."""
+    """A listener's victim: draws, is co-trained and leaves a note."""
 
     def score(self, candidates):
         candidates.notes["drawn"] = candidates.rand(1)[0]

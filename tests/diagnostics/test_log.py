@@ -348,7 +348,7 @@ def test_a_state_of_other_data_is_refused():
 
 
 class Dropping(Selector):
-    """A listener's victim: draws, learns along and leaves a note."""
+    """A listener's victim: draws, is co-trained and leaves a note."""
 
     def score(self, candidates):
         candidates.notes["drawn"] = candidates.rand(1)[0]

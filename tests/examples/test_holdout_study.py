@@ -48,7 +48,7 @@ def write_cifar10(root, n=40):
     return torch.tensor(true)
 
 
-def test_it_runs_goes_on_and_reports(tmp_path, capsys):
+def test_it_runs_resumes_and_reports(tmp_path, capsys):
     write_fashion_mnist(tmp_path)
     results, plots = tmp_path / "lines.jsonl", tmp_path / "plots"
     rows = [

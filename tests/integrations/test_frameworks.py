@@ -66,7 +66,7 @@ def test_an_example_picks_the_very_examples_that_the_plain_loop_picks(runs, name
 @pytest.mark.parametrize(
     "framework", ["plain", "stateful", "accelerate", "fabric", "lightning", "lightning_epochs", "transformers"]
 )
-def test_a_run_killed_at_any_of_20_steps_goes_on_with_the_same_picks_and_weights(framework, tmp_path):
+def test_a_run_killed_at_any_of_20_steps_resumes_with_the_same_picks_and_weights(framework, tmp_path):
     done = run("resume", tmp_path, framework)
     assert done.returncode == 0, done.stderr[-5000:]
 
@@ -283,7 +283,7 @@ def test_batches_that_were_trained_on_are_passed_over_without_being_chosen_again
     assert resumed.selector.step == whole.selector.step == 6
 
 
-def test_an_epoch_in_progress_that_is_said_again_is_gone_on_with(tmp_path):
+def test_an_epoch_in_progress_that_is_said_again_is_resumed(tmp_path):
     checkpoint(tmp_path, 2)
     resumed = Selects()
     resumed._checkpoint = str(tmp_path)
@@ -292,7 +292,7 @@ def test_an_epoch_in_progress_that_is_said_again_is_gone_on_with(tmp_path):
     assert [batch is None for batch in loader] == [True] * 2 + [False] * 4
 
 
-def test_a_trainer_that_skips_nothing_begins_the_epoch_anew(tmp_path):
+def test_a_trainer_that_skips_nothing_begins_the_epoch_again(tmp_path):
     checkpoint(tmp_path, 2)
     resumed = Selects(ignore_data_skip=True)
     assert None not in resumed.train(resume_from_checkpoint=str(tmp_path))
@@ -318,7 +318,7 @@ def test_the_batches_of_a_trainer_draw_nothing_from_the_global_generator_but_wha
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_door_around_the_loader_of_a_trainer_is_a_selectors_loader_too():
+def test_indexed_batches_around_the_loader_of_a_trainer_is_a_selectors_loader_too():
     class Doors(SelectionMixin, Base):
         def make_selector(self, loader):
             return build_selector("uniform", IndexedBatches(loader, index=lambda batch: batch[0][:, 0].long()), batch_size=2)

@@ -113,7 +113,7 @@ class TestAccelerate:
             ("rank 0", "accelerate_keeps_rank_0"),
         ],
     )
-    def test_goes_on_from_its_checkpoint(self, ran, way, run):
+    def test_resumes_from_its_checkpoint(self, ran, way, run):
         for rest, whole in zip(ran("accelerate_resumes"), ran(run), strict=True):
             goes_on(rest[way], whole)
 
@@ -145,7 +145,7 @@ class TestTransformers:
             assert mine.seen != alone.seen
 
     @pytest.mark.parametrize("name", ["saved", "global", "stream"])
-    def test_goes_on_from_its_checkpoint(self, ran, name):
+    def test_resumes_from_its_checkpoint(self, ran, name):
         runs = {"saved": "transformers_trains", "global": "transformers_trains_globally", "stream": "transformers_streams"}
         for rest, whole in zip(ran("transformers_resumes"), ran(runs[name]), strict=True):
             goes_on(rest[name], whole[0] if isinstance(whole, tuple) else whole)
@@ -178,7 +178,7 @@ class TestLightning:
             same(mine, plain)
             assert mine.seen != alone.seen
 
-    def test_goes_on_from_its_checkpoint(self, ran):
+    def test_resumes_from_its_checkpoint(self, ran):
         for rest, whole in zip(ran("lightning_resumes"), ran("lightning_trains"), strict=True):
             goes_on(rest, whole)
 

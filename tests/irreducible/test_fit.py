@@ -347,7 +347,7 @@ class TestCheckpoint:
         return fit_irreducible_model(model, parts.holdout, parts.validation, checkpoint=path, **options)
 
     @pytest.mark.parametrize("killed_after", [1, 3, 5, 6])
-    def test_goes_on_as_if_it_had_never_stopped(self, parts, tmp_path, killed_after):
+    def test_resumes_as_if_it_had_never_stopped(self, parts, tmp_path, killed_after):
         whole = self.fit(parts, None)
 
         def kill(done, total):
@@ -365,7 +365,7 @@ class TestCheckpoint:
             assert torch.equal(one, other)
         assert resumed.sizes == whole.sizes
 
-    def test_goes_on_with_the_rate_of_its_scheduler(self, parts, tmp_path):
+    def test_resumes_with_the_rate_of_its_scheduler(self, parts, tmp_path):
         whole = self.fit(parts, None, scheduler=falling)
         self.fit(parts, tmp_path / "fit.pt", scheduler=falling, epochs=2)
         resumed = self.fit(parts, tmp_path / "fit.pt", scheduler=falling)

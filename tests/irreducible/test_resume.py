@@ -51,7 +51,7 @@ class TestKilled:
         ],
         ids=["plain", "augmented"],
     )
-    def test_at_random_moments_the_next_run_goes_on_to_the_very_same_file_and_nothing_else(self, tmp_path, commands):
+    def test_at_random_moments_the_next_run_resumes_to_the_very_same_file_and_nothing_else(self, tmp_path, commands):
         seen = runs(tmp_path, *commands)
         assert [run["wrong"] for run in seen] == [[] for _ in commands]
         assert len({done for run in seen for done in run["at"]}) > 2  # the moments were all over the run
@@ -71,14 +71,14 @@ class TestShared:
         [seen] = runs(tmp_path, f"shares {case}")
         assert seen["wrong"] == []
 
-    def test_ranks_write_what_one_writes_with_and_without_a_path_and_also_where_one_has_no_stretch(self, tmp_path):
+    def test_ranks_write_what_one_writes_with_and_without_a_path_and_also_where_one_has_no_chunk(self, tmp_path):
         if not torch.distributed.is_available():
             pytest.skip("no torch.distributed")
         commands = ["ranks npz 2", "ranks mapped-part 2", "ranks mapped-views 3", "ranks npz 4 24"]
         assert runs(tmp_path, *commands) == [{"failed": [], "wrong": []} for _ in commands]
 
 
-def test_a_share_without_a_stretch_is_done_at_once(tmp_path, short, net):
+def test_a_share_without_a_chunk_is_done_at_once(tmp_path, short, net):
     data = make_data(24)
     assert IrreducibleLossStore.score_share(net, data, tmp_path / "il", process=5, processes=6, batch_size=8) is None
     store = IrreducibleLossStore.score_share(net, data, tmp_path / "il", process=0, processes=1, batch_size=8)
@@ -88,7 +88,7 @@ def test_a_share_without_a_stretch_is_done_at_once(tmp_path, short, net):
 
 
 def killed_after(k, path, *args, **options):
-    """Score until k stretches are written."""
+    """Score until k chunks are written."""
     with pytest.MonkeyPatch.context() as patch:
         score, left = scoring_job.ScoringJob.score, list(range(k))
 
@@ -110,9 +110,9 @@ def half_squared(outputs, targets):
 OTHERS = {
     "models": lambda: ((make_net(1), make_data(40)), {}),
     "data": lambda: ((make_net(0), make_data(40, seed=1)), {}),
-    "data, examples, stretches": lambda: ((make_net(0), make_data(48)), {}),
+    "data, examples, chunks": lambda: ((make_net(0), make_data(48)), {}),
     "data, examples": lambda: ((make_net(0), make_data(39)), {}),
-    "examples, stretches": lambda: ((make_net(0), DataLoader(make_data(40), batch_size=4, sampler=range(30))), {}),
+    "examples, chunks": lambda: ((make_net(0), DataLoader(make_data(40), batch_size=4, sampler=range(30))), {}),
     "loss": lambda: ((make_net(0), make_data(40)), {"loss": half_squared}),
     "views": lambda: ((make_net(0), make_data(40)), {"views": 2}),
     "scoring": lambda: ((make_net(0), make_data(40)), {"seed": 1}),
@@ -142,7 +142,7 @@ class TestForeign:
         IrreducibleLossStore.from_model(make_net(0), make_data(40), batch_size=4).save(tmp_path / "il", mapped=mapped)
         before = content(tmp_path)
         args, options = OTHERS[difference]()
-        named = difference.split(" of ")[0].split(" in ")[0].replace(", stretches", "")
+        named = difference.split(" of ")[0].split(" in ")[0].replace(", chunks", "")
         match = rf"il exists already, made with other {named}.*; choose another path"
         with pytest.raises(ValueError, match=match):
             IrreducibleLossStore.from_model(*args, path=tmp_path / "il", **{"batch_size": 4, **options})
@@ -163,12 +163,12 @@ class TestForeign:
         IrreducibleLossStore.from_model(make_net(0), make_data(40), batch_size=4, path=tmp_path / "il")
         assert begun.items() <= content(tmp_path).items()
 
-    def test_the_finished_store_is_read_and_not_made_anew(self, tmp_path, short, net, data, monkeypatch):
+    def test_the_finished_store_is_read_and_not_made_again(self, tmp_path, short, net, data, monkeypatch):
         IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")
         monkeypatch.setattr(scoring_job.ScoringJob, "score", None)
         assert len(IrreducibleLossStore.from_model(net, data, path=tmp_path / "il")) == 100
 
-    def test_stretches_of_another_scoring_that_began_at_the_same_moment_are_scored_anew(self, tmp_path, short):
+    def test_chunks_of_another_scoring_that_began_at_the_same_moment_are_scored_again(self, tmp_path, short):
         other, mine = tmp_path / "other", tmp_path / "mine"
         killed_after(4, other, make_net(1), make_data(40), batch_size=4)
         killed_after(1, mine, make_net(0), make_data(40), batch_size=4)
@@ -190,7 +190,7 @@ def flipped(content, rng):
 class TestDamaged:
     @pytest.mark.parametrize("damage", [cut, flipped, lambda content, rng: b"", lambda content, rng: content + b"more"])
     @pytest.mark.parametrize("shares", [1, 2])
-    def test_a_stretch_is_scored_anew_whoever_scored_it(self, tmp_path, short, damage, shares):
+    def test_a_chunk_is_scored_again_whoever_scored_it(self, tmp_path, short, damage, shares):
         rng, data, net = np.random.default_rng(0), make_data(40), make_net(0)
         right = IrreducibleLossStore.from_model(net, data, batch_size=8)
         right.save(tmp_path / "right")
@@ -207,7 +207,7 @@ class TestDamaged:
             assert path.read_bytes() == (tmp_path / "right").read_bytes()
             assert not os.path.exists(f"{path}.parts")
 
-    def test_stretches_under_each_others_names_are_scored_anew(self, tmp_path, short, net):
+    def test_chunks_under_each_others_names_are_scored_again(self, tmp_path, short, net):
         killed_after(3, tmp_path / "il", net, make_data(40), batch_size=8)
         one, other, spare = (tmp_path / "il.parts" / name for name in ("000000.npz", "000001.npz", "spare"))
         one.rename(spare), other.rename(one), spare.rename(other)
@@ -304,7 +304,7 @@ class TestWhere:
         assert store.ids.tolist() == list(range(7, 90, 3))
         assert store.is_mapped
 
-    def test_data_that_are_not_read_by_index_are_one_stretch(self, tmp_path, net):
+    def test_data_that_are_not_read_by_index_are_one_chunk(self, tmp_path, net):
         x, y = make_data(40).tensors
         batches = IndexedBatches([(torch.arange(i, i + 10) + 5, (x[i : i + 10], y[i : i + 10])) for i in range(0, 40, 10)])
         store = IrreducibleLossStore.from_model(net, batches, path=tmp_path / "il")

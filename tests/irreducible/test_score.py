@@ -101,7 +101,7 @@ class TestPredictions:
         assert torch.equal(store.losses, IrreducibleLossStore.from_predictions(logits, y).losses)
         assert store.ids.tolist() == list(range(100, 150))
 
-    def test_tally_how_sure_and_right_they_are_like_scoring_does(self, data, net):
+    def test_count_how_sure_and_right_they_are_like_scoring_does(self, data, net):
         x, y = data.tensors
         with torch.no_grad():
             logits = copy.deepcopy(net).eval()(x)

@@ -119,7 +119,7 @@ class TestInfoBatch:
         assert [index for index, _ in again] == [index for index, _ in chosen[at:]]
         assert str(again) == str(chosen[at:])
 
-    def test_an_epoch_that_begins_anew_has_the_same_part_and_another_has_another(self):
+    def test_an_epoch_that_begins_again_has_the_same_part_and_another_has_another(self):
         selector = self.build(loader={"shuffle": False})
         self.epoch(selector)
         selector.set_epoch(5)

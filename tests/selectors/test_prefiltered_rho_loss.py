@@ -37,7 +37,7 @@ class Reads(Dataset):
         return self.data[i]
 
 
-class TestShortList:
+class TestPrefilter:
     def make(self, data, store, **options):
         loader = DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0))
         return PrefilteredRhoLossSelector(loader, make_net(0), store, keep=0.1, **options)

@@ -22,7 +22,7 @@ def store():
     return IrreducibleLossStore(torch.rand(320, generator=torch.Generator().manual_seed(1)))
 
 
-class TestLearningProxy:
+class TestCoTrainedProxy:
     def test_takes_one_step_on_each_selected_batch(self, loader, store):
         proxy = make_net(3).eval()
         twin = copy.deepcopy(proxy)
@@ -35,7 +35,7 @@ class TestLearningProxy:
             torch.testing.assert_close(proxy.state_dict(), twin.state_dict())
         assert selector.step > 2
 
-    def test_goes_on_after_a_resume_as_it_would_have(self, store):
+    def test_resumes_as_it_would_have(self, store):
         def made():
             proxy = make_net(3)
             loader = DataLoader(make_data(320), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0))

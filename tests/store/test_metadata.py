@@ -20,7 +20,7 @@ def losses_under(model, data):
     return IrreducibleLossStore.from_model(model, data).losses
 
 
-class TestTally:
+class TestCalibrationCounts:
     def test_adds_up(self):
         one, other = CalibrationCounts(), CalibrationCounts(3)
         one.count(np.array([0.05, 1.0]), np.array([1.0, 0.0]))

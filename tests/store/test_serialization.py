@@ -203,10 +203,10 @@ class TestDivided:
 
     @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 30), st.integers(1, 4), st.data())
     @settings(max_examples=25, deadline=None)
-    def test_any_stretches_shared_by_any_processes_are_the_whole(self, n, batch_size, stretch, processes, data):
+    def test_any_chunks_shared_by_any_processes_are_the_whole(self, n, batch_size, chunk, processes, data):
         net, examples, mapped = make_net(0), make_data(n), data.draw(st.booleans())
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scoring_job, "CHUNK", stretch)
+            patch.setattr(scoring_job, "CHUNK", chunk)
             patch.setattr(scoring_job, "PIECES", 1)
             shared = None
             for process in data.draw(st.permutations(range(processes))):
@@ -214,7 +214,7 @@ class TestDivided:
                 store = IrreducibleLossStore.score_share(net, examples, f"{folder}/il", mapped=mapped, **share)
                 shared = shared if store is None else store
             assert [path.name for path in Path(folder).iterdir()] == ["il"]
-            patch.setattr(scoring_job, "CHUNK", 10**6)  # where nothing is drawn at random, stretches do not show
+            patch.setattr(scoring_job, "CHUNK", 10**6)  # where nothing is drawn at random, chunks do not show
             whole = IrreducibleLossStore.from_model(net, examples, batch_size=batch_size)
         assert torch.equal(shared.losses, whole.losses)
         assert shared.meta == whole.meta

@@ -189,7 +189,7 @@ class TestTraining:
             for name, value in model.state_dict().items():
                 torch.testing.assert_close(weights[name], value)
 
-    def test_goes_on_after_a_resume_with_the_very_choices(self, ran):
+    def test_resumes_with_the_very_choices(self, ran):
         for rank, ((*_,), message) in enumerate(ran(2, "resumed")):
             assert f"expected that of rank {rank} of 2, got that of rank {1 - rank} of 2; save the state of every rank" in message
         for chosen, _ in ran(2, "resumed"):

@@ -98,7 +98,7 @@ def test_others_take_part_at_every_step_though_the_order_is_the_same(data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("at", [3, 11])
-def test_goes_on_after_a_resume_as_it_would_have(data, workers, at):
+def test_resumes_as_it_would_have(data, workers, at):
     schedule = Linear(0.25, 1.0, steps=15)
     whole = picks(make(data, schedule, workers=workers), 2)
     stopped = make(data, schedule, workers=workers)
@@ -111,7 +111,7 @@ def test_goes_on_after_a_resume_as_it_would_have(data, workers, at):
     assert picks(resumed, 2)[: len(whole) - at] == whole[at:]
 
 
-def test_what_learns_along_does_and_is_kept(data):
+def test_a_co_trained_model_trains_and_is_kept(data):
     store = IrreducibleLossStore(torch.zeros(N))
 
     def method(loader, net, keep):

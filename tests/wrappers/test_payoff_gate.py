@@ -75,7 +75,7 @@ def plain_gain(selector, data, validation, steps, positions_of):
     return worth[0] / worth[1]
 
 
-class TestWhileItPays:
+class TestPayoffGate:
     def make(self, data, validation, table, *, net=None, load_all=False, **options):
         loader = DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0), drop_last=True)
         model = net or make_net(0)
@@ -218,7 +218,7 @@ class TestWhileItPays:
         assert often.gains
 
     @pytest.mark.parametrize("at", [1, 3, 4, 6, 11])
-    def test_goes_on_after_a_resume_as_it_would_have(self, data, validation, at):
+    def test_resumes_as_it_would_have(self, data, validation, at):
         def made():
             noisy, wrong = with_wrong_labels(data, 0.5)
             selector = self.make(noisy, validation, wrong.float(), every=3, batches=3, cost=1e9)
@@ -249,7 +249,7 @@ class TestWhileItPays:
         assert second[0].decides is second[0].uniform
         assert first[0].decides is first[0].uniform
 
-    def test_what_learns_along_always_does(self, data, validation):
+    def test_a_co_trained_model_always_trains(self, data, validation):
         loader = DataLoader(data, batch_size=8)
         model, proxy = make_net(0), make_net(1)
         before = copy.deepcopy(proxy[0].weight)
