@@ -1,4 +1,4 @@
-"""One pass of one model over a dataset, or a part of it, each example with its index."""
+"""One pass of a model over a dataset, or a part of it, with the index of each example."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from rholoss.options import ScoringOptions, refuse_unknown
 from rholoss.scoring import Scorer, Task
 
 Measure = Callable[[Any, Any, int], Tensor]
-"""``measure(outputs, targets, n) -> (n, ...)``: what to keep of n examples."""
+"""``measure(outputs, targets, n) -> (n, ...)``: what to compute for n examples."""
 
 
 class DatasetScorer:
-    """Measures every example of some data under a model in eval mode, each once.
+    """Measures each example of some data once under a model in eval mode.
 
     Args:
         data: a map-style dataset, a loader over it, or ``IndexedBatches``. Of a loader, the collate function, the workers and
             what the sampler may draw are used; its order and its generator are not.
         positions: which examples of a map-style dataset, ascending, shape (m,), int64; None for all that the sampler may draw.
-        **options: see ``ScoringOptions``; ``views`` and ``progress`` are the caller's.
+        **options: see ``ScoringOptions``; ``views`` and ``progress`` are left to the caller.
 
     Attributes:
-        view: the loader that is iterated.
-        positions: the positions that are drawn, ascending, each once, shape (m,), int64; None where unknown until sampled.
-        total: examples, or None where that is unknown until sampled.
-        batch_size: examples in one forward pass, or None where the data come in batches of their own.
+        view: the loader.
+        positions: the positions to draw, ascending, distinct, shape (m,), int64; None if unknown until sampled.
+        total: number of examples, or None if unknown until sampled.
+        batch_size: examples in one forward pass, or None if the data come in batches.
         scorer: runs the model.
     """
 
@@ -72,9 +72,9 @@ class DatasetScorer:
         Args:
             model: the model.
             measure: see ``Measure``; None for the loss.
-            rows: which of ``positions``, by their place among them; None for all. Where the first is a multiple of
-                ``batch_size``, every forward pass is that of a run over all, to the last bit.
-            view: which draw of random augmentation; the same view of the same rows is the same in every process.
+            rows: a range of ``positions``; None for all. If it starts at a multiple of ``batch_size``, the forward passes are
+                bit for bit those of a run over all.
+            view: number of the pass over random augmentation; the same view of the same rows is the same in every process.
             seen: called with the number of examples after each forward pass.
 
         Returns:
@@ -104,7 +104,7 @@ class DatasetScorer:
             return CandidateLoader(LoaderView(self.view.redrawn(batches, self.batch_size or 1)), self.batch_size)
         if rows is not None:
             raise TypeError(
-                f"only the examples of a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}; let "
-                "every process read data of its own, with distinct ids, and merge the stores"
+                f"only a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}; let every process "
+                "read data of its own, with distinct ids, and merge the stores"
             )
         return CandidateLoader(self.view, self.batch_size)

@@ -644,9 +644,7 @@ def go_on(selector, state):
 @pytest.mark.parametrize("workers", ["no workers", "workers"])
 def test_a_loader_with_other_generators_is_refused(workers):
     selector = new(LOADERS["shuffled"](**WORKERS[workers]), keep=0.5)
-    with pytest.raises(
-        ValueError, match="saved with a loader that has another set of generators; resume with the same loader"
-    ):
+    with pytest.raises(ValueError, match="saved with a loader that has another set of generators; resume with the same loader"):
         go_on(selector, saved_state())
 
 
