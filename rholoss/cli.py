@@ -64,17 +64,6 @@ def import_object(name: str, option: str) -> Any:
     return found
 
 
-@contextmanager
-def this_folder_first() -> Iterator[None]:
-    """Modules of the current folder can be imported."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line."""
 
@@ -92,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser().parse_args(arguments)
     except SystemExit as done:  # of --help, or of a wrong command line
         return int(done.code or 0)
+    here = os.getcwd()
+    sys.path.insert(0, here)  # modules of this folder can be imported
     try:
-        with this_folder_first():
-            options.run(options)
+        options.run(options)
     except KeyboardInterrupt:
         return _failed(f"stopped; {_how_to_resume(options)}", 130)
     except Exception as error:
@@ -103,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = isinstance(error, UsageError)
         expected = wrong or isinstance(error, (ValueError, OSError, ImportError))
         return _failed(("" if expected else f"{type(error).__name__}: ") + str(error), 2 if wrong else 1)
+    finally:
+        sys.path.remove(here)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,13 +28,6 @@ class DatasetScorer:
             what the sampler may draw are used; its order and its generator are not.
         positions: which examples of a map-style dataset, ascending, shape (m,), int64; None for all that the sampler may draw.
         **options: see ``ScoringOptions``; ``views`` and ``progress`` are left to the caller.
-
-    Attributes:
-        view: the loader.
-        positions: the positions to draw, ascending, distinct, shape (m,), int64; None if unknown until sampled.
-        total: number of examples, or None if unknown until sampled.
-        batch_size: examples in one forward pass, or None if the data come in batches.
-        scorer: runs the model.
     """
 
     def __init__(self, data: Any, *, positions: Tensor | None = None, **options: Unpack[ScoringOptions]) -> None:
@@ -45,9 +38,9 @@ class DatasetScorer:
         self.scorer = Scorer(Task.of(*(options.get(name) for name in ("task", "forward", "loss", "dtype"))))  # type: ignore[arg-type]
         self._seed = options.get("seed", 0)
         self.view = view = LoaderView.of_data(data, batch_size)
-        self.positions: Tensor | None = None
-        self.total: int | None = None
-        self.batch_size: int | None = None
+        self.positions: Tensor | None = None  # to draw, ascending, distinct, (m,) int64; None if unknown until sampled
+        self.total: int | None = None  # number of examples; None if unknown until sampled
+        self.batch_size: int | None = None  # examples in one forward pass; None if the data come in batches
         if view.is_map_style:
             self.total = len(view.dataset)
             if view.loader.batch_sampler is not None:
@@ -81,20 +74,16 @@ class DatasetScorer:
             Indices (m,), int64, and values (m, ...), float32, on the CPU, in the order of the data.
         """
         self.scorer.refuse_causal(model)
-        measured = list(self._measured(model, measure or self.scorer.losses, rows, view, seen))
-        if not measured:
-            raise ValueError("expected at least one example to score, got none")
-        indices, values = zip(*measured, strict=True)
-        return torch.cat(indices), torch.cat(values)
-
-    def _measured(
-        self, model: Any, measure: Measure, rows: range | None, view: int, seen: Callable[[int], None]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        measure = measure or self.scorer.losses
+        indices, values = [], []
         with seeded(self._seed, view, rows.start if rows else 0, device=device_of(model)):
             for index, batch in self.batches(rows):
-                n = len(index)
-                yield index.cpu(), self.scorer.run(model, batch, n, measure).float().cpu()
-                seen(n)
+                indices.append(index.cpu())
+                values.append(self.scorer.run(model, batch, len(index), measure).float().cpu())
+                seen(len(index))
+        if not indices:
+            raise ValueError("expected at least one example to score, got none")
+        return torch.cat(indices), torch.cat(values)
 
     def batches(self, rows: range | None = None) -> CandidateLoader:
         """The data in batches, each with its index; ``rows`` as in ``run``."""
