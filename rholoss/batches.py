@@ -1,8 +1,7 @@
-"""Rows of a batch: cut, slice and move batches of any structure, handing back the type that came in.
+"""Rows of a batch: cut, slice and move batches of any structure, and keep their type.
 
-A batch is a nesting of containers (tuples, named tuples, lists, mappings, dataclasses) around *columns*: tensors and arrays with
-one row per example, or lists with one entry per example. Scalars, strings and ``None`` belong to the batch as a whole and pass
-through.
+A batch is nested containers (tuples, named tuples, lists, mappings, dataclasses) of *columns*: tensors and arrays with one row
+per example, or lists with one entry per example. Scalars, strings and ``None`` belong to the whole batch and are passed through.
 """
 
 import copy
@@ -19,7 +18,7 @@ _PER_BATCH = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
 
 class Taker(Protocol):
-    """What to take of each column of a batch, by its kind."""
+    """Takes rows of a column, by the kind of column."""
 
     def tensor(self, column: Any) -> Any: ...
 
@@ -29,13 +28,9 @@ class Taker(Protocol):
 
 
 class Rows:
-    """Which rows to take, as positions.
+    """Rows by position, shape (n_b,), int64, on any device.
 
-    Args:
-        positions: positions in the batch, shape (n_b,), int64, on any device.
-
-    Positions are copied to the host only when a column lives there, so a batch on the accelerator is cut without a
-    synchronisation.
+    Positions are copied to the host only for columns there, so a batch on the accelerator is cut without synchronization.
     """
 
     def __init__(self, positions: Tensor) -> None:
@@ -43,6 +38,7 @@ class Rows:
         self._on: dict[torch.device, Tensor] = {positions.device: positions}
 
     def on(self, device: torch.device) -> Tensor:
+        """The positions on a device, copied once."""
         if device not in self._on:
             self._on[device] = self.positions.to(device)
         return self._on[device]
@@ -59,7 +55,7 @@ class Rows:
 
 
 class RowRange:
-    """Which rows to take, as the range start to stop; tensors come back as views."""
+    """The rows from start to stop; tensors are returned as views."""
 
     def __init__(self, start: int, stop: int) -> None:
         self._slice = slice(start, stop)
@@ -74,24 +70,19 @@ class RowRange:
 
 
 def cut(batch: Any, rows: Taker, n: int) -> Any:
-    """The chosen rows of a batch, as the same type; the batch itself is left as it is.
-
-    Args:
-        batch: a batch of ``n`` examples.
-        rows: which rows to take.
-        n: how many examples the batch holds.
+    """The chosen rows of a batch of ``n`` examples, as the same type; the batch itself does not change.
 
     Raises:
         ValueError: a column does not have ``n`` rows, or a list could be columns as well as rows; the message names the field.
-        TypeError: a field is of a type whose rows cannot be told.
+        TypeError: a field's type has no known rows.
     """
     if type(batch) in (tuple, list) and len(batch) != n and all(type(c) is Tensor and c.ndim and len(c) == n for c in batch):
-        return type(batch)(rows.tensor(column) for column in batch)  # as below, without looking for what it might be
+        return type(batch)(rows.tensor(column) for column in batch)  # a fast path with the same result
     return _cut(batch, rows, n, "batch")
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on ``device``; the very same object where nothing had to move."""
+    """The batch with every tensor on ``device``; the same object if nothing had to move."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, _PER_BATCH):
@@ -104,7 +95,7 @@ def move(batch: Any, device: torch.device) -> Any:
 
 
 def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with every tensor in its containers changed; all else as it is."""
+    """The batch with every tensor in its containers changed; everything else is the same."""
     if isinstance(batch, Tensor):
         return change(batch)
     parts = None if isinstance(batch, _PER_BATCH) else parts_of(batch)
@@ -112,7 +103,7 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def name_of(column: Any, batch: Any, name: str = "batch") -> str | None:
-    """Where in a batch a column is, such as ``batch['x']``; None where it is not."""
+    """The place of a column in a batch, such as ``batch['x']``; None if it is not there."""
     if batch is column:
         return name
     found = (name_of(column, part, name + its) for its, part in parts_of(batch) or ())
@@ -126,8 +117,7 @@ def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
         if len(batch) != n:
             raise ValueError(
                 f"cannot tell the rows of {field}: expected {n} rows in the first dimension, one per example, got shape "
-                f"{tuple(batch.shape)}; "
-                "collate this field with examples first, or leave it out of the batch"
+                f"{tuple(batch.shape)}; collate this field with examples first, or leave it out of the batch"
             )
         return rows.tensor(batch) if isinstance(batch, Tensor) else rows.array(batch)
     if isinstance(batch, _PER_BATCH):
@@ -148,7 +138,7 @@ def _is_plain_sequence(value: Any) -> bool:
 
 
 def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: str) -> bool:
-    """Whether a list is itself a column of n entries, rather than a container of columns."""
+    """Whether a list is itself a column of n entries, not a container of columns."""
     columns = _holds_columns(values, n)
     if len(values) != n:
         if not columns and values and all(isinstance(value, _PER_BATCH) for value in values):
@@ -162,8 +152,8 @@ def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: 
     if field != "batch" and all(isinstance(value, Mapping) for value in values):
         return True  # such as the targets of object detection
     raise ValueError(
-        f"cannot tell the rows of {field}: a list of {n} alike entries with {n} rows each could be {n} columns or {n} examples; "
-        "collate columns into a dict or a named tuple, and examples into one stacked tensor"
+        f"cannot tell the rows of {field}: a list of {n} entries of one kind with {n} rows each could be {n} columns or {n} "
+        "examples; collate columns into a dict or a named tuple, and examples into one stacked tensor"
     )
 
 
@@ -173,7 +163,7 @@ def _holds_columns(values: list[Any] | tuple[Any, ...], n: int) -> bool:
 
 
 def _is_column(value: Any, n: int) -> bool | None:
-    """True for something with n rows, None for a value of the whole batch, False for anything else."""
+    """True for a value with n rows, None for a value of the whole batch, False for anything else."""
     if isinstance(value, (Tensor, np.ndarray)):
         return None if value.ndim == 0 else len(value) == n
     if isinstance(value, _PER_BATCH):
@@ -198,7 +188,7 @@ def parts_of(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def _rebuilt(container: Any, parts: list[Any]) -> Any:
-    """A container of the same type around new parts; the container itself where every part is what it was."""
+    """A container of the same type around new parts; the container itself if no part has changed."""
     old = parts_of(container) or []
     if all(new is part for new, (_, part) in zip(parts, old, strict=True)):
         return container
@@ -209,9 +199,9 @@ def _rebuilt(container: Any, parts: list[Any]) -> Any:
         fresh = copy.copy(container)
         fresh[:] = parts
     elif isinstance(container, (dict, UserDict)):
-        fresh = copy.copy(container)  # keeps what else it holds, such as a default factory
+        fresh = copy.copy(container)  # keeps its other state, such as a default factory
         fresh.update(zip(container, parts, strict=True))
-        if getattr(container, "__dict__", None) is container:  # keys that are attributes as well
+        if getattr(container, "__dict__", None) is container:  # its keys are also attributes
             fresh.__dict__ = fresh
     elif isinstance(container, Mapping):
         fresh = type(container)(dict(zip(container, parts, strict=True)))  # type: ignore[call-arg]

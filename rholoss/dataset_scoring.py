@@ -1,8 +1,8 @@
-"""One pass of one model over a dataset, or a part of it, each example with its index."""
+"""One pass of a model over a dataset, or a part of it, with the index of each example."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,24 +17,17 @@ from rholoss.options import ScoringOptions, refuse_unknown
 from rholoss.scoring import Scorer, Task
 
 Measure = Callable[[Any, Any, int], Tensor]
-"""``measure(outputs, targets, n) -> (n, ...)``: what to keep of n examples."""
+"""``measure(outputs, targets, n) -> (n, ...)``: what to compute for n examples."""
 
 
 class DatasetScorer:
-    """Measures every example of some data under a model in eval mode, each once.
+    """Measures each example of some data once under a model in eval mode.
 
     Args:
         data: a map-style dataset, a loader over it, or ``IndexedBatches``. Of a loader, the collate function, the workers and
             what the sampler may draw are used; its order and its generator are not.
         positions: which examples of a map-style dataset, ascending, shape (m,), int64; None for all that the sampler may draw.
-        **options: see ``ScoringOptions``; ``views`` and ``progress`` are the caller's.
-
-    Attributes:
-        view: the loader that is iterated.
-        positions: the positions that are drawn, ascending, each once, shape (m,), int64; None where unknown until sampled.
-        total: examples, or None where that is unknown until sampled.
-        batch_size: examples in one forward pass, or None where the data come in batches of their own.
-        scorer: runs the model.
+        **options: see ``ScoringOptions``; ``views`` and ``progress`` are left to the caller.
     """
 
     def __init__(self, data: Any, *, positions: Tensor | None = None, **options: Unpack[ScoringOptions]) -> None:
@@ -45,9 +38,9 @@ class DatasetScorer:
         self.scorer = Scorer(Task.of(*(options.get(name) for name in ("task", "forward", "loss", "dtype"))))  # type: ignore[arg-type]
         self._seed = options.get("seed", 0)
         self.view = view = LoaderView.of_data(data, batch_size)
-        self.positions: Tensor | None = None
-        self.total: int | None = None
-        self.batch_size: int | None = None
+        self.positions: Tensor | None = None  # to draw, ascending, distinct, (m,) int64; None if unknown until sampled
+        self.total: int | None = None  # number of examples; None if unknown until sampled
+        self.batch_size: int | None = None  # examples in one forward pass; None if the data come in batches
         if view.is_map_style:
             self.total = len(view.dataset)
             if view.loader.batch_sampler is not None:
@@ -72,29 +65,25 @@ class DatasetScorer:
         Args:
             model: the model.
             measure: see ``Measure``; None for the loss.
-            rows: which of ``positions``, by their place among them; None for all. Where the first is a multiple of
-                ``batch_size``, every forward pass is that of a run over all, to the last bit.
-            view: which draw of random augmentation; the same view of the same rows is the same in every process.
+            rows: a range of ``positions``; None for all. If it starts at a multiple of ``batch_size``, the forward passes are
+                bit for bit those of a run over all.
+            view: number of the pass over random augmentation; the same view of the same rows is the same in every process.
             seen: called with the number of examples after each forward pass.
 
         Returns:
             Indices (m,), int64, and values (m, ...), float32, on the CPU, in the order of the data.
         """
         self.scorer.refuse_causal(model)
-        measured = list(self._measured(model, measure or self.scorer.losses, rows, view, seen))
-        if not measured:
-            raise ValueError("expected at least one example to score, got none")
-        indices, values = zip(*measured, strict=True)
-        return torch.cat(indices), torch.cat(values)
-
-    def _measured(
-        self, model: Any, measure: Measure, rows: range | None, view: int, seen: Callable[[int], None]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        measure = measure or self.scorer.losses
+        indices, values = [], []
         with seeded(self._seed, view, rows.start if rows else 0, device=device_of(model)):
             for index, batch in self.batches(rows):
-                n = len(index)
-                yield index.cpu(), self.scorer.run(model, batch, n, measure).float().cpu()
-                seen(n)
+                indices.append(index.cpu())
+                values.append(self.scorer.run(model, batch, len(index), measure).float().cpu())
+                seen(len(index))
+        if not indices:
+            raise ValueError("expected at least one example to score, got none")
+        return torch.cat(indices), torch.cat(values)
 
     def batches(self, rows: range | None = None) -> CandidateLoader:
         """The data in batches, each with its index; ``rows`` as in ``run``."""
@@ -104,7 +93,7 @@ class DatasetScorer:
             return CandidateLoader(LoaderView(self.view.redrawn(batches, self.batch_size or 1)), self.batch_size)
         if rows is not None:
             raise TypeError(
-                f"only the examples of a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}; let "
-                "every process read data of its own, with distinct ids, and merge the stores"
+                f"only a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}; let every process "
+                "read data of its own, with distinct ids, and merge the stores"
             )
         return CandidateLoader(self.view, self.batch_size)

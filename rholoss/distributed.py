@@ -1,4 +1,4 @@
-"""Processes that choose together: what they tell each other, and who trains on what."""
+"""Communication between the processes of a training run."""
 
 import pickle
 from collections.abc import Iterator
@@ -11,102 +11,87 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-_NUMBERS = 5  # that a rank may tell when ranks meet
+_NUMBERS = 5  # that a rank may send at once
 
 
 class Ranks:
-    """The ranks of a process group, which all call the same methods in the same order.
+    """The ranks of a process group, which must all call the same methods in the same order.
 
     Args:
         group: the process group; None for all processes.
 
     Attributes:
-        rank: which of them this is, from 0.
-        size: how many there are.
+        rank: this process, from 0.
+        size: the number of processes.
     """
 
     def __init__(self, group: Any = None) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError(
-                "a choice over all ranks needs torch.distributed to be initialized; call init_process_group first, or let the "
-                "method choose alone"
-            )
+        _require_initialized("a choice over all ranks", "choose on each rank alone")
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
-            raise ValueError("this process is not one of the group; build the selector on the ranks of the group only")
+            raise ValueError("this process is not in the group; build the selector only on the ranks of the group")
         self._gathered = 0
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
-        return self  # a process group cannot be copied, and a copy of a selector talks to the same processes
+        return self  # a process group cannot be copied, and a copied selector talks to the same processes
 
     @property
     def device(self) -> torch.device:
-        """Where tensors have to be to be sent."""
-        return (
-            torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(self.group) == "nccl" else torch.device("cpu")
-        )
+        """The device that tensors must be on to be sent."""
+        is_nccl = dist.get_backend(self.group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")
 
     def all_gather_numbers(self, *numbers: int, error: Exception | None = None) -> Tensor:
-        """What every rank tells, up to 5 numbers each: shape (W, 5), int64, on the CPU.
+        """Gather up to 5 numbers from every rank: shape (W, 5), int64, on the CPU.
 
-        Args:
-            *numbers: what this one tells.
-            error: why this one cannot go on.
-
-        Raises:
-            RuntimeError: another rank cannot go on; the message says why.
+        With ``error``, this rank has failed and the others raise a RuntimeError with its reason.
         """
         self._gathered += 1
         mine = torch.tensor([error is not None, *numbers], dtype=torch.int64)
-        told = self.all_gather(pad(mine, (0, _NUMBERS + 1 - len(mine))), [_NUMBERS + 1] * self.size).view(self.size, -1)
-        if bool(told[:, 0].any()):
+        sent = pad(mine, (0, _NUMBERS + 1 - len(mine)))
+        received = self.all_gather(sent, [_NUMBERS + 1] * self.size).view(self.size, -1)
+        if bool(received[:, 0].any()):
             reasons = self.all_gather_objects(None if error is None else f"{type(error).__name__}: {error}")
             if error is None:
-                failed = int(told[:, 0].nonzero()[0])
+                failed = int(received[:, 0].nonzero()[0])
                 raise RuntimeError(f"rank {failed} failed, and the others stop with it: {reasons[failed]}")
-        return told[:, 1:]
+        return received[:, 1:]
 
     @contextmanager
     def sharing_errors(self) -> Iterator[None]:
-        """A block whose errors are told to the other ranks, where they wait for this one in ``all_gather_numbers``."""
+        """A block whose errors are sent to the other ranks, which wait for this one in ``all_gather_numbers``."""
         gathered = self._gathered
         try:
             yield
         except Exception as error:
             if self._gathered == gathered:
-                with suppress(RuntimeError):  # of a rank that failed as well, or is gone
+                with suppress(RuntimeError):  # if another rank has failed as well, or is gone
                     self.all_gather_numbers(error=error)
             raise
 
     def all_gather(self, column: Tensor, sizes: list[int]) -> Tensor:
-        """A vector of each rank's, of the given lengths and one dtype, in rank order, on the CPU."""
+        """Gather a vector from each rank, of the given lengths and one dtype, in rank order, on the CPU."""
         sent = pad(column.to(self.device), (0, max(sizes) - len(column)))
         parts = [torch.empty_like(sent) for _ in sizes]
         dist.all_gather(parts, sent, group=self.group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).cpu()
 
     def all_gather_objects(self, mine: Any) -> list[Any]:
-        """An object of each rank's."""
+        """Gather an object from each rank."""
         everyones: list[Any] = [None] * self.size
         dist.all_gather_object(everyones, mine, group=self.group)
         return everyones
 
     def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Rows from every rank, in rank order.
-
-        Args:
-            rows: what goes to rank 0, then to rank 1 and so on.
-            sent: how many rows go to each.
-            received: how many come from each.
-        """
+        """Exchange rows: ``sent[r]`` of the rows go to rank r, ``received[r]`` rows come from it, all in rank order."""
         rows = rows.to(self.device).contiguous()
         received_rows = rows.new_empty(sum(received), *rows.shape[1:])
         dist.all_to_all_single(received_rows, rows, received, sent, group=self.group)
         return received_rows
 
     def all_to_all_objects(self, objects: list[Any]) -> list[Any]:
-        """An object from every rank, for one to each."""
+        """Send one object to each rank, and receive one from each."""
         packed = [torch.from_numpy(np.frombuffer(pickle.dumps(each), np.uint8).copy()) for each in objects]
         sent, one_each = [len(each) for each in packed], [1] * self.size
         received = self.all_to_all(torch.tensor(sent), one_each, one_each).tolist()
@@ -115,13 +100,11 @@ class Ranks:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank and how many there are.
-
-    Raises:
-        RuntimeError: ``torch.distributed`` is not initialized.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "distributed=True needs torch.distributed to be initialized; call init_process_group first, or leave it out"
-        )
+    """This process's rank and the number of processes; a RuntimeError if ``torch.distributed`` is not initialized."""
+    _require_initialized("distributed=True", "leave it out")
     return dist.get_rank(), dist.get_world_size()
+
+
+def _require_initialized(what: str, instead: str) -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(f"{what} needs torch.distributed to be initialized; call init_process_group first, or {instead}")

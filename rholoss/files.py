@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and ``.npz`` files that are checked when read; no pickle."""
+"""Files that are written whole or not at all, and ``.npz`` files with checksums; no pickle."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """A file to write to: under a temporary name, flushed to the disk, then renamed. Readers see the old file or the new one."""
+    """A file to write to, renamed to its path when complete: readers see the old file or the new one."""
     partial = f"{path}.{secrets.token_hex(8)}.partial"
     with remove_on_failure([partial]):
         with open(partial, "xb") as file:
@@ -24,7 +24,7 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def remove_on_failure(files: list[str], folder: str | None = None) -> Iterator[None]:
-    """Remove these files, and the folder if that leaves it empty, should the block fail."""
+    """If the block fails, remove these files, and the folder if it is then empty."""
     try:
         yield
     except BaseException:
@@ -44,17 +44,13 @@ def write_npz(path: str | os.PathLike[str], header: str, arrays: Mapping[str, An
 
 
 def open_npz(raw: IO[bytes]) -> tuple[Any, Mapping[str, np.ndarray]]:
-    """The header of what ``write_npz`` wrote, and its arrays, which are read as they are asked for.
-
-    Raises:
-        ValueError: it is no such file, or a checksum does not fit; the message does not name it.
-    """
+    """The header that ``write_npz`` wrote, and its arrays, which are read on access; a ValueError if the file is damaged."""
     if raw.read(4) != b"PK\x03\x04":
         raise ValueError("it is no .npz file")
     raw.seek(0)
     file = np.load(raw, allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
         raise ValueError("it has no header")
-    if file.zip is None or file.zip.testzip() is not None:  # NumPy itself stops reading short of the checksum
+    if file.zip is None or file.zip.testzip() is not None:  # NumPy stops reading before the checksum
         raise ValueError("a checksum does not fit")
     return json.loads(str(file["header"])), file

@@ -1,4 +1,4 @@
-"""A guest in the user's run: whatever a block does to a model's modes and buffers and to random state is put back."""
+"""No side effects: a model's modes and buffers, and random states, are restored after a block."""
 
 import hashlib
 import random
@@ -16,11 +16,9 @@ Mode = Literal["eval", "train", "dropout"]
 
 @contextmanager
 def fork_rng(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
-    """Run a block, then put the CPU's and the device's default generators back as they were.
+    """Run a block, then restore the default generators of the CPU and of the device, an accelerator that the block may use.
 
-    Args:
-        device: an accelerator whose generator may be used in the block.
-        seed: start the block from this seed; None starts it from the state as it is. No other device's generator is touched.
+    The block starts from ``seed``, or from the current state if None. No other device's generator is touched.
     """
     cpu = torch.get_rng_state()
     module: Any = None if device is None or device.type == "cpu" else getattr(torch, device.type, None)
@@ -40,21 +38,13 @@ def fork_rng(device: torch.device | None = None, seed: int | None = None) -> Ite
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed made of numbers and words: another for each combination, the same in every process.
-
-    What is drawn from it has nothing to do with what the user draws from the bare numbers.
-    """
+    """A seed from numbers and words: different for each combination, the same in every process, unrelated to the numbers."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "little")
 
 
 @contextmanager
 def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a block from a seed made of some numbers, for PyTorch, NumPy and Python alike, then put all generators back.
-
-    Args:
-        *parts: whole numbers; each combination is a seed of its own, the same in every process.
-        device: an accelerator whose generator may be used in the block.
-    """
+    """Run a block with PyTorch, NumPy and Python seeded by ``derived_seed``, then restore all generators."""
     seed = derived_seed(*parts)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
@@ -69,16 +59,16 @@ def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval", seed: int | None = None) -> Iterator[None]:
-    """Run a block under no_grad with a model in a mode, then give back modes, buffers and random state as they were.
+    """Run a block under no_grad with a model in a mode, then restore modes, buffers and random state.
+
+    Each module's own flag is set and restored, as ``model.train(...)`` would unfreeze a frozen BatchNorm.
 
     Args:
-        model: a module or its method; of any other callable the modes cannot be set.
+        model: a module or its method; other callables have no modes.
         device: the model's device.
-        mode: ``"eval"``; ``"train"``: as the modules are; ``"dropout"``: all in train mode but those that keep running
+        mode: ``"eval"``; ``"train"``: the modules' current modes; ``"dropout"``: train mode, except for modules with running
             statistics.
-        seed: seed of what the block draws; None goes on from the global state.
-
-    Each module's own flag is set and put back, not ``model.train(...)``, which would thaw a frozen BatchNorm.
+        seed: seed of the block's random numbers; None continues from the global state.
     """
     model = module_of(model)
     modules = list(model.modules()) if model is not None else []
@@ -113,18 +103,18 @@ def _same_buffers(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def module_of(model: Any) -> nn.Module | None:
-    """A model if it is a module, the module of a bound method such as ``module.forward``, or None for another callable."""
+    """The model if it is a module, the module of a bound method such as ``module.forward``, or None for another callable."""
     model = getattr(model, "__self__", model)
     return model if isinstance(model, nn.Module) else None
 
 
 def undistributed(model: Any) -> Any:
-    """A model without the ``DistributedDataParallel`` around it, whose every forward pass talks to the other ranks."""
+    """A model without ``DistributedDataParallel`` around it, whose forward pass synchronizes with the other ranks."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def device_of(model: Any) -> torch.device | None:
-    """The device of a model's parameters or buffers, or None if it has none."""
+    """The device of a model's parameters or buffers, or None without any."""
     module = module_of(model)
     layers: Iterable[nn.Module] = () if module is None else module.modules()
     held = (each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values()) if each is not None)

@@ -1,4 +1,4 @@
-"""Progress of what takes long, to a bar or to the user's own function."""
+"""Progress reports, to a bar or to the user's function."""
 
 import importlib.util
 import sys
@@ -7,19 +7,16 @@ from typing import Any
 
 Progress = bool | Callable[[int, int | None], None] | None
 """``True`` for a bar (needs the extra ``rholoss[progress]``), ``False`` for none, None for a bar on a terminal where it is
-installed, or a function called with (done, in all or None)."""
+installed, or a function called with (done, total or None)."""
 
 
 def reporter(progress: Progress, unit: str = "ex", what: str = "irreducible losses") -> Callable[[int, int | None], None]:
-    """A function to call with what is done, and how much there is in all.
+    """A function to call with what is done and the total, or None; an ImportError if a bar cannot be drawn.
 
     Args:
         progress: see ``Progress``.
-        unit: what is counted.
-        what: what goes on.
-
-    Raises:
-        ImportError: a bar is asked for and cannot be drawn.
+        unit: the unit of the bar.
+        what: the label of the bar.
     """
     if callable(progress):
         return progress

@@ -1,4 +1,4 @@
-"""One way to compute a loss, for the candidates and for irreducible losses, without side effects on the run."""
+"""How a model is run and its loss computed, for candidates and irreducible losses alike, without side effects."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
 
 Reduce = Callable[[Any, Any, int], Any]
-"""``reduce(outputs, targets, n)``: what to keep of n examples."""
+"""``reduce(outputs, targets, n)``: what to compute from the outputs for n examples."""
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
 
 
 def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
-    """Call a model the usual way: ``model(x)`` for a pair (x, y), ``model(**inputs)`` for a mapping with ``labels`` or ``label``.
+    """Call a model as usual: ``model(x)`` for a pair (x, y), ``model(**inputs)`` for a mapping with ``labels`` or ``label``.
 
-    Of a mapping, the tensors other than the labels are passed by name. Outputs that have ``logits`` stand for these.
+    The inputs are the mapping's other tensors, by name. If the outputs have ``logits``, these are returned as outputs.
 
     Args:
         model: any callable.
@@ -52,9 +52,8 @@ def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
             outputs = model(**inputs)
         except TypeError as error:
             if "unexpected keyword argument" in str(error):
-                raise TypeError(
-                    f"{error}; the batch has {list(inputs)}: pass forward=(model, batch) -> (outputs, targets)"
-                ) from error
+                what = f"{error}; the batch has {list(inputs)}"
+                raise TypeError(f"{what}: pass forward=(model, batch) -> (outputs, targets)") from error
             raise
         return _logits(outputs), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
@@ -70,12 +69,12 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
 
     Args:
         outputs: logits, shape (n, C) or, for sequences, (n, T, C); or predictions, any shape (n, ...).
-        targets: classes, shape (n,) or (n, T), integer, where -100 is not counted; or values, the shape of ``outputs``, floating
-            (soft labels and 0/1 in floating numbers are values here: pass ``loss`` for another reading).
+        targets: classes, shape (n,) or (n, T), integer, where -100 is ignored; or values, floating, of the shape of ``outputs``.
+            Soft labels and floating 0/1 labels are treated as values: pass ``loss`` for them.
 
     Returns:
-        Shape (n,). Cross-entropy in nats, for sequences the mean over the tokens that count (0 where none does);
-        or the squared error, mean over all dimensions but the first.
+        Shape (n,). Cross-entropy in nats, for sequences the mean over the tokens that are not ignored (0 without any); or the
+        squared error, averaged over all dimensions but the first.
 
     Raises:
         TypeError: outputs or targets are not tensors; pass ``loss``.
@@ -111,14 +110,14 @@ def _logits(outputs: Any) -> Any:
 
 
 def callable_name(function: Any) -> str:
-    """What a function, a module or another callable is called, such as the loss that made a store."""
+    """The name of a function, module or other callable, such as the loss that made a store."""
     if function is default_loss or function is default_forward:
         return str(function.__name__)
     return repr(function) if isinstance(function, nn.Module) else getattr(function, "__qualname__", type(function).__name__)
 
 
 def check_loss(loss: Any, n: int) -> Tensor:
-    """The loss as float32, or the error that says how to make it one value per example."""
+    """The loss as float32; raises an error with the remedy if it is not one value per example."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss must return a tensor of one value per example, shape ({n},), got {type(loss).__name__}")
     if loss.shape != (n,):
@@ -129,13 +128,13 @@ def check_loss(loss: Any, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """How a model is called on a batch and what its loss is: said once, for the store, the fit and the selector.
+    """How a model is called on a batch and what its loss is; one task serves the store, the fit and the selector.
 
     Args:
         forward: ``(model, batch) -> (outputs, targets)``.
         loss: ``(outputs, targets) -> (n,)``.
-        dtype: autocast dtype for scoring, ``torch.bfloat16`` or ``torch.float16``; None for the model's own precision (and the
-            autocast in force around the call, if any). A fit trains in the model's own precision.
+        dtype: autocast dtype for scoring, ``torch.bfloat16`` or ``torch.float16``; None for the model's own precision and any
+            autocast that is already active. A fit trains in the model's own precision.
 
     Examples:
         >>> import torch
@@ -152,9 +151,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"dtype must be torch.bfloat16, torch.float16, or None for the model's own precision, got {self.dtype!r}"
-            )
+            raise ValueError(f"dtype must be torch.bfloat16, torch.float16, or None for the model's own, got {self.dtype!r}")
 
     @classmethod
     def of(
@@ -164,17 +161,13 @@ class Task:
         loss: Loss | None = None,
         dtype: torch.dtype | None = None,
     ) -> Task:
-        """The task that was given, or that of the hooks that were given one by one.
-
-        Raises:
-            ValueError: both were given.
-        """
-        given = {"forward": forward, "loss": loss, "dtype": dtype}
+        """The given task, or a new one from separate hooks; a ValueError if both are given."""
         if task is None:
             return cls(forward or default_forward, loss or default_loss, dtype)
-        twice = [name for name, value in given.items() if value is not None]
+        given = {"forward": forward, "loss": loss, "dtype": dtype}
+        twice = ", ".join(f"{name}=" for name, value in given.items() if value is not None)
         if twice:
-            raise ValueError(f"pass task= or {', '.join(f'{name}=' for name in twice)}, not both; the task says them already")
+            raise ValueError(f"pass task= or {twice}, not both; the task already has them")
         if not isinstance(task, cls):
             raise TypeError(f"task must be a rholoss.Task(forward=, loss=, dtype=), got {type(task).__name__}")
         return task
@@ -182,13 +175,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Runs a model on candidates without side effects: modes, buffers, gradients, grad mode and random state stay as they are.
+    """Runs a model without side effects: modes, buffers, gradients, grad mode and random state are preserved.
 
     Args:
         task: how the model is called, its loss and the autocast dtype.
-        mode: ``"eval"``, or ``"train"``: every module in the mode that the loop left it in.
-        chunk_size: most examples in one forward pass; None for all candidates at once. Every pass has exactly this many where
-            there are enough, so that a compiled model compiles once.
+        mode: ``"eval"``, or ``"train"``: every module in its current mode.
+        chunk_size: maximum number of examples in a forward pass; None for all at once. A larger batch is scored in passes of
+            exactly this size, so that a compiled model compiles once.
     """
 
     task: Task = field(default_factory=Task)
@@ -208,27 +201,27 @@ class Scorer:
         return check_loss(self.task.loss(outputs, targets), n)
 
     def refuse_causal(self, model: Any) -> None:
-        """Refuse a causal language model of ``transformers``, whose tokens the default loss would compare with other logits."""
+        """Refuse a causal language model of ``transformers`` with the default loss, which does not shift its labels."""
         if self.task.loss is not default_loss or self.task.forward is not default_forward:
             return
         module: Any = module_of(undistributed(model))
         config = getattr(module, "__dict__", {}).get("config")
         if getattr(config, "is_encoder_decoder", True) is False and getattr(module, "can_generate", bool)():
             raise ValueError(
-                f"{type(module).__name__} predicts the next token, and the default loss compares logits and labels at one "
+                f"{type(module).__name__} predicts the next token, but the default loss compares logits and labels at the same "
                 "position; pass loss=rholoss.tokens.causal_loss, which shifts, to the selector and to from_model"
             )
 
     @contextmanager
     def around(self, model: Any, mode: Mode | None = None, seed: int | None = None) -> Iterator[torch.device | None]:
-        """The context in which a model is scored; gives the model's device."""
+        """The context in which a model is scored; yields the model's device."""
         device = device_of(model)
         with preserve_state(model, device, mode or self.mode, seed), self.autocast(device):
             yield device
 
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
         """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
-        model = undistributed(model)  # ranks need not score as often as each other
+        model = undistributed(model)  # ranks may score different numbers of times
         with self.around(model, mode, seed) as device:
             parts = []
             done = 0
@@ -241,10 +234,11 @@ class Scorer:
         return _joined(parts)
 
     def in_one_pass(self, n: int) -> bool:
+        """Whether n examples fit in one forward pass."""
         return self.chunk_size is None or n <= self.chunk_size
 
     def _chunks(self, batch: Any, n: int) -> Iterator[tuple[Any, int, int]]:
-        """Chunks of one size with their first and last row; the last one overlaps its neighbour rather than being short."""
+        """Chunks of one size with their first and last row; the last one overlaps the one before, to have the same size."""
         if self.in_one_pass(n):
             yield batch, 0, n
             return
@@ -255,27 +249,27 @@ class Scorer:
 
     @contextmanager
     def autocast(self, device: torch.device | None) -> Iterator[None]:
-        """Autocast in the scoring dtype, or as it is around the call."""
+        """Autocast in the scoring dtype, or in any active one."""
         kind = device.type if device is not None else "cpu"
         ambient = torch.is_autocast_enabled(kind)
         if self.task.dtype is None and not ambient:
             yield
             return
-        # Without a cache of its own: weights cast here carry no gradient, and the user's autocast would train on them.
+        # No cache of its own: weights cast here carry no gradient, and the user's autocast would train on them.
         with torch.autocast(kind, dtype=self.task.dtype or torch.get_autocast_dtype(kind), cache_enabled=False):
             yield
 
 
 def _from_row(part: Any, row: int, whole: bool) -> Any:
-    """The rows of one chunk's result from a row on; all of them if there is but one chunk."""
+    """The rows of a chunk's result from a row on; all of them for a single chunk."""
     if whole:
         return part
     if isinstance(part, tuple):
         return tuple(_from_row(p, row, whole) for p in part)
     if not isinstance(part, Tensor):
         raise TypeError(
-            f"outputs of type {type(part).__name__} cannot be joined over chunks; "
-            "let forward= return tensors, or leave chunk_size=None"
+            f"outputs of type {type(part).__name__} cannot be joined over chunks; let forward= return tensors, or leave "
+            "chunk_size=None"
         )
     return part[max(row, 0) :]
 

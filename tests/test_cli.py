@@ -193,7 +193,7 @@ class TestScore:
         things.Counting.stop = 64 + 55  # two readings of the 32 of the fingerprint, then three chunks and a half
         code, out, err = run(line)
         assert (code, out) == (130, "")
-        assert err.endswith("stopped; what is done is kept in il.npz.parts: run the same command again to go on\n")
+        assert err.endswith("stopped; finished work is in il.npz.parts: run the same command again to resume\n")
         assert one_line(err)
         assert files() == ["il.npz.parts"]
         things.Counting.read, things.Counting.stop = 0, None
@@ -244,7 +244,7 @@ class TestScore:
             ("--process 0 --processes 2 --distributed", "--distributed takes its processes from torchrun"),
             ("--distributed", "--distributed is for torchrun"),
             ("--batch-size many", "argument --batch-size: invalid int value: 'many'; see python -m rholoss score --help"),
-            ("--model things:two_models", "of several --model, each must be one model"),
+            ("--model things:two_models", "each --model of several must be one model"),
             ("--nonsense", "unrecognized arguments: --nonsense"),
         ],
     )
@@ -359,7 +359,7 @@ class TestMerge:
         IrreducibleLossStore([0.5]).save("il.npz")
         code, _, err = run("merge part.npz rest.npz --out il.npz")
         assert (code, one_line(err)) == (1, True)
-        assert "il.npz is there already; name another path, or write over it with --force" in err
+        assert "il.npz exists already; choose another path, or overwrite it with --force" in err
         assert len(IrreducibleLossStore.load("il.npz")) == 1
         code, _, err = run("merge part.npz rest.npz --out il.npz --force --mapped")
         assert (code, "il.npz is a file" in err, one_line(err)) == (1, True, True)
@@ -406,7 +406,7 @@ class TestReport:
             ("report nowhere.npz", "nowhere.npz"),
             ("report il.npz --data things:relabelled", "its labels, in their order, are not those"),
             ("report il.npz --plot il.nonsense", "nonsense"),
-            ("report il.npz --classes 1", "classes must be how many there are, at least 2"),
+            ("report il.npz --classes 1", "classes must be the number of classes, at least 2"),
             ("report il.npz --other things.py", "things.py is not a store"),
         ],
     )
@@ -432,7 +432,7 @@ class TestCheck:
             "[0]: the same in 32 sampled examples",
             "[1]: the same in 32 sampled examples",
             f"gaps: none in the {n} examples that may be drawn",
-            f"il.npz fits things:{data}, as far as it can be told",
+            f"il.npz fits things:{data}, as far as it can be compared",
         ]
 
     @pytest.mark.parametrize(

@@ -8,27 +8,16 @@ from typing import Any
 
 @dataclass
 class EpochState:
-    """One record shared by the selector, its candidate loader and its sampler; only the methods below change it.
-
-    Attributes:
-        epoch: the number of the epoch, from 0.
-        is_next: whether ``epoch`` is the next iteration's epoch, not the previous one's.
-        position: candidate batches taken in the epoch in progress; None between epochs.
-        iteration: a token of the iteration in progress. None with a position: the next iteration resumes the epoch.
-        skip: batches that the sampler skips when it is next iterated, as they were taken before.
-        began: the random states at the start of the epoch, as the sampler stores them.
-        told: the epoch last passed to the loader's ``set_epoch``, or None.
-        seed_was_drawn: whether running workers had already drawn the next epoch's seed; new workers draw it again.
-    """
+    """One record shared by the selector, its candidate loader and its sampler; only the methods below change it."""
 
     epoch: int = 0
-    is_next: bool = True
-    position: int | None = None
-    iteration: object = None
-    skip: int = 0
-    began: Any = None
-    told: int | None = None
-    seed_was_drawn: bool = False
+    is_next: bool = True  # whether ``epoch`` is the next iteration's epoch, not the previous one's
+    position: int | None = None  # candidate batches taken in the epoch in progress; None between epochs
+    iteration: object = None  # a token of the iteration in progress; None with a position: the next one resumes the epoch
+    skip: int = 0  # batches that the sampler skips when it is next iterated, as they were taken before
+    began: Any = None  # the random states at the start of the epoch, as the sampler stores them
+    told: int | None = None  # the epoch last passed to the loader's ``set_epoch``
+    seed_was_drawn: bool = False  # by running workers, for the next epoch; new workers draw it again
 
     @property
     def is_resuming(self) -> bool:

@@ -127,7 +127,8 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
     """The fields of an example, as kind and digest each; fields whose content cannot be compared are omitted."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().float().numpy() if value.dtype == torch.bfloat16 else value.detach().cpu().numpy()
-    if isinstance(value, (bool, int, float, np.generic)) or _is_row_of_numbers(value):
+    is_numbers = isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)  # such as tokens: one field
+    if is_numbers or isinstance(value, (bool, int, float, np.generic)):
         value = np.asarray(value)
     if isinstance(value, Mapping):
         parts = [(f"{name}[{key!r}]", part) for key, part in value.items()]
@@ -142,11 +143,6 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
         return
     for inner, part in parts:
         yield from _fields(part, inner)
-
-
-def _is_row_of_numbers(value: Any) -> bool:
-    """Whether a list is one field, such as the tokens of a text, and not one field per entry."""
-    return isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)
 
 
 def _content(value: Any) -> tuple[str, bytes | None]:

@@ -24,13 +24,10 @@ class LoaderView:
     Attributes:
         loader: the loader itself, without ``IndexedBatches`` around it.
         reports_index: whether the batches report the indices of their examples.
-        is_map_style: whether the loader reads a dataset by index.
-        is_stream: whether it is a ``DataLoader`` over an ``IterableDataset``.
         dataset: the loader's dataset, or None.
         dataset_length: N, the length of the dataset, or of the dataset that it is a subset of; None if unknown.
         batching: the ``BatchSampler`` that groups single indices in their order; None if the loader does not use one.
         batch_size: examples in a batch; None if unknown.
-        drop_last: whether the loader drops a short last batch.
     """
 
     def __init__(self, given: Any) -> None:
@@ -42,7 +39,8 @@ class LoaderView:
         self.dataset: Any = getattr(self.loader, "dataset", None)
         self.dataset_length = self._dataset_length()
         self.batching = samplers.plain_batching(self.loader)
-        self.batch_size = self._batch_size()
+        size = getattr(self.loader, "batch_size", None) or getattr(self.batching, "batch_size", None)
+        self.batch_size = size if isinstance(size, int) else None
         own = getattr(self.loader, "batch_sampler", None)
         self.drop_last = bool(getattr(self.loader, "drop_last", False) or getattr(own, "drop_last", False))
 
@@ -74,8 +72,6 @@ class LoaderView:
         else:
             raise TypeError(f"expected a DataLoader as the first argument, got {name}")
         raise TypeError(f"{what}; {CARRY_THE_INDEX}")
-
-    # --- how many -------------------------------------------------------------------------------------------------------------
 
     def batch_sizes(self, keep: float | None, batch_size: int | None) -> tuple[int, int | None]:
         """n_b and n_B; None for n_B: the loader's own batches are the candidates.
@@ -117,12 +113,6 @@ class LoaderView:
             return "this loader has batch_size=None: its dataset returns whole batches"
         return f"this loader has a batch_sampler of its own, {type(self.loader.batch_sampler).__name__}"
 
-    def _batch_size(self) -> int | None:
-        size = getattr(self.loader, "batch_size", None)
-        if size is None and self.batching is not None:
-            size = self.batching.batch_size
-        return size if isinstance(size, int) else None
-
     def _dataset_length(self) -> int | None:
         try:
             return len(whole_of(self.dataset)) if self.is_map_style else None
@@ -133,8 +123,6 @@ class LoaderView:
     def draws_by_index(self) -> bool:
         """Whether a sampler draws indices of the dataset, so that they are known before loading."""
         return self.is_map_style and not self.reports_index
-
-    # --- which examples -------------------------------------------------------------------------------------------------------
 
     def drawable_positions(self) -> Tensor | None:
         """Positions in the dataset that the sampler may draw, int64; None if unknown until sampled."""
@@ -153,8 +141,6 @@ class LoaderView:
     def names(self, batch: Any) -> list[Any] | None:
         """The names of a batch's examples, where it holds names; else None."""
         return self.given.names(batch) if self.reports_index else None
-
-    # --- other loaders like it ------------------------------------------------------------------------------------------------
 
     def drawing(self, **changes: Any) -> Any:
         """An iterable of ``IndexedBatch`` like the loader, with some attributes changed; the loader itself does not change."""

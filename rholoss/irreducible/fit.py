@@ -50,13 +50,7 @@ class FitEpoch:
 
 
 class FitRun:
-    """A fit between two epochs; the arguments are those of ``fit_irreducible_model``.
-
-    Attributes:
-        done: the epochs so far.
-        best_weights: the state dict of the epoch with the lowest validation loss.
-        sizes: number of examples that an epoch trains on, and validates on.
-    """
+    """A fit between two epochs; the arguments are those of ``fit_irreducible_model``."""
 
     def __init__(
         self,
@@ -84,8 +78,8 @@ class FitRun:
         self.validation = DatasetScorer(validation, forward=task.forward, loss=task.loss)
         self.holdout.scorer.refuse_causal(model)
         self.done: list[FitEpoch] = []
-        self.best_weights: dict[str, Any] = {}
-        self.sizes = (0, 0)
+        self.best_weights: dict[str, Any] = {}  # the state dict of the epoch with the lowest validation loss
+        self.sizes = (0, 0)  # examples that an epoch trains on, and validates on
         self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
         self._settings = self._what_it_is() if checkpoint is not None else {}
 
@@ -98,10 +92,8 @@ class FitRun:
     def finish(self, epochs: int, patience: int | None, report: Callable[[int, int | None], None]) -> str:
         """Run the remaining epochs, load the best weights, and return why the fit ended."""
         if len(self.done) > epochs:
-            raise ValueError(
-                f"{self.checkpoint} holds {len(self.done)} epochs, more than epochs={epochs}; pass epochs={len(self.done)}, or "
-                "another file"
-            )
+            what = f"{self.checkpoint} holds {len(self.done)} epochs, more than epochs={epochs}"
+            raise ValueError(f"{what}; pass at least as many, or another file")
         with _train_mode(self.model):
             while not (stopped := self.stopped(epochs, patience)):
                 self.epoch()
@@ -194,10 +186,10 @@ class FitRun:
         self.best_weights, self.sizes = state["best"], tuple(state["sizes"])
 
     def _what_it_is(self) -> dict[str, Any]:
-        scorers = self.holdout, self.validation
+        parts = [(scorer, origin(scorer.view.dataset)[1]) for scorer in (self.holdout, self.validation)]
         return {
-            "data": [fingerprint(scorer.view.loader) for scorer in scorers],
-            "parts": [[scorer.total, _digest_of_part(scorer.view.dataset)] for scorer in scorers],
+            "data": [fingerprint(scorer.view.loader) for scorer, _ in parts],
+            "parts": [[scorer.total, None if part is None else digest(part.numpy().tobytes())] for scorer, part in parts],
             "batch_size": self.holdout.batch_size,
             "seed": self.seed,
             "optimizer": [type(self.optimizer).__name__, repr(sorted(self.optimizer.defaults.items()))],
@@ -247,11 +239,6 @@ def _batches(view: LoaderView) -> Iterable[Any]:
 
 def _is_loader(data: Any) -> bool:
     return LoaderView(data).reports_index or isinstance(data, DataLoader)
-
-
-def _digest_of_part(dataset: Any) -> str | None:
-    indices = origin(dataset)[1]
-    return None if indices is None else digest(indices.numpy().tobytes())
 
 
 def _best(epochs: list[FitEpoch]) -> FitEpoch:

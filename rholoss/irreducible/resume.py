@@ -163,7 +163,11 @@ def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, pr
                 raise
         if not os.path.exists(path):
             return False
-    _refuse_other(job, path)
+    different = [NAMES.get(name, name) for name in _different(job, read_store(path)[1])]
+    if different:
+        raise ValueError(
+            f"{path} exists already, made with other {', '.join(different)}; choose another path, or delete it to score again"
+        )
     _clear(job, parts)
     return True
 
@@ -192,16 +196,6 @@ def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:
         raise ValueError(
             f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must identify "
             "one example. Add more to it, such as the shard and the key of a tar file, and omit augmented copies"
-        )
-
-
-def _refuse_other(job: ScoringJob, path: str) -> None:
-    """Raise a ValueError if the store at a path was made with other settings."""
-    _, meta = read_store(path)
-    different = [NAMES.get(name, name) for name in _different(job, meta)]
-    if different:
-        raise ValueError(
-            f"{path} exists already, made with other {', '.join(different)}; choose another path, or delete it to score again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Irreducible losses out of models, a chunk of the data at a time, and what is worth knowing about how they were made."""
+"""The computation of irreducible losses with models, one chunk of the data at a time."""
 
 from __future__ import annotations
 
@@ -24,37 +24,28 @@ from rholoss.progress import reporter
 from rholoss.scoring import callable_name, default_forward, default_loss
 from rholoss.store.metadata import CalibrationCounts
 
-CHUNK = 65_536  # most examples that are scored, and written, at a time
-PIECES = 16  # or as many chunks, of fewer examples
+CHUNK = 65_536  # maximum number of examples to score, and write, at a time
+PIECES = 16  # chunks of smaller data
 
 
 class Scored(NamedTuple):
-    """A chunk of the data with its irreducible losses.
+    """A chunk of the data with its irreducible losses, in nats, and the calibration of the models on it."""
 
-    Attributes:
-        index: shape (m,), int64.
-        losses: shape (m,), float32, in nats.
-        calibration: how confident and correct the models were.
-    """
-
-    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, on purpose
-    losses: Tensor
+    index: Tensor  # type: ignore[assignment]  # (m,) int64; shadows tuple.index, on purpose
+    losses: Tensor  # (m,) float32
     calibration: CalibrationCounts
 
 
 class ScoringJob:
-    """All that decides which irreducible losses come out, and their computation, a chunk of the data at a time.
+    """Everything that determines the irreducible losses, and their computation.
 
     Args:
-        model: a model, or several.
+        model: a model, or several, whose losses are averaged.
         data: see ``DatasetScorer``.
         **options: see ``ScoringOptions``.
 
     Attributes:
-        scorer: passes over the data.
-        models: the models whose mean loss is taken.
-        views: passes over the data, each another draw of its random augmentation.
-        settings: what decides the losses, as JSON values: fields of ``StoreMetadata``.
+        settings: what determines the losses, as JSON values: fields of ``StoreMetadata``.
     """
 
     def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:
@@ -64,36 +55,31 @@ class ScoringJob:
         self.scorer = DatasetScorer(data, **options)
         self.models = as_models(model)
         refuse_seen(model, self.scorer)
-        self._done = 0
+        self._done = self._classes = 0
         self._report = reporter(options.get("progress"))
-        task, dtype = self.scorer.scorer.task, self.scorer.scorer.task.dtype
-        own = [
-            hook if hook is not usual else None for hook, usual in ((task.forward, default_forward), (task.loss, default_loss))
-        ]
+        task = self.scorer.scorer.task
+        dtype = str(task.dtype) if task.dtype else None
+        hooks = ((task.forward, default_forward), (task.loss, default_loss))
         settings = {
             "data": fingerprint(data),
             "models": [describe(each) for each in self.models],
             "loss": callable_name(task.loss),
             "forward": callable_name(task.forward),
-            "code": [None if hook is None else code_digest(hook) for hook in own],
+            "code": [None if hook is default else code_digest(hook) for hook, default in hooks],
             "views": views,
-            "scoring": {
-                "batch_size": self.scorer.batch_size,
-                "dtype": str(dtype) if dtype else None,
-                "seed": options.get("seed", 0),
-            },
+            "scoring": {"batch_size": self.scorer.batch_size, "dtype": dtype, "seed": options.get("seed", 0)},
             "examples": self._examples(),
             "validation_loss": _validation_loss(model),
         }
-        self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they come back from a file
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as read back from a file
 
     @property
     def is_dense(self) -> bool:
-        """Whether the chunks, one after the other, hold the examples 0 to N-1 in order."""
+        """Whether the chunks hold the examples 0 to N-1 in order."""
         return self.settings["data"] is not None and self.settings["examples"] == [self.scorer.view.dataset_length, None]
 
     def chunks(self) -> list[range | None]:
-        """The rows to score at a time, each beginning at a multiple of the batch size; one None where they cannot be told."""
+        """The rows of each chunk, starting at a multiple of the batch size; one None if unknown until sampled."""
         positions = self.scorer.positions
         if positions is None:
             return [None]
@@ -104,31 +90,19 @@ class ScoringJob:
         return [range(start, min(start + step, len(positions))) for start in range(0, len(positions), step)]
 
     def score(self, rows: range | None) -> Scored:
-        """Score a chunk.
-
-        Raises:
-            ValueError: a loss is not one value per example, not finite, or negative.
-        """
+        """Score a chunk; a ValueError if a loss is not one value per example, not finite, or negative."""
         counts = CalibrationCounts()
-
-        def measure(outputs: Any, targets: Any, n: int) -> Tensor:
-            loss = self.scorer.scorer.losses(outputs, targets, n)
-            confidence, correct = _classified(outputs, targets, n)
-            if confidence is None or correct is None:
-                return loss[:, None]
-            counts.classes = outputs.shape[1]
-            return torch.stack([loss, confidence.to(loss.device), correct.to(loss.device).float()], 1)
-
-        halves: list[np.ndarray | float] = [0.0, 0.0]
+        halves: list[np.ndarray | float] = [0.0, 0.0]  # sums of losses under every other model
         of_each = [(len(self.models) + 1) // 2, len(self.models) // 2]
         index = torch.empty(0, dtype=torch.int64)
         for i, model in enumerate(self.models):
             for view in range(self.views):
-                index, values = self.scorer.run(model, measure, rows=rows, view=view, seen=self._seen)
+                index, values = self.scorer.run(model, self._measure, rows=rows, view=view, seen=self._seen)
                 table = values.numpy().astype(float)
                 refuse_not_losses(index, values[:, 0])
                 halves[i % 2] = halves[i % 2] + table[:, 0]
                 if table.shape[1] == 3:
+                    counts.classes = self._classes
                     counts.count(table[:, 1], table[:, 2])
         means = [half / (n * self.views) for half, n in zip(halves, of_each, strict=True) if n]
         if len(means) == 2:
@@ -136,8 +110,19 @@ class ScoringJob:
         losses = (halves[0] + halves[1]) / (sum(of_each) * self.views)
         return Scored(index, torch.from_numpy(np.asarray(losses, np.float32)), counts)
 
+    def _measure(self, outputs: Any, targets: Any, n: int) -> Tensor:
+        """For each of n examples the loss; for a classifier also its confidence, and whether it is correct."""
+        loss = self.scorer.scorer.losses(outputs, targets, n)
+        is_logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+        if not is_logits or not isinstance(targets, Tensor) or targets.shape != (n,) or targets.is_floating_point():
+            return loss[:, None]
+        self._classes = outputs.shape[1]
+        confidence, likeliest = outputs.float().softmax(1).max(1)
+        correct = likeliest == targets.to(likeliest.device)
+        return torch.stack([loss, confidence.to(loss.device), correct.to(loss.device).float()], 1)
+
     def _examples(self) -> list[Any]:
-        """How many examples, and which if that is a part of the data."""
+        """How many examples, and a digest of which if they are a part of the data."""
         positions, view = self.scorer.positions, self.scorer.view
         data = origin(view.dataset)[1] if view.dataset_length is not None else None
         which = [part.numpy().tobytes() for part in (data, positions) if part is not None]
@@ -145,7 +130,7 @@ class ScoringJob:
         return [self.scorer.total, None if whole or not which else digest(b"".join(which))]
 
     def passed(self, rows: range | None) -> None:
-        """Count a chunk as done that was scored before."""
+        """Count a chunk that was scored before as done."""
         self._seen(len(rows) * len(self.models) * self.views if rows is not None else 0)
 
     def _seen(self, n: int) -> None:
@@ -155,7 +140,7 @@ class ScoringJob:
 
 
 def made_today() -> dict[str, Any]:
-    """When and with what: the date, UTC (that of ``SOURCE_DATE_EPOCH`` where it is set), and versions."""
+    """The date, UTC (that of ``SOURCE_DATE_EPOCH`` if set), and the versions."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     moment = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc) if epoch else None
     day = (moment or datetime.datetime.now(datetime.timezone.utc)).date().isoformat()
@@ -163,19 +148,19 @@ def made_today() -> dict[str, Any]:
 
 
 def refuse_seen(model: Any, scorer: DatasetScorer) -> None:
-    """Raise a ValueError if a ``Fit`` trained on, or was chosen by, examples that are to be scored."""
+    """Raise a ValueError if a ``Fit`` trained or was validated on examples that are to be scored."""
     for fit in model if isinstance(model, (list, tuple)) else [model]:
         seen = fit.seen_among(scorer.view.dataset, scorer.positions) if isinstance(fit, Fit) and scorer.view.dataset_length else 0
         if seen:
             raise ValueError(
                 f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score, so that their "
-                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit (or pass fit.model, "
-                "if different examples of this data look the same)"
+                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit (or pass fit.model if "
+                "different examples look the same)"
             )
 
 
 def _validation_loss(model: Any) -> float | None:
-    """The mean of the validation losses of the fits, if all models come out of one."""
+    """The mean validation loss of the fits, if all models come from a fit."""
     fits = model if isinstance(model, (list, tuple)) else [model]
     if not all(isinstance(fit, Fit) for fit in fits):
         return None
@@ -183,14 +168,11 @@ def _validation_loss(model: Any) -> float | None:
 
 
 def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
-    """Raise a ValueError that names the examples whose loss is not finite or is negative, if there are any."""
+    """Raise a ValueError with the indices of losses that are not finite or are negative."""
+    shift = "pass a loss= that is at least 0; a constant added to it, here and in the selector, changes nothing"
     for bad, what, cure in (
         (~torch.isfinite(losses), "not finite", "check its weights and these examples"),
-        (
-            losses < 0,
-            "negative",
-            "pass a loss= that is at least 0; a constant added to it, here and in the selector, changes nothing",
-        ),
+        (losses < 0, "negative", shift),
     ):
         which = index[bad].sort().values.tolist()
         if which:
@@ -198,12 +180,3 @@ def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
                 f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model is {what}: indices "
                 f"{some(which)}; {cure}"
             )
-
-
-def _classified(outputs: Any, targets: Any, n: int) -> tuple[Tensor | None, Tensor | None]:
-    """The probability of the likeliest class, and whether it is the label, shape (n,) each; None for other tasks."""
-    is_logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
-    if not is_logits or not isinstance(targets, Tensor) or targets.shape != (n,) or targets.is_floating_point():
-        return None, None
-    probability, likeliest = outputs.float().softmax(1).max(1)
-    return probability, likeliest == targets.to(likeliest.device)

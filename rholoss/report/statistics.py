@@ -41,26 +41,16 @@ class StoreStatistics:
         labels: the label of each example, by index, shape (N,), integer; negative for none; None if unknown.
         classes: C, or None.
         top: how many of the highest and of the lowest examples to keep.
-
-    Attributes:
-        known: number of finite irreducible losses.
-        total: their sum.
-        minimum: the lowest; NaN without any.
-        maximum: the highest; NaN without any.
-        above: number above the chance level, log(C).
-        highest: (index, irreducible loss) of the highest, highest first.
-        lowest: (index, irreducible loss) of the lowest, lowest first.
-        labelled: known examples in each class, shape (C,), int64; None without labels or classes.
-        labelled_above: of these, the number above the chance level, shape (C,), int64.
     """
 
     def __init__(self, store: IrreducibleLossStore, labels: np.ndarray | None, classes: int | None, top: int) -> None:
         self.classes = classes
-        self.known = self.above = 0
-        self.total = 0.0
+        self.known = self.above = 0  # finite irreducible losses, and those above the chance level, log(C)
+        self.total = 0.0  # nats, the sum of the finite ones
         self.minimum = self.maximum = math.nan
-        self.highest: list[tuple[int, float]] = []
-        self.lowest: list[tuple[int, float]] = []
+        self.highest: list[tuple[int, float]] = []  # (index, irreducible loss), highest first
+        self.lowest: list[tuple[int, float]] = []  # lowest first
+        # known examples in each class, and those above the chance level, (C,) int64
         is_labelled = labels is not None and classes is not None
         self.labelled = torch.zeros(classes or 0, dtype=torch.int64) if is_labelled else None
         self.labelled_above = torch.zeros(classes or 0, dtype=torch.int64)
@@ -78,8 +68,7 @@ class StoreStatistics:
         self.minimum = float(np.fmin(self.minimum, float(losses.min())))
         self.maximum = float(np.fmax(self.maximum, float(losses.max())))
         if self.labelled is not None and labels is not None:
-            mine = labels_at(labels, index)
-            refuse_too_large(mine, index, len(self.labelled))
+            mine = labels_at(labels, index, len(self.labelled))
             self.labelled += torch.bincount(mine[mine >= 0], minlength=len(self.labelled))
             self.labelled_above += torch.bincount(mine[above & (mine >= 0)], minlength=len(self.labelled))
 
@@ -118,32 +107,29 @@ def first_largest(values: Tensor, k: int) -> Tensor:
     return where[values[where].sort(descending=True, stable=True).indices[:k]]
 
 
-def labels_at(labels: np.ndarray, index: Tensor) -> Tensor:
-    """The labels of some examples, int64."""
+def labels_at(labels: np.ndarray, index: Tensor, classes: int) -> Tensor:
+    """The labels of some examples, int64, checked to be less than ``classes``."""
     low, high = (int(index.min()), int(index.max())) if len(index) else (0, -1)
     if low < 0 or high >= len(labels):
         raise ValueError(
             f"labels must be by index, for indices from {low} to {high}, got {len(labels):,} labels; if they are in the order of "
             "store.ids, judge rholoss.IrreducibleLossStore(store.losses, meta=store.meta)"
         )
-    return torch.from_numpy(labels[index.numpy()].astype(np.int64))
-
-
-def refuse_too_large(labels: Tensor, index: Tensor, classes: int) -> None:
-    """Raise a ValueError if a label is not below the number of classes."""
-    wrong = torch.nonzero(labels >= classes).flatten()
+    found = torch.from_numpy(labels[index.numpy()].astype(np.int64))
+    wrong = torch.nonzero(found >= classes).flatten()
     if len(wrong):
         raise ValueError(
-            f"expected labels from 0 to {classes - 1}, got {int(labels[wrong[0]])} at index {int(index[wrong[0]])}; pass the "
+            f"expected labels from 0 to {classes - 1}, got {int(found[wrong[0]])} at index {int(index[wrong[0]])}; pass the "
             "number of classes as classes="
         )
+    return found
 
 
 def by_class(found: StoreStatistics, labels: np.ndarray | None, index: Tensor, losses: Tensor) -> tuple[ClassLosses, ...]:
     """The losses of each class that has any, highest median first; ``index`` and ``losses``, shape (m,), are the sample's."""
     if labels is None or found.labelled is None:
         return ()
-    mine = labels_at(labels, index)
+    mine = labels_at(labels, index, len(found.labelled))
     order = losses.argsort()
     order = order[mine[order].argsort(stable=True)]
     ordered = losses[order].double().numpy()

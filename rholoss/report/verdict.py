@@ -170,7 +170,8 @@ def _sentences(of: Indicators, found: Verdict) -> Iterator[str]:
     if found.noisy is False:
         yield f"Only {share}: no gate is needed."
         return
-    yield f"{share}: they are wrong, or too hard for the model{'' if found.noisy else '. A gate changes little here, and does no harm'}."
+    few = "" if found.noisy else " A gate changes little here, and does no harm."
+    yield f"{share}: they are wrong, or too hard for the model.{few}"
     yield HOLDOUT[found.holdout]
     if found.helps != "no" and (found.holdout in GATED or (found.holdout == "overconfident" and of.folds)):
         do = "Gate" if of.folds else "Score all of the data with cross_fit instead of a holdout, and gate"

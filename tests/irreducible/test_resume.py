@@ -309,7 +309,7 @@ class TestWhere:
         batches = IndexedBatches([(torch.arange(i, i + 10) + 5, (x[i : i + 10], y[i : i + 10])) for i in range(0, 40, 10)])
         store = IrreducibleLossStore.from_model(net, batches, path=tmp_path / "il")
         assert store.ids.tolist() == list(range(5, 45))
-        with pytest.raises(TypeError, match="only the examples of a map-style dataset can be scored in shares"):
+        with pytest.raises(TypeError, match="only a map-style dataset can be scored in shares"):
             scoring_job.ScoringJob(net, batches).scorer.batches(range(3))
 
     def test_a_process_that_is_none_of_them_is_refused(self, tmp_path, net, data):
