@@ -24,9 +24,6 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
         scoring: the cost of scoring an example relative to a forward pass of the model in training; 0 without scoring.
         forward: the forward pass's fraction of a training step, in (0, 1).
 
-    Raises:
-        ValueError: a number is out of its range.
-
     Examples:
         >>> round(break_even(0.1), 2), round(break_even(0.1, scoring=0.02), 2)
         (4.33, 1.07)

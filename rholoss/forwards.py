@@ -16,11 +16,9 @@ from rholoss.scoring import Forward, default_forward
 
 
 def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
-    """Score images at a lower resolution: a quarter of the work at ``scale=0.5``. The network must take images of any size.
+    """Score images at ``scale`` times their height and width, in (0, 1], for networks that take images of any size.
 
-    Args:
-        scale: of height and width, in (0, 1].
-        forward: called with the smaller batch; None for the default.
+    ``forward`` is called with the smaller batch; None for the default. 0.5 takes a quarter of the work.
     """
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be the fraction of height and width to keep, in (0, 1], got {scale!r}")
@@ -33,11 +31,9 @@ def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
 
 
 def shorter(length: int, forward: Forward | None = None) -> Forward:
-    """Score sequences by their first tokens only: integer and boolean tensors (n, T, ...) are cut to T = ``length``.
+    """Score sequences by their first tokens: integer and boolean tensors (n, T, ...) are cut to T = ``length``, at least 1.
 
-    Args:
-        length: tokens to keep, at least 1.
-        forward: called with the shorter batch; None for the default.
+    ``forward`` is called with the shorter batch; None for the default.
     """
     if length < 1:
         raise ValueError(f"length must be a number of tokens, at least 1, got {length!r}")
@@ -75,11 +71,7 @@ def compiled(forward: Forward | None = None, **options: Any) -> Forward:
     """The forward pass through ``torch.compile``, for one shape: give the selector a ``chunk_size``, so that all chunks have it.
 
     Compiling takes about half a minute for each mode, and a C++ compiler on a CPU. The last bits of the result differ. Make one
-    for each model.
-
-    Args:
-        forward: what to compile; None for the default.
-        **options: options of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
+    for each model. The options are those of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
     """
     fast: Forward = torch.compile(forward or default_forward, **{"dynamic": False, **options})
     return fast

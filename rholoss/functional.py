@@ -36,11 +36,8 @@ def gated(score: Tensor, irreducible_loss: Tensor, highest: float) -> Tensor:
 def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     """L2 norm of the cross-entropy's gradient with respect to the logits, ||softmax(z) - onehot(y)||, shape (n_B,).
 
-    Up to a constant, an upper bound on the norm of the gradient with respect to all weights.
-
-    Args:
-        logits: shape (n_B, C).
-        targets: classes, shape (n_B,), int64.
+    Up to a constant, an upper bound on the norm of the gradient with respect to all weights, for logits z of shape (n_B, C) and
+    classes y of shape (n_B,), int64.
     """
     check_logits(logits, 2)
     if targets.shape != logits.shape[:1]:
@@ -89,10 +86,7 @@ def gumbel(uniform: Tensor) -> Tensor:
 def drawn(log_weight: Tensor, uniform: Tensor, n_b: int) -> Tensor:
     """Positions drawn without replacement in proportion to exp(log_weight), shape (n_b,), int64, ascending.
 
-    Args:
-        log_weight: shape (n_B,); -inf is drawn last.
-        uniform: numbers in [0, 1), shape (n_B,).
-        n_b: how many to draw.
+    Both inputs have shape (n_B,). A weight of -inf is drawn last; ``uniform`` are numbers in [0, 1).
     """
     return top(log_weight + gumbel(uniform), n_b)
 
@@ -131,11 +125,7 @@ def check_logits(logits: Tensor, ndim: int) -> None:
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation of two score vectors, in [-1, 1], a scalar, float64; equal values share their mean rank.
 
-    NaN if one of the two is constant, or has fewer than 2 values.
-
-    Args:
-        a: shape (n,), without NaN; infinities are allowed.
-        b: likewise.
+    NaN if one of the two, each of shape (n,), is constant or has fewer than 2 values. Infinities are allowed, NaN is not.
 
     Examples:
         >>> spearman(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.1, 5.0, 5.0])).item()
@@ -224,11 +214,7 @@ def divbs_order(gram: Tensor, n_b: int) -> Tensor:
 
     Each pick has the highest |<e, r>|, and is the earliest among equal ones. Here e is the normalised part of a candidate's
     gradient g orthogonal to the gradients picked before, and r the part of the mean gradient orthogonal to them. Picking stops
-    when all products are 0.
-
-    Args:
-        gram: inner products of the gradients, shape (n_B, n_B), float64.
-        n_b: how many to pick at most.
+    after n_b picks, or when all products are 0. ``gram`` are the inner products of the gradients, shape (n_B, n_B), float64.
     """
     length = gram.diagonal()  # <g, g>
     left = length.clone()  # the squared length of the part of g orthogonal to the picked
@@ -288,7 +274,7 @@ def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float =
     Args:
         firsts: embeddings x, such as those of images, shape (n_B, d).
         seconds: embeddings y of their counterparts, such as texts, shape (n_B, d).
-        scale: above 0.
+        scale: a factor above 0.
         bias: a number.
 
     References:

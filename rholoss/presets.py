@@ -88,12 +88,7 @@ def fast_rho_loss(
 
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A cheap classifier: two convolutions for images of at least 12 x 12, a layer of 256 for vectors.
-
-    Args:
-        shape: of one input, (c, h, w) or (d,).
-        classes: C.
-    """
+    """A cheap classifier for inputs of a shape: (c, h, w), images of at least 12 x 12, or (d,), vectors."""
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(shape[0], 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, classes))
     convolutions = (nn.Conv2d(shape[0], 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))

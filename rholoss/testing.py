@@ -89,8 +89,7 @@ def _batches(problem: _Problem) -> None:
         n = len(last.candidate_index)
         positions = last.positions.tolist()
         assert positions == sorted(positions), f"positions must be in loader order, got {positions}"
-        assert positions[0] >= 0, f"positions must be from 0 to {n - 1}, got {positions}"
-        assert positions[-1] < n, f"positions must be from 0 to {n - 1}, got {positions}"
+        assert 0 <= positions[0] <= positions[-1] < n, f"positions must be from 0 to {n - 1}, got {positions}"
         assert last.weights is not None or len(set(positions)) == _N_B, f"positions must be distinct, got {positions}"
         assert torch.equal(last.index, last.candidate_index[last.positions]), "index must be that of the positions"
         assert problem.index_of(x) == last.index.tolist(), "the rows of the batch must be the examples of the index"
@@ -103,8 +102,7 @@ def _keep_all(problem: _Problem) -> None:
     selector = problem.build(keep=1.0)
     for (x, y), (all_x, all_y) in zip(selector, DataLoader(problem.data, batch_size=_N_B, drop_last=True), strict=True):
         if selector.last is not None and selector.last.weights is None:
-            assert torch.equal(x, all_x), "keep=1 must hand back what the loader yields"
-            assert torch.equal(y, all_y), "keep=1 must hand back what the loader yields"
+            assert _same([x, y], [all_x, all_y]), "keep=1 must return the batches of the loader"
 
 
 def _short_end(problem: _Problem) -> None:
@@ -128,7 +126,7 @@ def _forward(model: Any, batch: Any) -> tuple[Any, Any]:
 def _mappings(problem: _Problem) -> None:
     selector = problem.build(loader={"collate_fn": _collate}, forward=_forward)
     for batch in selector:
-        assert type(batch) is dict, f"a dict must come back as a dict, got {type(batch).__name__}"
+        assert type(batch) is dict, f"a dict must be returned as a dict, got {type(batch).__name__}"
         texts = [int(text) for text in batch["text"]]
         assert selector.last is not None
         assert texts == problem.index_of(batch["x"]) == selector.last.index.tolist(), "all columns must be cut to the same rows"
@@ -202,12 +200,11 @@ def _draw_rule(problem: _Problem) -> None:
 
 
 def _check_members(rule: DrawRule, read: list[int]) -> None:
-    if rule.members is None:
-        return
     members = rule.members() if callable(rule.members) else rule.members
-    assert isinstance(members, Tensor), f"members must be a tensor, got {type(members).__name__}"
-    assert members.dtype == torch.bool, f"members must be a tensor of bool, got {members.dtype}"
-    assert members.shape == (_N,), f"members must be one bool per example, shape ({_N},), got {tuple(members.shape)}"
+    if members is None:
+        return
+    got = members.dtype, tuple(members.shape)
+    assert got == (torch.bool, (_N,)), f"members must be one bool per example, shape ({_N},), got {got[0]} of shape {got[1]}"
     strays = [i for i in read if not members[i]]
     assert not strays, f"only members may be read, but {strays[:3]} were too; change members in begin_epoch() only"
 
@@ -217,9 +214,8 @@ def _checked_prefilter(rule: DrawRule, loaded: list[Any]) -> Callable[[Tensor, i
         assert rule.prefilter is not None
         found = rule.prefilter(index, step)
         positions = list(range(len(index))) if found is None else sorted(found.tolist())
-        least, everything = min(_N_B, len(index)), range(len(index))
-        assert len(set(positions)) == len(positions), f"prefilter must return distinct positions, got {positions}"
-        assert set(positions) <= set(everything), f"prefilter must return positions in {everything}, got {positions}"
+        least, distinct = min(_N_B, len(index)), set(positions) & set(range(len(index)))
+        assert len(distinct) == len(positions), f"prefilter must return distinct positions below {len(index)}, got {positions}"
         assert len(positions) >= least, f"prefilter must return at least n_b = {least} positions, got {len(positions)}"
         loaded.append(index[positions].tolist())
         return found
@@ -236,12 +232,10 @@ def _reading(problem: _Problem) -> None:
         return
     for x, _ in selector:
         selector.record_losses(x[:, 1].abs())
-    if callable(rule.members):
-        with _idle("members()"):
-            rule.members()
-    if rule.prefilter is not None:
-        with _idle("prefilter()"):
-            rule.prefilter(torch.arange(4 * _N_B), selector.step)
+    with _idle("members()"):
+        _check_members(rule, [])
+    with _idle("prefilter()"):
+        _ = rule.prefilter and rule.prefilter(torch.arange(4 * _N_B), selector.step)
     with _idle("len(selector)"):
         len(selector)
     with _idle("repr(selector)"):
