@@ -1,4 +1,4 @@
-"""What selecting costs: seconds and forward passes, counted as the run goes, without making a device wait."""
+"""What selection costs: seconds and forward passes of a run, measured without synchronizing a device."""
 
 import math
 import statistics
@@ -11,21 +11,18 @@ from typing import Any, Literal, get_args
 import torch
 
 Phase = Literal["waiting", "selecting", "training"]
-_RECENT = 256  # steps over which medians are taken
+_RECENT = 256  # steps of the medians
 
 
 def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> float:
-    """How many times as long as a plain step a step with selection takes, by counting: M = 1 + scoring * forward / keep.
+    """The estimated duration of a step with selection, divided by that of a plain step: M = 1 + scoring * forward / keep.
 
-    Selection pays in seconds if it needs at least M times fewer steps, the making of the irreducible losses not counted.
+    Selection saves time if it needs at least M times fewer steps, without the time to compute the irreducible losses.
 
     Args:
         keep: n_b / n_B, in (0, 1].
-        scoring: what scoring an example costs relative to a forward pass of the model in training; 0 where nothing is scored.
-        forward: the forward pass's share of a training step, in (0, 1).
-
-    Raises:
-        ValueError: a number is out of its range.
+        scoring: the cost of scoring an example relative to a forward pass of the model in training; 0 without scoring.
+        forward: the forward pass's fraction of a training step, in (0, 1).
 
     Examples:
         >>> round(break_even(0.1), 2), round(break_even(0.1, scoring=0.02), 2)
@@ -36,7 +33,7 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
     if not scoring >= 0:
         raise ValueError(f"scoring must be the cost relative to a forward pass, at least 0, got {scoring!r}")
     if not 0 < forward < 1:
-        raise ValueError(f"forward must be the share of a training step, in (0, 1), got {forward!r}")
+        raise ValueError(f"forward must be the fraction of a training step, in (0, 1), got {forward!r}")
     return 1 + scoring * forward / keep
 
 
@@ -44,19 +41,19 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
 class Cost:
     """What a step costs.
 
-    Seconds are medians over the latest steps, at most 256, on the device where candidates are scored; NaN where nothing was
-    measured yet, and on accelerators other than CUDA. A selector without a model measures by the clock.
+    Seconds are medians over the latest 256 steps, on the scoring device. They are NaN before the first measurement, and on
+    accelerators other than CUDA. A selector without a model measures on the host.
 
     Attributes:
         steps: batches selected by this object.
         n_b: examples in a selected batch.
-        n_B: examples in a candidate batch, or None where the loader does not tell.
-        scored: examples that the model in training scored, per step.
-        scored_by_others: examples that other models scored, such as a proxy, per step.
-        loaded: examples that were loaded, per step.
-        waiting: seconds a step for the loader; NaN where the selector is not iterated: then they are part of ``training``.
-        selecting: seconds a step for scoring, ranking and cutting, and for what learns along.
-        training: seconds a step for all that the loop does with a batch.
+        n_B: examples in a candidate batch, or None if unknown.
+        scored: examples per step that the model in training scored.
+        scored_by_others: examples per step that other models scored, such as a proxy.
+        loaded: examples per step that were loaded.
+        waiting: seconds per step for the loader; NaN if the selector is not iterated: they are then part of ``training``.
+        selecting: seconds per step for scoring, ranking and cutting, and for training a co-trained model.
+        training: seconds per step for everything that the loop does with a batch.
     """
 
     steps: int
@@ -71,7 +68,7 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """How many times as long as a plain step a step takes; the plain one is taken to wait for n_b examples only."""
+        """The duration of a step divided by that of a plain step, which waits for n_b examples only."""
         waiting = 0.0 if math.isnan(self.waiting) else self.waiting
         plain = self.training + waiting * min(self.n_b / max(self.loaded, 1), 1.0)
         return (waiting + self.selecting + self.training) / plain if plain else float("nan")
@@ -80,10 +77,10 @@ class Cost:
         if math.isnan(self.ratio):
             return "nothing measured yet: two steps are needed"
         parts = [("waiting for data", self.waiting), ("selecting", self.selecting), ("training", self.training)]
-        told = ", ".join(f"{1000 * seconds:.3g} ms {name}" for name, seconds in parts if not math.isnan(seconds))
+        phases = ", ".join(f"{1000 * seconds:.3g} ms {name}" for name, seconds in parts if not math.isnan(seconds))
         others = f" and {self.scored_by_others:,.0f} by another model" if self.scored_by_others else ""
         return (
-            f"selection costs {self.ratio:.2f}x a step; it pays if it needs at least {self.ratio:.2f}x fewer steps ({told}; "
+            f"selection costs {self.ratio:.2f}x a step; it pays if it needs at least {self.ratio:.2f}x fewer steps ({phases}; "
             f"a step scores {self.scored:,.0f} examples{others} to train on {self.n_b:,})"
         )
 
@@ -104,10 +101,7 @@ class ScoredCounts:
 
 
 class StepTimer:
-    """Keeps count of the phases of each step.
-
-    On an accelerator a moment is an event in the device's own queue: nothing is waited for, and what has passed is read later.
-    """
+    """Measures the phases of each step, on an accelerator with events in the queue of the device, without synchronization."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -115,11 +109,11 @@ class StepTimer:
         self.loaded = 0  # examples
         self._seconds: dict[Phase, deque[float]] = {phase: deque(maxlen=_RECENT) for phase in get_args(Phase)}
         self._pending: deque[tuple[Phase, Any, Any]] = deque()
-        self._phase: Phase | None = None  # the one in progress,
-        self._since: Any = None  # and when it began
+        self._phase: Phase | None = None  # the one in progress
+        self._since: Any = None  # when it began
 
     def around(self, batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-        """The batches; what getting one takes is waiting."""
+        """The batches; the time to get one counts as waiting."""
         iterator = iter(batches)
         self.enter("waiting", device)
         while (batch := next(iterator, None)) is not None:
@@ -128,7 +122,7 @@ class StepTimer:
         self._phase = None
 
     def enter(self, phase: Phase, device: torch.device) -> None:
-        """Say what begins now; the phase before it ends."""
+        """Begin a phase, and end the one before it."""
         if device.type not in ("cpu", "cuda"):
             return
         on_host = device.type == "cpu"
@@ -142,14 +136,14 @@ class StepTimer:
         self._phase, self._since = phase, now
 
     def count(self, scored: ScoredCounts, loaded: int) -> None:
-        """Add a step's examples: those that were scored, and those that were loaded."""
+        """Count the scored and the loaded examples of a step."""
         self.steps += 1
         self.scored.by_model += scored.by_model
         self.scored.by_others += scored.by_others
         self.loaded += loaded
 
     def count_between(self, scored: int) -> None:
-        """Add examples that the model in training scored between two steps, loaded for that alone."""
+        """Count examples that the model in training scored between two steps, and that were loaded only for that."""
         self.scored.by_model += scored
         self.loaded += scored
 
@@ -160,7 +154,7 @@ class StepTimer:
         return Cost(self.steps, n_b, n_B, *per_step, *medians)
 
     def _settle(self) -> None:
-        """Read the events that have come."""
+        """Read the events that have passed."""
         while self._pending and self._pending[0][2].query():
             phase, began, ended = self._pending.popleft()
             self._seconds[phase].append(began.elapsed_time(ended) / 1000)

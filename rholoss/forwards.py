@@ -1,7 +1,6 @@
-"""Ways to score for less: forward passes on smaller inputs, or through a part of the network only.
+"""Cheaper forward passes for scoring: on smaller inputs, or through a part of the network.
 
-What these return is handed over as ``forward=``, to the selector and, for the same view of the data, to whatever makes the
-store. The loop goes on training on whole inputs.
+Pass them as ``forward=`` to the selector and, for the same view of the data, to what makes the store. Training inputs stay whole.
 """
 
 from collections.abc import Callable
@@ -17,17 +16,12 @@ from rholoss.scoring import Forward, default_forward
 
 
 def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
-    """Score images at a lower resolution: a quarter of the work at ``scale=0.5``. The network must take images of any size.
+    """Score images at ``scale`` times their height and width, in (0, 1], for networks that take images of any size.
 
-    Args:
-        scale: of height and width, in (0, 1].
-        forward: what the smaller batch is handed to; None for the default.
-
-    Raises:
-        ValueError: ``scale`` is out of its range.
+    ``forward`` is called with the smaller batch; None for the default. 0.5 takes a quarter of the work.
     """
     if not 0 < scale <= 1:
-        raise ValueError(f"scale must be the share of height and width to keep, in (0, 1], got {scale!r}")
+        raise ValueError(f"scale must be the fraction of height and width to keep, in (0, 1], got {scale!r}")
 
     def smaller(tensor: Tensor) -> Tensor:
         is_image = tensor.ndim == 4 and tensor.is_floating_point()
@@ -37,14 +31,9 @@ def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
 
 
 def shorter(length: int, forward: Forward | None = None) -> Forward:
-    """Score sequences by their first tokens only: integer and boolean tensors (n, T, ...) are cut to T = ``length``.
+    """Score sequences by their first tokens: integer and boolean tensors (n, T, ...) are cut to T = ``length``, at least 1.
 
-    Args:
-        length: tokens to keep, at least 1.
-        forward: what the shorter batch is handed to; None for the default.
-
-    Raises:
-        ValueError: ``length`` is below 1.
+    ``forward`` is called with the shorter batch; None for the default.
     """
     if length < 1:
         raise ValueError(f"length must be a number of tokens, at least 1, got {length!r}")
@@ -56,12 +45,10 @@ def shorter(length: int, forward: Forward | None = None) -> Forward:
 
 
 def channels_last(forward: Forward | None = None) -> Forward:
-    """Score images in channels-last memory order, which convolutions are often faster in; no value changes.
+    """Score images in channels-last memory order, which is often faster for convolutions; no value changes.
 
-    The weights take part in it once they are in that order too: ``model.to(memory_format=torch.channels_last)``.
-
-    Args:
-        forward: what the batch is handed to; None for the default.
+    Convert the weights too: ``model.to(memory_format=torch.channels_last)``. ``forward`` is called with the batch; None for the
+    default.
     """
 
     def order(tensor: Tensor) -> Tensor:
@@ -71,12 +58,7 @@ def channels_last(forward: Forward | None = None) -> Forward:
 
 
 def on_changed(change: Callable[[Tensor], Tensor], forward: Forward | None = None) -> Forward:
-    """A forward pass on a batch whose tensors are changed first.
-
-    Args:
-        change: called with each tensor.
-        forward: what the changed batch is handed to; None for the default.
-    """
+    """A forward pass on a changed batch: ``change`` is called with each tensor, then ``forward`` (None: the default)."""
     then = forward or default_forward
 
     def changed(model: Any, batch: Any) -> tuple[Any, Any]:
@@ -88,25 +70,21 @@ def on_changed(change: Callable[[Tensor], Tensor], forward: Forward | None = Non
 def compiled(forward: Forward | None = None, **options: Any) -> Forward:
     """The forward pass through ``torch.compile``, for one shape: give the selector a ``chunk_size``, so that all chunks have it.
 
-    Compiling takes half a minute, once for each mode, and needs a C++ compiler on a CPU. The result differs in the last bits. A
-    forward pass that is used for several models, or for training too, is compiled for each: give them one of their own.
-
-    Args:
-        forward: what to compile; None for the default.
-        **options: of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
+    Compiling takes about half a minute for each mode, and a C++ compiler on a CPU. The last bits of the result differ. Make one
+    for each model. The options are those of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
     """
     fast: Forward = torch.compile(forward or default_forward, **{"dynamic": False, **options})
     return fast
 
 
 class ShallowExit(nn.Module):
-    """A proxy that is the first layers of the network itself, and a small head on them: pass it as ``proxy=``.
+    """A proxy made of the first layers of the model in training and a small head: pass it as ``proxy=``.
 
-    Only the head is trained along; the layers are the network's own and learn with it.
+    Only the head is co-trained; the layers train with the model.
 
     Args:
         trunk: layers of the model in training.
-        head: from what they give to the outputs.
+        head: maps their features to outputs.
 
     Examples:
         >>> import torch
@@ -121,6 +99,6 @@ class ShallowExit(nn.Module):
         self.head = head
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        with preserve_state(self.trunk, device_of(self.trunk)):  # in eval mode: its running statistics are the loop's
+        with preserve_state(self.trunk, device_of(self.trunk)):  # eval mode keeps its running statistics
             features = self.trunk(*inputs, **named)
         return self.head(features)

@@ -1,6 +1,6 @@
-"""The formulas of all methods: pure functions of tensors.
+"""The formulas of all methods: pure functions of tensors. The methods in ``rholoss.selectors`` name their papers.
 
-Shapes: n_B candidates, of which n_b are kept; C classes; K stochastic forward passes. Higher scores are kept.
+Shapes: n_B candidates, of which n_b are kept; C classes; K forward passes with dropout. Higher scores are kept.
 """
 
 import math
@@ -23,28 +23,21 @@ def reducible_loss(loss: Tensor, irreducible_loss: Tensor) -> Tensor:
 def bounded_reducible_loss(loss: Tensor, irreducible_loss: Tensor) -> Tensor:
     """Reducible loss in probability, exp(-irreducible loss) - exp(-loss), shape (n_B,), in (-1, 1) for likelihoods.
 
-    By how much the irreducible-loss model finds the target more probable than the model does. However sure the model becomes that
-    a target is wrong, the score of one that is improbable for both stays near 0.
+    The score of a target that is improbable for both models stays near 0, however high its loss becomes.
     """
     return torch.exp(-irreducible_loss) - torch.exp(-loss)
 
 
 def gated(score: Tensor, irreducible_loss: Tensor, highest: float) -> Tensor:
-    """The score, and -inf where the irreducible loss is above ``highest``, shape (n_B,): these rank below all others."""
+    """The score, or -inf where the irreducible loss is above ``highest``, shape (n_B,)."""
     return torch.where(irreducible_loss > highest, -torch.inf, score)
 
 
 def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     """L2 norm of the cross-entropy's gradient with respect to the logits, ||softmax(z) - onehot(y)||, shape (n_B,).
 
-    An upper bound, up to a constant, of the norm of the gradient with respect to all weights.
-
-    Args:
-        logits: shape (n_B, C).
-        targets: classes, shape (n_B,), int64.
-
-    References:
-        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
+    Up to a constant, an upper bound on the norm of the gradient with respect to all weights, for logits z of shape (n_B, C) and
+    classes y of shape (n_B,), int64.
     """
     check_logits(logits, 2)
     if targets.shape != logits.shape[:1]:
@@ -54,47 +47,24 @@ def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the mean prediction, H[mean_k p_k], shape (n_B,), in nats.
-
-    Args:
-        logits: shape (K, n_B, C).
-    """
+    """Entropy of the mean prediction, H[mean_k p_k], of logits (K, n_B, C): shape (n_B,), in nats."""
     check_logits(logits, 3)
     return torch.special.entr(logits.float().softmax(-1).mean(0)).sum(-1)
 
 
 def conditional_entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the predictions, mean_k H[p_k], shape (n_B,), in nats.
-
-    Args:
-        logits: shape (K, n_B, C).
-    """
+    """Mean entropy of the predictions, mean_k H[p_k], of logits (K, n_B, C): shape (n_B,), in nats."""
     check_logits(logits, 3)
     return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean(0)
 
 
 def bald(logits: Tensor) -> Tensor:
-    """Mutual information of prediction and weights, H[mean_k p_k] - mean_k H[p_k], shape (n_B,), in nats.
-
-    Args:
-        logits: shape (K, n_B, C).
-
-    References:
-        Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011.
-        Gal et al., "Deep Bayesian Active Learning with Image Data", ICML 2017.
-    """
+    """Mutual information of prediction and weights, H[mean_k p_k] - mean_k H[p_k], of logits (K, n_B, C): (n_B,), in nats."""
     return predictive_entropy(logits) - conditional_entropy(logits)
 
 
 def least_confidence(logits: Tensor) -> Tensor:
-    """One minus the largest class probability, shape (n_B,).
-
-    Args:
-        logits: shape (n_B, C).
-
-    References:
-        Coleman et al., "Selection via Proxy: Efficient Data Selection for Deep Learning", ICLR 2020.
-    """
+    """One minus the largest class probability, of logits (n_B, C): shape (n_B,)."""
     check_logits(logits, 2)
     return 1 - logits.float().softmax(-1).amax(-1)
 
@@ -107,7 +77,7 @@ def top(score: Tensor, n_b: int) -> Tensor:
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise made of numbers that are uniform in [0, 1)."""
+    """Standard Gumbel noise from uniform numbers in [0, 1)."""
     tiny = torch.finfo(uniform.dtype).tiny
     exponential = -torch.log(uniform.clamp(min=tiny))
     return -torch.log(exponential.clamp(min=tiny))
@@ -116,31 +86,20 @@ def gumbel(uniform: Tensor) -> Tensor:
 def drawn(log_weight: Tensor, uniform: Tensor, n_b: int) -> Tensor:
     """Positions drawn without replacement in proportion to exp(log_weight), shape (n_b,), int64, ascending.
 
-    Args:
-        log_weight: shape (n_B,); -inf where all others come first.
-        uniform: numbers in [0, 1), shape (n_B,).
-        n_b: how many to draw.
-
-    References:
-        Kool et al., "Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick", ICML 2019.
+    Both inputs have shape (n_B,). A weight of -inf is drawn last; ``uniform`` are numbers in [0, 1).
     """
     return top(log_weight + gumbel(uniform), n_b)
 
 
 def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw positions with probability p_i in proportion to the score, with replacement, and the weights that make up for it.
-
-    The mean over the draws of weight times loss has the plain mean loss over all candidates as its expectation.
+    """Draw positions with replacement, with probability p_i in proportion to the score, and weights for an unbiased mean loss.
 
     Args:
-        score: shape (n_B,), at least 0; where all are 0 the draw is uniform.
+        score: shape (n_B,), at least 0; if all are 0 the draw is uniform.
         uniform: one number in [0, 1) per draw, shape (n_b,).
 
     Returns:
-        Positions (n_b,), int64, ascending, an example as often as it was drawn; and weights 1 / (n_B p_i), shape (n_b,).
-
-    References:
-        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
+        Positions (n_b,), int64, ascending, each as often as drawn; and weights 1 / (n_B p_i), shape (n_b,).
     """
     n_B = len(score)
     mass = score.double().clamp(min=0)
@@ -151,17 +110,12 @@ def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def overlap(positions: Tensor, others: Tensor) -> Tensor:
-    """Share of ``positions`` that are among ``others``, a scalar in [0, 1].
-
-    Args:
-        positions: distinct, shape (n_b,), int64.
-        others: distinct, shape (m,), int64.
-    """
+    """Fraction of distinct ``positions`` (n_b,) that are among distinct ``others`` (m,), int64: a scalar in [0, 1]."""
     return torch.isin(positions, others, assume_unique=True).float().mean()
 
 
 def check_logits(logits: Tensor, ndim: int) -> None:
-    """Refuse what are not logits of shape (n_B, C), or (K, n_B, C)."""
+    """Refuse what is not logits of shape (n_B, C), or (K, n_B, C)."""
     if not isinstance(logits, Tensor) or logits.ndim != ndim:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         expected = "(n_B, C)" if ndim == 2 else "(K, n_B, C)"
@@ -171,11 +125,7 @@ def check_logits(logits: Tensor, ndim: int) -> None:
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation of two score vectors, in [-1, 1], a scalar, float64; equal values share their mean rank.
 
-    NaN where it is not defined: one of the two is constant, or has fewer than 2 values.
-
-    Args:
-        a: shape (n,), without NaN; infinities are ranks like others.
-        b: likewise.
+    NaN if one of the two, each of shape (n,), is constant or has fewer than 2 values. Infinities are allowed, NaN is not.
 
     Examples:
         >>> spearman(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.1, 5.0, 5.0])).item()
@@ -190,9 +140,9 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 in ascending order, of equal values the mean of theirs, shape (n,), float64.
+    """Ascending ranks from 1, shape (n,), float64; equal values share their mean rank.
 
-    NaN is an error on the CPU; on an accelerator, where looking would wait for it, all ranks are NaN then.
+    NaN is an error on the CPU; on an accelerator, where a check would synchronize, it makes all ranks NaN.
     """
     values = (values.long() if values.dtype == torch.bool else values).contiguous()
     bad = values.isnan().any()
@@ -204,32 +154,24 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def correlations(ranked: list[Tensor]) -> Tensor:
-    """Correlation of each two of M vectors of shape (n,): shape (M, M), float64; NaN where one of the two is constant."""
+    """Correlations of M vectors of shape (n,): shape (M, M), float64; NaN where one of the two is constant."""
     centred = torch.stack([one - one.mean() for one in ranked])
     norms = centred.norm(dim=1)
     return (centred @ centred.T / (norms[:, None] * norms)).clamp(-1, 1)
 
 
-_SPANNED = 1e-10  # what is less of a squared length than this is rounding
-_AS_GOOD = 0.999999  # as the best: with one direction left all candidates gain the same, but for rounding
+_SPANNED = 1e-10  # fraction of a squared length that counts as rounding
+_AS_GOOD = 0.999999  # fraction of the best gain that counts as equal: with one direction left, gains differ by rounding only
 
 
 def percentile(loss: Tensor, history: Tensor) -> Tensor:
-    """Share of a history of losses that is no higher than each loss, shape (n_B,), in [0, 1]; NaN for a loss that is not finite.
-
-    Args:
-        loss: shape (n_B,).
-        history: shape (R,), R at least 1.
-
-    References:
-        Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019.
-    """
+    """Fraction of a history (R,) that is no higher than each loss, shape (n_B,), in [0, 1]; NaN for a loss that is not finite."""
     upto = torch.searchsorted(history.sort().values, loss, right=True)
     return torch.where(loss.isfinite(), upto.to(loss.dtype) / len(history), torch.nan)
 
 
 def percentile_rank(loss: Tensor) -> Tensor:
-    """(Rank - 1/2) / n_B of each loss, from the lowest up, shape (n_B,), in (0, 1); NaN for a loss that is not finite.
+    """(Ascending rank - 1/2) / n_B of each loss, shape (n_B,), in (0, 1); NaN for a loss that is not finite.
 
     References:
         The MosaicML team, "Composer", 2021: its Selective-Backprop.
@@ -239,19 +181,10 @@ def percentile_rank(loss: Tensor) -> Tensor:
 
 
 def log_rank_probability(score: Tensor, pressure: float) -> Tensor:
-    """Logarithm of what the probability of each rank is in proportion to, P(rank j) ~ 1 / exp(log(pressure) / n_B)^j.
+    """Unnormalised log-probability of each score's rank, log P(rank j) = -j log(pressure) / n_B + const, shape (n_B,).
 
-    The highest score is of rank 1.
-
-    Args:
-        score: shape (n_B,).
-        pressure: s_e, at least 1: about how many times as probable the highest is as the lowest.
-
-    Returns:
-        Shape (n_B,); equal scores share their mean rank.
-
-    References:
-        Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural Networks", 2015.
+    The highest score has rank 1; equal scores share their mean rank. The highest is about ``pressure`` (at least 1) times as
+    probable as the lowest.
     """
     return (-ranks(-score) * math.log(pressure) / len(score)).to(score.dtype)
 
@@ -259,8 +192,8 @@ def log_rank_probability(score: Tensor, pressure: float) -> Tensor:
 def gram(logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
     """Inner products of the cross-entropy's gradients with respect to the last layer's weights, shape (n_B, n_B), float64.
 
-    K_ij = <p_i - y_i, p_j - y_j> <h_i, h_j>, with p = softmax(z); without features the second factor is 1, and the gradients are
-    those with respect to the logits.
+    K_ij = <p_i - y_i, p_j - y_j> <h_i, h_j>, with p = softmax(z). Without features the second factor is 1: the gradients with
+    respect to the logits.
 
     Args:
         logits: z, shape (n_B, C).
@@ -279,21 +212,13 @@ def gram(logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Ten
 def divbs_order(gram: Tensor, n_b: int) -> Tensor:
     """The order in which DivBS picks, shape (n_B,): n_b for the first one, n_b - 1 for the second and so on, 0 for the others.
 
-    What is picked is the candidate whose gradient g adds the most to what the picked ones represent of the mean gradient: the
-    highest |<e, r>|, where e is the part of g that is orthogonal to those picked before, at length 1, and r the mean gradient
-    less its part along these; of equal ones the earliest. Where it is 0 for all, nothing more is picked. The gradients themselves
-    are not needed.
-
-    Args:
-        gram: inner products of the gradients, shape (n_B, n_B), float64.
-        n_b: how many to pick at most.
-
-    References:
-        Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024.
+    Each pick has the highest |<e, r>|, and is the earliest among equal ones. Here e is the normalised part of a candidate's
+    gradient g orthogonal to the gradients picked before, and r the part of the mean gradient orthogonal to them. Picking stops
+    after n_b picks, or when all products are 0. ``gram`` are the inner products of the gradients, shape (n_B, n_B), float64.
     """
     length = gram.diagonal()  # <g, g>
-    left = length.clone()  # of it, what is orthogonal to the picked
-    along = gram.mean(1)  # <g, r>, less what is in the span of the picked
+    left = length.clone()  # the squared length of the part of g orthogonal to the picked
+    along = gram.mean(1)  # <g, r>
     least = (_SPANNED * gram.mean()).clamp(min=0)  # <mean, mean>
     basis = gram.new_zeros(len(gram), n_b)  # <g, e> for each e so far
     order = gram.new_zeros(len(gram))
@@ -301,7 +226,7 @@ def divbs_order(gram: Tensor, n_b: int) -> Tensor:
         gain = along.square() / left.clamp(min=torch.finfo(gram.dtype).tiny)
         gain = gain.where((left > _SPANNED * length) & (gain > least) & (order == 0), 0)
         best = (gain >= _AS_GOOD * gain.max()).byte().argmax(keepdim=True)
-        picked = gain[best] > 0  # as a tensor: an accelerator is not waited for
+        picked = gain[best] > 0  # a tensor: no synchronization
         scale = torch.where(picked, left[best], torch.inf).rsqrt()
         onto = (gram[best] - basis[best] @ basis.T)[0] * scale
         along, left = along - along[best] * scale * onto, left - onto.square()
@@ -313,16 +238,12 @@ def divbs_order(gram: Tensor, n_b: int) -> Tensor:
 def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Which examples InfoBatch keeps for an epoch, shape (N,), bool, and the weights of their losses, shape (N,).
 
-    Of those whose loss is below the mean each is kept with probability ``kept`` and then has the weight 1 / kept; all others are
-    kept, with weight 1. The sum of the weighted losses has that of all losses as its expectation.
+    Each example with a loss below the mean is kept with probability ``kept`` and weight 1 / kept, all others with weight 1.
 
     Args:
-        losses: of each example, when it was trained on last, shape (N,); NaN where it never was.
+        losses: of each example when it was last trained on, shape (N,); NaN if it never was.
         kept: 1 - r, in (0, 1].
         uniform: numbers in [0, 1), shape (N,).
-
-    References:
-        Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
     """
     low = losses < losses.nanmean()
     return ~low | (uniform < kept), torch.where(low, 1 / kept, 1.0)
@@ -331,18 +252,14 @@ def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor
 def kakurenbo_part(losses: Tensor, hide: float, bound: float) -> Tensor:
     """Which examples KAKURENBO trains on in an epoch, shape (N,), bool; the others are hidden.
 
-    The ``hide`` N examples of the lowest losses may be hidden. Those of them whose loss is above ``bound`` are moved back.
-
-    The paper moves back what is not predicted rightly with a confidence of at least tau. With tau above 0.5 and the cross-entropy
-    in nats, which is -ln of the label's probability, that is what has a loss above -ln(tau): no prediction is needed.
+    Hidden are the ``hide`` N examples with the lowest losses, except those with a loss above ``bound``. The paper's exception,
+    anything but a correct prediction with a confidence of at least tau, is for the cross-entropy and tau above 0.5 the same as a
+    loss above -ln(tau).
 
     Args:
-        losses: of each example, shape (N,); NaN where it is not known: such an example is trained on.
-        hide: F_t, the highest share to hide, in [0, 1].
-        bound: the highest loss of what is hidden, in the unit of the losses.
-
-    References:
-        Nguyen et al., "KAKURENBO: Adaptively Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
+        losses: of each example, shape (N,); an example with NaN is trained on.
+        hide: F_t, the highest fraction to hide, in [0, 1].
+        bound: the highest loss of a hidden example.
     """
     lowest = losses.argsort(stable=True)[: round(hide * len(losses))]  # NaN comes last
     part = torch.ones_like(losses, dtype=torch.bool)
@@ -355,9 +272,9 @@ def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float =
     and -1 for others.
 
     Args:
-        firsts: embeddings x, such as of images, shape (n_B, d).
-        seconds: embeddings y of what belongs to them, such as texts, shape (n_B, d).
-        scale: above 0.
+        firsts: embeddings x, such as those of images, shape (n_B, d).
+        seconds: embeddings y of their counterparts, such as texts, shape (n_B, d).
+        scale: a factor above 0.
         bias: a number.
 
     References:
@@ -368,23 +285,19 @@ def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float =
 
 
 def jest_choice(pair_scores: Tensor, n_b: int, chunks: int, uniform: Tensor) -> Tensor:
-    """Positions of a batch that is drawn jointly, chunk by chunk, without replacement: shape (n_b,), int64, ascending.
+    """Positions of a batch drawn jointly, chunk by chunk, without replacement: shape (n_b,), int64, ascending.
 
-    With s the scores of pairs, the first chunk is drawn in proportion to exp(s_ii), and each later one in proportion to
-    exp(s_ii + the sum of s_ij + s_ji over the j drawn before).
+    Each chunk is drawn in proportion to exp(s_ii + the sum of s_ij + s_ji over the j drawn before).
 
     Args:
-        pair_scores: s, the learner's loss of each pair less the reference model's, shape (n_B, n_B).
+        pair_scores: s, the model's loss of each pair minus that of the reference model, shape (n_B, n_B).
         n_b: how many to draw.
-        chunks: in how many parts, at least 1; no more than n_b are made.
+        chunks: how many chunks, at least 1; n_b at most are used.
         uniform: numbers in [0, 1), shape (chunks, n_B).
-
-    References:
-        Evans et al., "Data curation via joint example selection further accelerates multimodal learning", 2024.
     """
     chunks = min(chunks, n_b)
     own, both = pair_scores.diagonal(), pair_scores + pair_scores.T
-    before = torch.zeros_like(own)  # 1 for those that are drawn already
+    before = torch.zeros_like(own)  # 1 for those drawn before
     chosen: list[Tensor] = []
     for chunk in range(chunks):
         size = n_b // chunks + (chunk < n_b % chunks)

@@ -1,9 +1,9 @@
-"""Selectors for those who want no more than faster training: a small network does the scoring."""
+"""Selectors for faster training without further choices: a small network does the scoring."""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, RhoLos
 from rholoss.store import IrreducibleLossStore
 from rholoss.wrappers import PayoffGatedSelector
 
-_EPOCHS, _BATCH, _LR = 8, 128, 3e-3  # of the small network's fit
+_EPOCHS, _BATCH, _LR = 8, 128, 3e-3  # of the fit of the small network
 
 
 def fast_rho_loss(
@@ -37,32 +37,31 @@ def fast_rho_loss(
     cost: float | None = None,
     **options: Unpack[SelectorOptions],
 ) -> Selector:
-    """RHO-LOSS at about the price of plain training, for a classifier: a small network scores for the large one.
+    """RHO-LOSS at about the cost of plain training, for a classifier: a small network scores for the large one.
 
-    Irreducible losses come from a small network that was fitted on the holdout; another one, fresh, scores in place of the model
-    and learns along on what is selected. What the irreducible-loss model finds less probable than a guess is left out, where
-    enough else is there. With validation examples, it is measured from step 100 on whether selection pays, see
-    ``PayoffGatedSelector``; while it does not, examples are drawn at random, below the same limit or not, whatever is measured to
-    be better.
+    One small network is fitted on the holdout for the irreducible losses; another one, co-trained from scratch, scores in place
+    of the model. Examples with an irreducible loss above the chance level log(C) rank last. With validation examples, the
+    selector measures from step 100 on whether selection pays, see ``PayoffGatedSelector``; if not, it samples uniformly, with or
+    without the same limit.
 
     Args:
         loader: a ``DataLoader`` over the training data, a map-style dataset.
         model: the model in training, a classifier with logits (n, C) as outputs.
-        holdout: a dataset of labelled examples that the model is not trained on, with labels that can be trusted; None to
-            cross-fit on the training data in two halves.
-        validation: more of them, to measure by, and to choose the small network's weights by where there is a holdout; None to
-            set a tenth of the holdout apart for that, and not to measure.
-        proxy: makes a small network, with the weights drawn anew by each call; None for one that suits images (c, h, w) or
-            vectors. ``"model"`` lets the model in training score, and leaves irreducible losses to such a network: for models
-            whose forward pass is a small part of a step, such as most with n_b = 32 and no convolutions, and with ``keep=0.25``.
-        store: irreducible losses made before; None to make them.
-        cost: see ``PayoffGatedSelector``; by default scoring by a small network counts for nothing, which is right for a large
-            model, and not where loading the candidates takes longer than training.
+        holdout: a dataset of examples with trusted labels that the model is not trained on; None to cross-fit on the training
+            data in two halves.
+        validation: more such examples, to measure the payoff and, with a holdout, to choose the small network's weights; None to
+            split off a tenth of the holdout for the weights, and not to measure.
+        proxy: returns a new small network; None for a default that suits images (c, h, w) and vectors. ``"model"``: the model in
+            training scores, and only irreducible losses come from such a network. That suits models whose forward pass is a
+            small part of a step, such as most without convolutions at n_b = 32, with ``keep=0.25``.
+        store: existing irreducible losses; None to compute them.
+        cost: see ``PayoffGatedSelector``. By default, scoring by a small network counts as free; pass it if the model is small,
+            or if loading the candidates takes longer than training.
         **options: see ``Selector``.
 
     Raises:
-        TypeError: the inputs are neither images nor vectors: pass ``proxy``. Or the model is no classifier with logits (n, C)
-            and classes (n,), or the holdout no dataset.
+        TypeError: the inputs are neither images nor vectors (pass ``proxy``), the model is not a classifier with logits (n, C)
+            and classes (n,), or the holdout is not a dataset.
 
     Examples:
         >>> import torch
@@ -75,36 +74,13 @@ def fast_rho_loss(
         >>> [len(y) for x, y in loader]
         [10, 10, 10]
     """
-    holdout, validation = (dataset_of(data) for data in (holdout, validation))
-    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in (holdout, validation)):
-        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
-    seed = options.get("seed", 0)
+    holdout, validation = _datasets(holdout, validation)
     shape, classes = _shapes(loader, model, options)
-    if not (proxy is None or proxy == "model" or callable(proxy)):
-        raise TypeError(f"proxy must be a function that makes a network, 'model' or None, got {proxy!r}")
-    is_small_needed = proxy is None or (proxy == "model" and store is None)
-    if is_small_needed and (len(shape) not in (1, 3) or min(shape[1:], default=12) < 12):
-        what = "images (c, h, w) of at least 12 x 12 or vectors (d,)"
-        raise TypeError(f"a small network can be made for {what}, got shape {shape}; pass proxy=")
-    make = proxy if callable(proxy) else lambda: _in_fast_order(small_network(shape, classes))
-    device = device_of(model) or torch.device("cpu")
-
-    def fresh(*parts: int | str) -> nn.Module:
-        with fork_rng(device, derived_seed("fast", seed, *parts)):
-            return make().to(device)
-
+    networks = _Networks(_factory(proxy, store, shape, classes), device_of(model), options.get("seed", 0))
     if store is None:
-        store = _make_store(loader, holdout, validation, fresh, seed, options)
+        store = _make_store(loader, holdout, validation, networks, _task(options))
     limit = math.log(classes)
-    method: Selector
-    if proxy == "model":
-        method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **options)
-    else:
-        network = fresh("proxy")
-        learns = torch.optim.AdamW(network.parameters(), lr=1e-3)
-        method = ProxyRhoLossSelector(
-            loader, model, store, network, proxy_optimizer=learns, max_irreducible_loss=limit, **options
-        )
+    method = _method(loader, model, store, None if proxy == "model" else networks.fresh("proxy"), limit, options)
     if validation is None:
         return method
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **options)
@@ -112,27 +88,64 @@ def fast_rho_loss(
 
 
 def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A classifier that costs next to nothing: two convolutions for images of at least 12 x 12, a layer of 256 for vectors.
-
-    Args:
-        shape: of one input, (c, h, w) or (d,).
-        classes: how many.
-    """
+    """A cheap classifier for inputs of a shape: (c, h, w), images of at least 12 x 12, or (d,), vectors."""
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(shape[0], 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, classes))
     convolutions = (nn.Conv2d(shape[0], 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(5), nn.Flatten(), nn.Dropout(0.3), nn.Linear(800, classes))
 
 
-def _in_fast_order(network: nn.Module) -> nn.Module:
-    """With the weights of convolutions in channels-last memory order, which halves their time on a CPU."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def up_and_down(steps: int) -> Callable[[int], float]:
-    """Factors of a learning rate, by step: up to 1 in three tenths of the steps, and down again to almost nothing."""
+    """Learning rate factors by step: linearly up to 1 in three tenths of the steps, then linearly down to almost 0."""
     top = max(1, round(0.3 * steps))
     return lambda step: min((step + 1) / top, max(steps - step, 0) / max(steps - top, 1), 1.0)
+
+
+class _Networks(NamedTuple):
+    """How to make small networks, on the device of the model in training."""
+
+    make: Callable[[], nn.Module]
+    device: torch.device | None
+    seed: int
+
+    def fresh(self, *parts: int | str) -> nn.Module:
+        """A new network, whose weights depend on the seed and on what it is for."""
+        device = self.device or torch.device("cpu")
+        with fork_rng(device, derived_seed("fast", self.seed, *parts)):
+            return self.make().to(device)
+
+
+def _datasets(*given: Any) -> list[Any]:
+    """The datasets of holdout and validation; refused if they are lists of batches."""
+    found = [dataset_of(data) for data in given]
+    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in found):
+        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
+    return found
+
+
+def _factory(proxy: Any, store: IrreducibleLossStore | None, shape: tuple[int, ...], classes: int) -> Callable[[], nn.Module]:
+    """What makes a small network: ``proxy``, or the default for inputs of a shape."""
+    if not (proxy is None or proxy == "model" or callable(proxy)):
+        raise TypeError(f"proxy must be a function that makes a network, 'model' or None, got {proxy!r}")
+    is_needed = proxy is None or (proxy == "model" and store is None)
+    if is_needed and (len(shape) not in (1, 3) or min(shape[1:], default=12) < 12):
+        what = "images (c, h, w) of at least 12 x 12 or vectors (d,)"
+        raise TypeError(f"a small network can be made for {what}, got shape {shape}; pass proxy=")
+
+    def channels_last() -> nn.Module:  # halves the time of convolutions on a CPU
+        return small_network(shape, classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    return proxy if callable(proxy) else channels_last
+
+
+def _method(
+    loader: Any, model: nn.Module, store: IrreducibleLossStore, network: Any, limit: float, options: SelectorOptions
+) -> Selector:
+    """RHO-LOSS scored by a co-trained network, or by the model in training if that is None."""
+    if network is None:
+        return RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **options)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    return ProxyRhoLossSelector(loader, model, store, network, proxy_optimizer=optimizer, max_irreducible_loss=limit, **options)
 
 
 def _shapes(loader: DataLoader[Any], model: nn.Module, options: SelectorOptions) -> tuple[tuple[int, ...], int]:
@@ -151,10 +164,8 @@ def _shapes(loader: DataLoader[Any], model: nn.Module, options: SelectorOptions)
     return shape, outputs.shape[1]
 
 
-def _make_store(
-    loader: DataLoader[Any], holdout: Any, validation: Any, fresh: Callable[..., nn.Module], seed: int, options: SelectorOptions
-) -> IrreducibleLossStore:
-    task = _task(options)
+def _make_store(loader: DataLoader[Any], holdout: Any, validation: Any, networks: _Networks, task: Task) -> IrreducibleLossStore:
+    seed = networks.seed
 
     def fit(network: nn.Module, training: Any, chosen_by: Any) -> Any:
         def optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -168,15 +179,15 @@ def _make_store(
 
     def halves(part: Any) -> Any:
         _, training, chosen_by = split(part, holdout=0.9, validation=0.1, seed=seed)
-        return fit(fresh("fold", int(part.indices[0])), training, chosen_by)
+        return fit(networks.fresh("fold", int(part.indices[0])), training, chosen_by)
 
-    # in the model's own precision: the networks are small
+    # Without the dtype of the task: small networks score in their own precision.
     how: dict[str, Any] = {"forward": task.forward, "loss": task.loss, "batch_size": 256, "progress": False}
     if holdout is None:
         return cross_fit(loader, halves, folds=2, seed=seed, **how)
     if validation is None:
         _, holdout, validation = split(holdout, holdout=0.9, validation=0.1, seed=seed)
-    return IrreducibleLossStore.from_model(fit(fresh("holdout"), holdout, validation), loader, **how)
+    return IrreducibleLossStore.from_model(fit(networks.fresh("holdout"), holdout, validation), loader, **how)
 
 
 def _task(options: SelectorOptions) -> Task:

@@ -64,14 +64,13 @@ def build_selector(
     """Build a selector by name, so that methods can be compared in one loop.
 
     Args:
-        selector: a registered name; a ``Selector`` class or a function that builds one is called, and an instance is handed
-            back.
+        selector: a registered name, a ``Selector`` class, a function that builds a selector, or a selector, which is returned.
         loader: see ``Selector``.
         model: see ``Selector``.
-        store: irreducible losses, handed to the methods that take a store; the others do without.
+        store: irreducible losses, for the methods that take a store; others ignore it.
         proxy: a smaller model that scores, likewise.
         irreducible_model: a model that never trained on the loader's examples, likewise.
-        **options: handed to the method.
+        **options: options of the method.
 
     Raises:
         ValueError: no method has this name, or it needs an ingredient that was not given.

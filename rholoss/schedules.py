@@ -1,4 +1,4 @@
-"""Numbers that change with the step; any function of the step will do as well."""
+"""Numbers that change with the step; any other function of the step works too."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class _Gradual:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def _done(self, step: int) -> float:
-        """The share of the steps that is done, in [0, 1]."""
+        """The fraction of the steps that is done, in [0, 1]."""
         return min(step / self.steps, 1.0)
 
 
@@ -54,7 +54,7 @@ class Geometric(_Gradual):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.start > 0 and self.end > 0):
-            raise ValueError(f"a geometric schedule goes between numbers above 0, got {self.start} and {self.end}")
+            raise ValueError(f"a geometric schedule needs numbers above 0, got {self.start} and {self.end}")
 
     def __call__(self, step: int) -> float:
         return float(self.start * (self.end / self.start) ** self._done(step))

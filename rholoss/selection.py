@@ -1,4 +1,4 @@
-"""What was chosen and why, and the checks on what a method hands back."""
+"""What was chosen and why, and the checks on what a method returns."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,14 +18,14 @@ class Selection:
 
     Attributes:
         index: indices of the selected examples in the dataset, shape (n_b,), int64.
-        positions: their rows in the candidate batch, shape (n_b,), int64, ascending; after a choice over several ranks the rows
-            that any rank trains on, shape (m,).
-        weights: what each selected example's loss is to be multiplied by, shape (n_b,), or None for a plain mean.
+        positions: their rows in the candidate batch, shape (n_b,), int64, ascending; with several ranks the rows that any rank
+            trains on, shape (m,).
+        weights: factors of the selected examples' losses, shape (n_b,), or None for a plain mean.
         scores: the score of every candidate, shape (n_B,).
         candidate_index: indices of all candidates, shape (n_B,), int64.
         step: how many batches were selected before.
         epoch: which pass over the data, from 0.
-        notes: scalar tensors that the method left, such as ``overlap``.
+        notes: scalar tensors from the method, such as ``overlap``.
     """
 
     index: Tensor
@@ -38,7 +38,7 @@ class Selection:
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def mean_loss(self, losses: Tensor) -> Tensor:
-        """The mean of the selected examples' losses, shape (n_b,), each times its weight where there are weights: a scalar."""
+        """The mean of the selected examples' losses (n_b,), each times its weight if there are weights: a scalar."""
         self.check_losses(losses)
         return losses.mean() if self.weights is None else (losses * self.weights.to(losses.device)).mean()
 
@@ -52,24 +52,22 @@ class Selection:
 
 
 def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
-    """The score without a gradient; refused unless it is one number per candidate, where the candidates are."""
+    """The score without a gradient; refused unless it is one number per candidate, on the scoring device."""
     if not isinstance(score, Tensor):
         raise TypeError(f"score must return one value per candidate, a tensor of shape ({n_B},), got {type(score).__name__}")
     if score.shape != (n_B,):
         raise ValueError(f"score must be one value per candidate, shape ({n_B},), got {tuple(score.shape)}")
     if score.device != device:
-        raise ValueError(
-            f"score must be on the scoring device, {device}, got {score.device}; compute it from what the candidates give"
-        )
+        raise ValueError(f"score must be on the scoring device, {device}, got {score.device}; compute it from the candidates")
     if score.dtype == torch.bool or score.is_complex():
         raise TypeError(f"score must be a number that can be ranked, got dtype {score.dtype}; convert it with .float()")
     return score.detach() if score.is_floating_point() else score.detach().double()
 
 
 def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | None]:
-    """A choice with its positions ascending; refused unless it is n_b positions, distinct where they carry no weights.
+    """A choice with ascending positions; refused unless it is n_b positions, distinct without weights.
 
-    On an accelerator only shapes are looked at.
+    On an accelerator only shapes are checked.
     """
     if not isinstance(choice, tuple) or len(choice) != 2:
         raise TypeError(f"choose must return (positions, weights), where weights may be None, got {_describe(choice)}")
@@ -91,7 +89,7 @@ def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | No
 
 
 def checked_prefilter(positions: Any, n_b: int, n: int) -> list[int]:
-    """Which of n drawn candidates to load, ascending; refused unless they are distinct positions, n_b at least."""
+    """Which of n drawn candidates to load, ascending; refused unless at least n_b distinct positions."""
     n_b = min(n_b, n)
     if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.ndim != 1 or len(positions) < n_b:
         raise ValueError(f"prefilter must return at least n_b = {n_b} positions, int64 of shape (m,), got {_describe(positions)}")
@@ -106,23 +104,17 @@ def _describe(value: Any) -> str:
 
 
 class FiniteCheck:
-    """Refuses scores that cannot be ranked: NaN, or infinitely high.
+    """Refuses scores that cannot be ranked: NaN or positive infinity.
 
-    On the CPU the error comes at once. On an accelerator reading a value back would stall the queue, so the flag travels to the
-    host on its own and the error comes as soon as it has arrived, usually one step later; until then such a candidate ranks last.
+    On the CPU it raises at once. On an accelerator it raises when a flag, copied asynchronously, has arrived at the host, usually
+    one step later; until then such a candidate ranks last.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[Any, Tensor, Callable[[], Exception]]] = []
 
     def __call__(self, name: str, score: Tensor, candidates: Candidates) -> Tensor:
-        """The score, with what cannot be ranked set to -inf.
-
-        Args:
-            name: whose score it is.
-            score: shape (n_B,).
-            candidates: what was scored.
-        """
+        """The score (n_B,) of candidates, with -inf for what cannot be ranked; ``name`` is the method's, for the message."""
         if score.device.type != "cuda":
             if math.isnan(highest := float(score.max())) or highest == math.inf:  # NaN is the maximum wherever there is one
                 bad = score.isnan() | score.isposinf()
@@ -139,7 +131,7 @@ class FiniteCheck:
         return score.masked_fill(bad, -torch.inf)
 
     def wait(self) -> None:
-        """Raise for what was found and has not arrived yet; for the end of an epoch."""
+        """Wait for all flags, and raise if one is set; for the end of an epoch."""
         self._raise_if(lambda arrived: arrived.synchronize() is None)
 
     def _raise_if(self, ready: Callable[[Any], bool]) -> None:

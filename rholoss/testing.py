@@ -1,16 +1,22 @@
-"""The contract of a selector, as checks that anyone can run on their own."""
+"""The contract of a selector, as checks for selectors of your own."""
 
 import copy
+import inspect
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from rholoss.data.candidate_loader import DrawRule
 from rholoss.registry import build_selector
 from rholoss.selector import Selector
 from rholoss.store import IrreducibleLossStore
@@ -19,19 +25,19 @@ _N, _N_B, _FEATURES, _CLASSES = 99, 6, 5, 3  # 4 candidate batches of 24 at keep
 
 
 def check_selector(selector: str | Callable[..., Selector], **options: Any) -> None:
-    """Run the contract that every selector keeps, on a small classification problem, with batches (x, y) and with dicts.
+    """Check the contract of every selector on a small classification problem, with batches (x, y) and with dicts.
 
-    Batches of n_b with the rows that ``last`` says, everything kept at keep = 1, a short end as documented, mappings handed back
-    as mappings, the model, the batch and all random state left as they were, the same choices from the same seed, and exact
-    resume.
+    The checks: batches of n_b with the rows of ``last``, everything kept at keep = 1, the documented end of an epoch, mappings
+    returned as mappings, no side effects on the model, the batch and random state, the same choices from the same seed, exact
+    resume; and, with a ``draw_rule``, that it decides what is loaded, and decides without the model.
 
     Args:
         selector: a registered name, a ``Selector`` class, or a function ``(loader, model, **options)`` that builds one.
-        **options: handed to it. ``store``, ``proxy`` and ``irreducible_model`` are handed to those that take them, made for the
-            problem.
+        **options: options of the selector. A ``store``, ``proxy`` and ``irreducible_model`` for the problem are passed to
+            selectors that take them.
 
     Raises:
-        AssertionError: something does not hold; the message says what.
+        AssertionError: a check failed; the message says what to do.
 
     Examples:
         >>> from rholoss.testing import check_selector
@@ -39,7 +45,7 @@ def check_selector(selector: str | Callable[..., Selector], **options: Any) -> N
     """
     if isinstance(selector, Selector):
         raise TypeError("check_selector builds the selector itself; pass its class, its name or a function that builds it")
-    for check in (_guest, _batches, _keep_all, _short_end, _mappings, _seed, _resume):
+    for check in (_draw_rule, _reading, _side_effects, _batches, _keep_all, _short_end, _mappings, _seed, _resume):
         check(_Problem(selector, options))
 
 
@@ -57,10 +63,10 @@ class _Problem:
         self.selector = selector
         self.options = options
 
-    def build(self, keep: float = 0.25, loader: dict[str, Any] | None = None, **options: Any) -> Selector:
+    def build(self, keep: float = 0.25, loader: dict[str, Any] | None = None, data: Any = None, **options: Any) -> Selector:
         made = {"store": self.store, "proxy": self.other, "irreducible_model": self.other, **self.options}
-        wanted = {"batch_size": _N_B, "drop_last": True, **(loader or {})}
-        return build_selector(self.selector, DataLoader(self.data, **wanted), self.model, keep=keep, **made, **options)
+        wanted = {"dataset": data or self.data, "batch_size": _N_B, "drop_last": True, **(loader or {})}
+        return build_selector(self.selector, DataLoader(**wanted), self.model, keep=keep, **made, **options)
 
     def index_of(self, x: Tensor) -> list[int]:
         return [round(value) for value in (x[:, 0] * _N).tolist()]
@@ -83,8 +89,7 @@ def _batches(problem: _Problem) -> None:
         n = len(last.candidate_index)
         positions = last.positions.tolist()
         assert positions == sorted(positions), f"positions must be in loader order, got {positions}"
-        assert positions[0] >= 0, f"positions must be from 0 to {n - 1}, got {positions}"
-        assert positions[-1] < n, f"positions must be from 0 to {n - 1}, got {positions}"
+        assert 0 <= positions[0] <= positions[-1] < n, f"positions must be from 0 to {n - 1}, got {positions}"
         assert last.weights is not None or len(set(positions)) == _N_B, f"positions must be distinct, got {positions}"
         assert torch.equal(last.index, last.candidate_index[last.positions]), "index must be that of the positions"
         assert problem.index_of(x) == last.index.tolist(), "the rows of the batch must be the examples of the index"
@@ -97,8 +102,7 @@ def _keep_all(problem: _Problem) -> None:
     selector = problem.build(keep=1.0)
     for (x, y), (all_x, all_y) in zip(selector, DataLoader(problem.data, batch_size=_N_B, drop_last=True), strict=True):
         if selector.last is not None and selector.last.weights is None:
-            assert torch.equal(x, all_x), "keep=1 must hand back what the loader yields"
-            assert torch.equal(y, all_y), "keep=1 must hand back what the loader yields"
+            assert _same([x, y], [all_x, all_y]), "keep=1 must return the batches of the loader"
 
 
 def _short_end(problem: _Problem) -> None:
@@ -122,14 +126,14 @@ def _forward(model: Any, batch: Any) -> tuple[Any, Any]:
 def _mappings(problem: _Problem) -> None:
     selector = problem.build(loader={"collate_fn": _collate}, forward=_forward)
     for batch in selector:
-        assert type(batch) is dict, f"a dict must come back as a dict, got {type(batch).__name__}"
+        assert type(batch) is dict, f"a dict must be returned as a dict, got {type(batch).__name__}"
         texts = [int(text) for text in batch["text"]]
         assert selector.last is not None
         assert texts == problem.index_of(batch["x"]) == selector.last.index.tolist(), "all columns must be cut to the same rows"
         assert batch["task"] == "toy", "what belongs to the whole batch must stay as it is"
 
 
-def _guest(problem: _Problem) -> None:
+def _side_effects(problem: _Problem) -> None:
     cures = {
         "the model": "read candidates.outputs, or run a model with candidates.under(model)",
         "the candidate batches": "copy what is to be changed",
@@ -144,9 +148,118 @@ def _guest(problem: _Problem) -> None:
                 selector.select(batch)
         after = (_state(problem.model), _named(batches), _random_states())
         for (what, cure), old, new in zip(cures.items(), before, after, strict=True):
-            changed = [name for name in {**old, **new} if not (name in old and name in new and _same(old[name], new[name]))]
+            changed = _changes(old, new)
             assert not changed, f"selecting must leave {what} as before, but changed {', '.join(changed[:3])}; {cure}"
         assert torch.is_grad_enabled(), "selecting must leave grad mode as it was"
+
+
+class _Recorded(Dataset[Any]):
+    """A dataset that records which examples are read."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        self.read.append(i)
+        return self.data[i]
+
+    def recent(self) -> list[int]:
+        """What was read since the last call."""
+        read, self.read = self.read, []
+        return read
+
+
+def _draw_rule(problem: _Problem) -> None:
+    """What the draw rule decides is what is loaded, over two epochs: methods may go by the losses of the first."""
+    data = _Recorded(problem.data)
+    selector = problem.build(data=data)
+    rule = selector.draw_rule()
+    if rule.members is None and rule.prefilter is None:
+        return
+    loaded: list[Any] = []  # the indices that the rule lets in, of each candidate batch
+    replaced = replace(rule, prefilter=_checked_prefilter(rule, loaded) if rule.prefilter else None)
+    setattr(selector, "draw_rule", lambda: replaced)  # noqa: B010
+    for epoch in range(2):
+        selector.set_epoch(epoch)  # which may read
+        data.recent()
+        for x, _ in selector:
+            read, last = data.recent(), selector.last
+            _check_members(rule, read)
+            assert not loaded or read == loaded[-1], (
+                f"exactly the examples that prefilter returns must be read, {loaded[-1]}, got {read}; decide by the index alone, "
+                "and leave the reading to the loader"
+            )
+            assert last is not None, "last must hold the selection of the current batch"
+            strays = sorted(set(last.index.tolist()) - set(read))
+            assert not strays, f"selected examples must be loaded in their own step, got {strays} besides; choose candidates only"
+            selector.record_losses(x[:, 1].abs())
+
+
+def _check_members(rule: DrawRule, read: list[int]) -> None:
+    members = rule.members() if callable(rule.members) else rule.members
+    if members is None:
+        return
+    got = members.dtype, tuple(members.shape)
+    assert got == (torch.bool, (_N,)), f"members must be one bool per example, shape ({_N},), got {got[0]} of shape {got[1]}"
+    strays = [i for i in read if not members[i]]
+    assert not strays, f"only members may be read, but {strays[:3]} were too; change members in begin_epoch() only"
+
+
+def _checked_prefilter(rule: DrawRule, loaded: list[Any]) -> Callable[[Tensor, int], Tensor | None]:
+    def prefilter(index: Tensor, step: int) -> Tensor | None:
+        assert rule.prefilter is not None
+        found = rule.prefilter(index, step)
+        positions = list(range(len(index))) if found is None else sorted(found.tolist())
+        least, distinct = min(_N_B, len(index)), set(positions) & set(range(len(index)))
+        assert len(distinct) == len(positions), f"prefilter must return distinct positions below {len(index)}, got {positions}"
+        assert len(positions) >= least, f"prefilter must return at least n_b = {least} positions, got {len(positions)}"
+        loaded.append(index[positions].tolist())
+        return found
+
+    return prefilter
+
+
+def _reading(problem: _Problem) -> None:
+    """With a draw rule, whatever is read of the selector neither runs a model nor moves random state."""
+    selector = problem.build()
+    with _idle("draw_rule()"):
+        rule = selector.draw_rule()
+    if rule.members is None and rule.prefilter is None:
+        return
+    for x, _ in selector:
+        selector.record_losses(x[:, 1].abs())
+    with _idle("members()"):
+        _check_members(rule, [])
+    with _idle("prefilter()"):
+        _ = rule.prefilter and rule.prefilter(torch.arange(4 * _N_B), selector.step)
+    with _idle("len(selector)"):
+        len(selector)
+    with _idle("repr(selector)"):
+        repr(selector)
+    for name in dir(type(selector)):
+        if isinstance(inspect.getattr_static(type(selector), name), (property, cached_property)):
+            with _idle(f"the property {name}"), suppress(AttributeError, TypeError, ValueError):  # no value yet
+                getattr(selector, name)
+
+
+@contextmanager
+def _idle(what: str) -> Iterator[None]:
+    """A block in which no model may run and no global generator may move."""
+
+    def refuse(module: nn.Module, inputs: Any) -> None:
+        raise AssertionError(f"{what} must not run a model; score in begin_epoch() or after_select(), and only look up here")
+
+    before, hook = _random_states(), register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+    changed = _changes(before, _random_states())
+    assert not changed, f"{what} must leave global random state as before, but changed {changed[0]}; draw from self.generator"
 
 
 def _seed(problem: _Problem) -> None:
@@ -195,6 +308,11 @@ def _named(batches: list[Any]) -> dict[str, Any]:
 def _random_states() -> dict[str, Any]:
     numpys = list(np.random.get_state())[1:3]  # noqa: NPY002
     return {"torch's generator": torch.get_rng_state(), "Python's random": random.getstate(), "NumPy's np.random": numpys}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Names of what differs."""
+    return [name for name in {**old, **new} if not (name in old and name in new and _same(old[name], new[name]))]
 
 
 def _same(old: Any, new: Any) -> bool:

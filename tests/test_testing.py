@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import rholoss
-from rholoss import Selector
+from rholoss import DrawRule, Selector
 from rholoss.selectors import SelectiveBackpropSelector
 from rholoss.testing import check_selector
 
@@ -96,6 +96,94 @@ def test_a_subclass_with_one_method_keeps_the_contract():
 def test_a_selector_that_breaks_the_contract_is_caught(broken, message):
     with pytest.raises(AssertionError, match=message):
         check_selector(broken)
+
+
+class Even(Hardest):
+    """Draws examples with an even index only, but all of them with keep = 1."""
+
+    def draw_rule(self):
+        return DrawRule(members=self.members)
+
+    def members(self):
+        return (torch.arange(len(self.dataset)) % 2 == 0) | (self.n_B == self.n_b)
+
+
+class Half(Hardest):
+    """Loads the first half of what is drawn, and n_b at least."""
+
+    def draw_rule(self):
+        return DrawRule(prefilter=self.prefilter)
+
+    def prefilter(self, index, step):
+        return torch.arange(max(len(index) // 2, min(self.n_b, len(index))))
+
+
+def changed(base, **methods):
+    """A selector in which some methods are others."""
+    return type(base.__name__, (base,), methods)
+
+
+def running_the_model(self, *arguments):
+    return self.model(torch.zeros(4, 5))
+
+
+def drawing(self, *arguments):
+    return torch.randperm(len(arguments[0]) if arguments else 8)
+
+
+def first_batch_again(self, indexed):
+    self.first = getattr(self, "first", indexed)
+    return super(Half, self).select_from(self.first)
+
+
+@pytest.mark.parametrize("base", [Even, Half])
+def test_a_selector_with_a_draw_rule_keeps_the_contract(base):
+    check_selector(base)
+
+
+@pytest.mark.parametrize(
+    ("base", "methods", "message"),
+    [
+        (Even, {"score": lambda self, c: c.loss + float(self.dataset[1][0][1])}, r"only members may be read, but \[1\] were too"),
+        (Even, {"members": lambda self: torch.arange(99) % 2}, "members must be one bool per example, .* got torch.int64"),
+        (Half, {"prefilter": lambda self, index, step: torch.arange(self.n_b - 1)}, "at least n_b = 6 positions, got 5"),
+        (
+            Half,
+            {"prefilter": lambda self, index, step: torch.arange(len(index)) // 2},
+            r"distinct positions below 24, got \[0, 0, 1",
+        ),
+        (
+            Half,
+            {"prefilter": lambda self, index, step: Half.prefilter(self, index, self.dataset[index[0]])},
+            r"exactly the examples that prefilter returns must be read, .*; decide by the index alone",
+        ),
+        (Half, {"prefilter": lambda self, index, step: torch.arange(6) - 1}, r"distinct positions below 24, got \[-1, 0, 1"),
+        (Half, {"select_from": first_batch_again}, r"selected examples must be loaded in their own step, got \["),
+        (Even, {"__len__": running_the_model}, r"len\(selector\) must not run a model; score in begin_epoch"),
+        (Even, {"__repr__": running_the_model}, r"repr\(selector\) must not run a model"),
+        (Even, {"hardest": property(running_the_model)}, "the property hardest must not run a model"),
+        (Half, {"hardest": property(drawing)}, "the property hardest must leave global random state .* torch's generator"),
+        (Half, {"prefilter": drawing}, r"prefilter\(\) must leave global random state .*; draw from self.generator"),
+        (
+            Half,
+            {"prefilter": lambda self, index, step: Half.prefilter(self, index, running_the_model(self))},
+            r"prefilter\(\) must not run a model",
+        ),
+        (
+            Even,
+            {"members": lambda self: Even.members(self) | bool(running_the_model(self).isnan().any())},
+            r"members\(\) must not run a model",
+        ),
+        (
+            Even,
+            {"draw_rule": lambda self: running_the_model(self) is not None and Even.draw_rule(self)},
+            r"draw_rule\(\) must not run a model",
+        ),
+    ],
+)
+def test_a_draw_rule_that_breaks_the_contract_is_caught(base, methods, message):
+    with pytest.raises(AssertionError, match=message):
+        check_selector(changed(base, **methods))
 
 
 def test_a_choice_that_is_out_of_order_is_put_in_order():

@@ -118,7 +118,7 @@ class ComparisonLog:
         """Start counting again from zero; the logs stay as they are."""
         M = len(self.names)
         self.batches = 0
-        self._overlap, self._correlation, self._known = (torch.zeros(M, M, dtype=torch.float64) for _ in range(3))
+        self._sums = {name: torch.zeros(M, M, dtype=torch.float64) for name in ("overlap", "correlation", "known")}
         self._uniform_overlap = 0.0
 
     def attach(self, selector: Selector) -> Self:
@@ -134,12 +134,8 @@ class ComparisonLog:
             return
         self.last = {OWN: selection, **choices(self.methods, candidates, n_b, self._finite)}
         correlation = rank_correlations(self.last)
-        device = correlation.device
-        self._overlap = self._overlap.to(device) + overlaps(self.last)
-        self._correlation = self._correlation.to(device) + correlation.nan_to_num(0)
-        self._known = self._known.to(device) + ~correlation.isnan()
-        self._uniform_overlap += n_b / len(candidates)
-        self.batches += 1
+        found = {"overlap": overlaps(self.last), "correlation": correlation.nan_to_num(0), "known": ~correlation.isnan()}
+        self._add(found, 1, n_b / len(candidates))
         for name, log in self.logs.items():
             log.update(self.last[name], already_correct(candidates, log.asks))
 
@@ -151,12 +147,12 @@ class ComparisonLog:
     def overlap(self) -> Tensor:
         """Mean ``overlaps``, shape (M, M), float64, on the CPU; NaN before the first comparison."""
         self._finite.wait()
-        return self._overlap.cpu() / self.batches
+        return self._sums["overlap"].cpu() / self.batches
 
     def correlation(self) -> Tensor:
         """Mean ``rank_correlations`` over the batches where they are defined, shape (M, M), float64, on the CPU."""
         self._finite.wait()
-        return (self._correlation / self._known).cpu()
+        return (self._sums["correlation"] / self._sums["known"]).cpu()
 
     def summary(self) -> dict[str, float]:
         """How each method agrees with the selector, and the summaries of the logs.
@@ -174,7 +170,7 @@ class ComparisonLog:
 
     def state_dict(self) -> dict[str, Any]:
         """All counts: tensors, numbers and strings."""
-        sums = {name: getattr(self, f"_{name}").cpu() for name in ("overlap", "correlation", "known")}
+        sums = {name: total.cpu() for name, total in self._sums.items()}
         logs = {name: log.state_dict() for name, log in self.logs.items()}
         return {"names": self.names, "batches": self.batches, "uniform_overlap": self._uniform_overlap, **sums, "logs": logs}
 
@@ -184,14 +180,14 @@ class ComparisonLog:
         for name, log in self.logs.items():
             log.load_state_dict(state["logs"][name])
         self.clear()
-        self._add(state)
+        self._add(state, state["batches"], state["uniform_overlap"])
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add the counts of another process, from its ``state_dict``."""
         self._check(state)
         for name, log in self.logs.items():
             log.merge(state["logs"][name])
-        self._add(state)
+        self._add(state, state["batches"], state["uniform_overlap"])
 
     def _check(self, state: Mapping[str, Any]) -> None:
         if state["names"] != self.names or list(state["logs"]) != list(self.logs):
@@ -200,12 +196,10 @@ class ComparisonLog:
                 f"and {list(state['logs'])}"
             )
 
-    def _add(self, state: Mapping[str, Any]) -> None:
-        for name in ("overlap", "correlation", "known"):
-            mine = getattr(self, f"_{name}")
-            setattr(self, f"_{name}", mine + state[name].to(mine.device))
-        self.batches += state["batches"]
-        self._uniform_overlap += state["uniform_overlap"]
+    def _add(self, sums: Mapping[str, Tensor], batches: int, uniform_overlap: float) -> None:
+        self._sums = {name: total.to(sums[name].device) + sums[name] for name, total in self._sums.items()}
+        self.batches += batches
+        self._uniform_overlap += uniform_overlap
 
 
 def _moves(state: Mapping[str, Any]) -> bool:

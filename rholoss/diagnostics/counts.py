@@ -39,14 +39,6 @@ class SelectionCounts:
         n: N, examples in the dataset.
         flags: known properties of each example, by name, each shape (N,), bool.
         ids: the ids of the examples, shape (N,), int64, if indices are not 0 to N-1.
-
-    Attributes:
-        selected: how often each example was selected, shape (N + 2,), int32; the last two entries are for unknown indices and
-            padding.
-        drawn: how often each was a candidate, likewise.
-        first: the step at which each was first selected, or ``NEVER``, likewise.
-        when: of each selection: step, epoch, n_b, n_B, and whether correctness is known.
-        notes: of each note, which selections left it, and the values, in chunks.
     """
 
     def __init__(self, n: int, flags: Mapping[str, Any] | None = None, ids: Any = None) -> None:
@@ -67,10 +59,11 @@ class SelectionCounts:
     def clear(self) -> None:
         """Start counting again from zero."""
         device = self.flags.device
+        # By example, with two more entries for unknown indices and for padding: counts, and the step of the first selection.
         self.selected, self.drawn = (torch.zeros(self.n + 2, dtype=torch.int32, device=device) for _ in range(2))
         self.first = torch.full((self.n + 2,), NEVER, dtype=torch.int32, device=device)
-        self.when: list[tuple[int, int, int, int, bool]] = []
-        self.notes: dict[str, tuple[list[int], list[Tensor]]] = {}
+        self.when: list[tuple[int, int, int, int, bool]] = []  # step, epoch, n_b, n_B, and whether correctness is known
+        self.notes: dict[str, tuple[list[int], list[Tensor]]] = {}  # which selections left a note, and the values in chunks
         self._rows: list[Tensor] = []
         self._pending: list[_Pending] = []
         self._entries = 0
@@ -133,6 +126,13 @@ class SelectionCounts:
         spread = quantiles(by_flag, self._quantiles), quantiles(scores.gather(1, positions), self._quantiles)[None]
         return torch.cat([*(count.T.float() for count in counts), *(part.transpose(0, 1).flatten(1) for part in spread)], dim=1)
 
+    def by_example(self, name: str) -> Tensor:
+        """``selected``, ``drawn`` or ``first`` of the examples, shape (N,), int32, on the CPU."""
+        self.settle()
+        self.check()
+        counts: Tensor = getattr(self, name)
+        return counts[: self.n].cpu()
+
     def rows(self) -> Tensor:
         """A row for each selection, on the CPU, shape (S, 2 (F + 1) + Q (F + 2)), float64.
 
@@ -179,7 +179,7 @@ class SelectionCounts:
     def state(self) -> dict[str, Any]:
         """All counts, as tensors on the CPU."""
         rows = self.rows().float()
-        counts = {name: getattr(self, name)[: self.n].cpu().clone() for name in ("selected", "drawn", "first")}
+        counts = {name: self.by_example(name).clone() for name in ("selected", "drawn", "first")}
         notes = {name: [torch.tensor(at), torch.cat([v.cpu() for v in values])] for name, (at, values) in self.notes.items()}
         return {**counts, "rows": rows, "when": torch.tensor(self.when, dtype=torch.int64).reshape(-1, 5), "notes": notes}
 

@@ -63,12 +63,7 @@ class SelectionLog:
         self.update(selection, already_correct(candidates, self.asks))
 
     def update(self, selection: Selection, correct: Tensor | None = None) -> None:
-        """Add a selection.
-
-        Args:
-            selection: ``selector.last``.
-            correct: which candidates the model classifies correctly before the step, shape (n_B,), bool; None if unknown.
-        """
+        """Add ``selector.last``; ``correct``: which candidates the model classifies correctly before the step, (n_B,) bool."""
         if not isinstance(selection, Selection):
             raise TypeError(f"update takes a selection, as selector.last is after a batch, got {type(selection).__name__}")
         if selection is self._latest:
@@ -121,8 +116,7 @@ class SelectionLog:
     def by_class(self, labels: Any) -> dict[str, Tensor]:
         """Fractions of the classes among ``"selected"``, ``"candidates"`` and ``"data"``: each shape (C,), float64.
 
-        Args:
-            labels: the class of each example of the dataset, shape (N,), integers from 0.
+        ``labels`` are the class of each example of the dataset, shape (N,), integers from 0.
         """
         labels = torch.as_tensor(labels).cpu()
         if labels.shape != (self._counts.n,) or labels.is_floating_point() or int(labels.min()) < 0:
@@ -137,12 +131,12 @@ class SelectionLog:
     @property
     def selected(self) -> Tensor:
         """How often each example was selected, shape (N,), int64, on the CPU."""
-        return self._settled().selected[: self._counts.n].cpu().long()
+        return self._counts.by_example("selected").long()
 
     @property
     def drawn(self) -> Tensor:
         """How often each example was a candidate, shape (N,), int64, on the CPU."""
-        return self._settled().drawn[: self._counts.n].cpu().long()
+        return self._counts.by_example("drawn").long()
 
     @property
     def flags(self) -> dict[str, Tensor]:
@@ -175,8 +169,7 @@ class SelectionLog:
         return whole
 
     def _identity(self) -> dict[str, Any]:
-        counts = self._counts
-        return {"n": counts.n, "flags": {name: int(flag.sum()) for name, flag in self.flags.items()}}
+        return {"n": self._counts.n, "flags": {name: int(flag.sum()) for name, flag in self.flags.items()}}
 
     def _check(self, state: Mapping[str, Any]) -> None:
         for name, mine in self._identity().items():
@@ -187,11 +180,6 @@ class SelectionLog:
         ids = self._counts.ids
         if (ids is None) != ("ids" not in state) or (ids is not None and not torch.equal(ids, state["ids"])):
             raise ValueError("this state cannot be loaded: it is of examples with other ids")
-
-    def _settled(self) -> SelectionCounts:
-        self._counts.settle()
-        self._counts.check()
-        return self._counts
 
     def _by(
         self, key: Callable[[Shares], Tensor], record: Callable[[Shares, Tensor], dict[str, float]]
@@ -212,12 +200,7 @@ def _window(every: int) -> Callable[[Shares], Tensor]:
 
 
 def already_correct(candidates: Candidates, ask: bool = False) -> Tensor | None:
-    """Which candidates a classifier predicts correctly before the step, shape (n_B,), bool; None if unknown.
-
-    Args:
-        candidates: the candidates of the selector.
-        ask: whether to run the model if its outputs were not computed.
-    """
+    """Which candidates a classifier predicts correctly, shape (n_B,), bool; None if unknown and it may not ``ask`` the model."""
     pair = (candidates.outputs, candidates.targets) if ask else candidates.computed_pair
     if pair is None:
         return None

@@ -20,10 +20,7 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
     """The fraction of each flag among the selected examples, by step; dashed: in the data.
 
     Also the fractions that were already correct, if known (dashed: among the candidates), and that were selected before.
-
-    Args:
-        log: what was selected.
-        every: steps to a point, at least 1.
+    ``every``: steps per point, at least 1.
     """
     records, step = _records(log.over_time(every))
     figure = _figure(8, 4.5)
@@ -41,12 +38,7 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
 
 
 def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
-    """A histogram of how often examples were selected.
-
-    Args:
-        log: what was selected.
-        flag: compare the examples with and without this flag; None draws all together.
-    """
+    """A histogram of how often examples were selected; with a flag, for the examples with and without it."""
     times = log.selected
     has = None if flag is None else log.flags[flag]
     parts = {"all": times} if has is None else {flag: times[has], f"not {flag}": times[~has]}
@@ -69,11 +61,7 @@ def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
 def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
     """Median, middle half and middle nine tenths of the finite scores of a batch, by step.
 
-    One panel each for the candidates, for those with each flag, and for the selected.
-
-    Args:
-        log: what was selected.
-        every: steps to a point, at least 1.
+    One panel each for the candidates, for those with each flag, and for the selected. ``every``: steps per point, at least 1.
     """
     records, step = _records(log.scores_over_time(every))
     names = ["candidates", *log.flags, "selected"]

@@ -9,15 +9,7 @@ SHORT = [f"q{round(100 * q):02}" for q in QUANTILES]
 
 
 class Shares:
-    """A copy of counts on the CPU, to summarize any set of batches; making it synchronizes the device.
-
-    Args:
-        counts: the counts.
-
-    Attributes:
-        step: of each batch, shape (S,), int64.
-        epoch: likewise.
-    """
+    """A copy of counts on the CPU, to summarize any set of S batches; ``step`` and ``epoch`` have shape (S,), int64."""
 
     def __init__(self, counts: SelectionCounts) -> None:
         rows, groups = counts.rows(), len(counts.names) + 1
@@ -26,7 +18,7 @@ class Shares:
         self._selected, self._candidates = rows[:, :groups], rows[:, groups : 2 * groups]
         self._spread = rows[:, 2 * groups :].reshape(len(rows), groups + 1, len(QUANTILES))
         self._in_data = counts.flags[:, : counts.n].cpu().double().mean(1).tolist()
-        first = counts.first[: counts.n].cpu()
+        first = counts.by_example("first")
         self._first = first[first < NEVER].long().sort().values
         self._notes = {name: _column(places, values, len(rows)) for name, (places, values) in sorted(counts.notes.items())}
 

@@ -15,15 +15,13 @@ from rholoss.selector import Selector
 class CoTrainingSelector(Selector):
     """Base class of selectors with a second model, which is co-trained on the selected batches and saved in the state.
 
-    Each module of that model trains in the mode that it is in. A subclass sets the attributes in its constructor.
-
-    Attributes:
-        co_trained: the second model.
-        co_optimizer: its optimizer; None leaves the model as it is.
+    Each module of that model trains in the mode that it is in. The constructor of a subclass sets the attributes.
     """
 
     co_trained: nn.Module
+    """The second model."""
     co_optimizer: torch.optim.Optimizer | None
+    """Its optimizer; None leaves the model as it is."""
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         if self.co_optimizer is None:

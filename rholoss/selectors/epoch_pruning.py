@@ -1,5 +1,6 @@
 """The base classes of epoch pruning: methods that choose a new subset of the dataset for each epoch."""
 
+import copy
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -29,6 +30,8 @@ class EpochPruningSelector(Selector):
     """
 
     usual_share: ClassVar[float] = 0.5
+    remembered: ClassVar[tuple[str, ...]] = ()
+    """Names of further attributes that the state holds."""
 
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
         if options.get("keep") is None and options.get("batch_size") is None:
@@ -70,7 +73,7 @@ class EpochPruningSelector(Selector):
         return torch.ones(len(candidates), device=candidates.device)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"subset": self.subset, "subset_of": self._subset_of}
+        return {"subset": self.subset, "subset_of": self._subset_of, **{name: getattr(self, name) for name in self.remembered}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if len(state["subset"]) != len(self.subset):
@@ -78,6 +81,8 @@ class EpochPruningSelector(Selector):
                 f"this state cannot be loaded: it is of {len(state['subset'])} examples, got a dataset of {len(self.subset)}"
             )
         self.subset, self._subset_of = state["subset"].cpu().clone(), state["subset_of"]
+        for name in self.remembered:
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 class LossPruningSelector(EpochPruningSelector):
@@ -90,6 +95,8 @@ class LossPruningSelector(EpochPruningSelector):
         losses: the last loss of each example, by index, shape (N,), float32; NaN if it was never trained on.
     """
 
+    remembered: ClassVar[tuple[str, ...]] = ("losses",)
+
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
         super().__init__(loader, model, **options)
         self.losses = torch.full((len(self.subset),), torch.nan)
@@ -97,10 +104,3 @@ class LossPruningSelector(EpochPruningSelector):
     def after_loss(self, selection: Selection, losses: Tensor) -> None:
         self.losses = self.losses.to(losses.device)
         self.losses[selection.index.to(losses.device)] = losses.float()
-
-    def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "losses": self.losses}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        super().load_extra_state(state)
-        self.losses = state["losses"].clone()

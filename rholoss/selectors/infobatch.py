@@ -26,38 +26,36 @@ class InfoBatchSelector(LossPruningSelector):
         full_from: the epoch from which all examples are trained on, unweighted; the paper takes the last eighth of the epochs.
             None: none.
 
+    Attributes:
+        weights: the weight of each example in this epoch, by index, shape (N,); None if all are 1.
+
     References:
         Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
     """
+
+    remembered = ("losses", "weights")
 
     def __init__(
         self, loader: Any, model: Any = None, *, full_from: int | None = None, **options: Unpack[SelectorOptions]
     ) -> None:
         super().__init__(loader, model, **options)
         self.full_from = full_from
-        self._weights: Tensor | None = None  # of all examples in this epoch; None: all are 1
+        self.weights: Tensor | None = None
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
-        n, self._weights = len(self.losses), None
+        n, self.weights = len(self.losses), None
         if self.full_from is not None and epoch >= self.full_from:
             return torch.ones(n, dtype=torch.bool)
         subset, weights = functional.infobatch_part(self.losses.cpu(), self.share, torch.rand(n, generator=generator))
         if bool((weights != 1).any()):
-            self._weights = weights
+            self.weights = weights
         return subset
 
     def score(self, candidates: Candidates) -> Tensor:
-        if self._weights is None:
+        if self.weights is None:
             return super().score(candidates)
-        return self._weights[candidates.loader_index.cpu()].to(candidates.device)
+        return self.weights[candidates.loader_index.cpu()].to(candidates.device)
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         positions = functional.top(score, n_b)
-        return positions, None if self._weights is None else score[positions]
-
-    def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "weights": self._weights}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        super().load_extra_state(state)
-        self._weights = state["weights"]
+        return positions, None if self.weights is None else score[positions]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,14 +35,16 @@ class KakurenboSelector(LossPruningSelector):
         stages: the first epochs of up to three later stages, ascending. F is multiplied by 0.8, 0.6 and 0.4 from each on; the
             paper's are four equal stages, such as (25, 50, 75) for 100 epochs. None by default.
 
-    Raises:
-        ValueError: there is no model, ``bound`` is NaN, or ``stages`` are not ascending or more than three.
+    Attributes:
+        learning_rate_scale: factor of the learning rate in the latest epoch that began or was announced, at least 1: 1 / (1 -
+            fraction hidden).
 
     References:
         Nguyen et al., "KAKURENBO: Adaptively Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
     """
 
-    usual_share: ClassVar[float] = 0.7
+    usual_share = 0.7
+    remembered = ("losses", "learning_rate_scale")
 
     def __init__(
         self,
@@ -65,12 +67,7 @@ class KakurenboSelector(LossPruningSelector):
         super().__init__(loader, model, **options)
         self.bound = bound
         self.stages = stages
-        self._scale = 1.0
-
-    @property
-    def learning_rate_scale(self) -> float:
-        """Factor of the learning rate in the epoch in progress or announced, at least 1: 1 / (1 - fraction hidden)."""
-        return self._scale
+        self.learning_rate_scale = 1.0
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
         self._score_hidden(epoch)
@@ -79,7 +76,7 @@ class KakurenboSelector(LossPruningSelector):
         hide = (1 - self.share) * DECAY[sum(epoch >= first for first in self.stages)]
         hide = min(hide, max(1 - self.n_b / n, 0))  # leaves one batch
         subset[drawable] = functional.kakurenbo_part(self.losses.cpu()[drawable], hide, self.bound)
-        self._scale = n / max(int(subset[drawable].sum()), 1)
+        self.learning_rate_scale = n / max(int(subset[drawable].sum()), 1)
         return subset
 
     def _score_hidden(self, epoch: int) -> None:
@@ -97,10 +94,3 @@ class KakurenboSelector(LossPruningSelector):
         index, losses = scorer.run(self.model, view=epoch)
         self.losses[index.to(self.losses.device)] = losses.to(self.losses.device)
         self.timer.count_between(len(index))
-
-    def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "scale": self._scale}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        super().load_extra_state(state)
-        self._scale = state["scale"]

@@ -58,10 +58,7 @@ def proxy_scores(
 
 
 class ForgettingCounts:
-    """Counts how often each example is forgotten, correct at one visit and wrong at the next, while a proxy trains.
-
-    Args:
-        n: examples in the dataset.
+    """Counts how often each of n examples is forgotten, correct at one visit and wrong at the next, while a proxy trains.
 
     References:
         Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning", ICLR 2019.
@@ -73,12 +70,7 @@ class ForgettingCounts:
         self.learned = torch.zeros(n, dtype=torch.bool)
 
     def update(self, index: Tensor, correct: Tensor) -> None:
-        """Count one visit of some examples, each at most once.
-
-        Args:
-            index: shape (n,), int64.
-            correct: whether the proxy classified each correctly, shape (n,), bool.
-        """
+        """Count one visit of distinct examples, index (n,), int64, and whether the proxy was correct on each, (n,), bool."""
         index, correct = index.cpu(), correct.cpu()
         self.events[index] += (self.correct[index] & ~correct).float()
         self.correct[index] = correct

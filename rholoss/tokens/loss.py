@@ -20,17 +20,8 @@ from torch import Tensor
 
 from rholoss.distributed import rank_and_size
 from rholoss.scoring import Forward, Scorer, Task
-from rholoss.tokens.functional import (
-    Per,
-    checked,
-    how_many,
-    log_probabilities,
-    losses_of,
-    select_tokens,
-    targets_of,
-    token_losses,
-    token_mask,
-)
+from rholoss.tokens import functional
+from rholoss.tokens.functional import Per
 
 
 def reference_losses(
@@ -58,7 +49,7 @@ def reference_losses(
     scorer = Scorer(Task.of(forward=forward, dtype=dtype))
 
     def losses(logits: Any, labels: Any, _: int) -> Tensor:
-        return token_losses(logits, labels, shift=shift, ignore_index=ignore_index)[0]
+        return functional.token_losses(logits, labels, shift=shift, ignore_index=ignore_index)[0]
 
     return scorer.run(model, batch, 0, losses)  # the number of sequences matters for chunks only
 
@@ -84,7 +75,7 @@ class RhoTokenLoss:
     """
 
     def __init__(self, keep: float = 0.6, *, per: Per = "batch", shift: bool = True, ignore_index: int = -100) -> None:
-        self.keep, self.per = checked(keep, per)
+        self.keep, self.per = functional.checked(keep, per)
         self.shift = shift
         self.ignore_index = ignore_index
         self.selected: Tensor | None = None
@@ -113,16 +104,12 @@ class RhoTokenLoss:
         """
         if isinstance(num_tokens, (int, float)) and not num_tokens > 0:
             raise ValueError(f"num_tokens must be a number of tokens above 0, got {num_tokens!r}; see RhoTokenLoss.num_tokens")
-        mask = token_mask(labels, shift=self.shift, ignore_index=self.ignore_index, document_ids=document_ids)
-        log_p = log_probabilities(logits, labels)
-        losses = losses_of(log_p.detach(), labels, mask, self.shift, self.ignore_index)
-        self.selected = select_tokens(losses, reference_loss, mask, self.keep, per=self.per)
-        total = F.nll_loss(
-            log_p,
-            targets_of(labels, self.selected, self.shift, self.ignore_index),
-            reduction="sum",
-            ignore_index=self.ignore_index,
-        )
+        mask = self._mask(labels, document_ids)
+        log_p = functional.log_probabilities(logits, labels)
+        losses = functional.losses_of(log_p.detach(), labels, mask, self.shift, self.ignore_index)
+        self.selected = functional.select_tokens(losses, reference_loss, mask, self.keep, per=self.per)
+        targets = functional.targets_of(labels, self.selected, self.shift, self.ignore_index)
+        total = F.nll_loss(log_p, targets, reduction="sum", ignore_index=self.ignore_index)
         if total.device.type != "cpu":
             total = total + (losses - reference_loss.detach()).masked_fill(~mask, 0).mul(0).sum()  # 0, or NaN
         return total / (self.selected.sum().clamp(min=1) if num_tokens is None else num_tokens)
@@ -149,13 +136,13 @@ class RhoTokenLoss:
             raise ValueError(
                 f"expected labels of at least one micro-batch, and document_ids of all or none, got {len(labels)} and {len(ids)}"
             )
-        masks = [
-            token_mask(each, shift=self.shift, ignore_index=self.ignore_index, document_ids=of)
-            for each, of in zip(labels, ids, strict=True)
-        ]
-        total = torch.stack([how_many(mask, self.keep, self.per).sum() for mask in masks]).sum()
+        masks = [self._mask(each, of) for each, of in zip(labels, ids, strict=True)]
+        total = torch.stack([functional.how_many(mask, self.keep, self.per).sum() for mask in masks]).sum()
         ranks = 1
         if distributed:
             _, ranks = rank_and_size()
             torch.distributed.all_reduce(total)
         return total.clamp(min=1) / ranks
+
+    def _mask(self, labels: Tensor, document_ids: Tensor | None) -> Tensor:
+        return functional.token_mask(labels, shift=self.shift, ignore_index=self.ignore_index, document_ids=document_ids)

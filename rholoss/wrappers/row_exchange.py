@@ -17,30 +17,19 @@ from rholoss.isolation import derived_seed
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one rank trains on, of what all ranks chose together.
+    """What one rank trains on, of what all ranks chose together."""
 
-    Attributes:
-        mine: positions among the chosen, shape (n_b,), int64, ascending.
-        own: positions of this rank's candidates that any rank trains on, shape (m,), int64, ascending.
-        sent: for each rank, positions of this rank's candidates that it trains on, int64.
-        received: how many rows come from each rank, this one included.
-        is_local: whether every rank trains only on its own candidates.
-    """
-
-    mine: Tensor
-    own: Tensor
-    sent: list[Tensor]
-    received: list[int]
-    is_local: bool
+    mine: Tensor  # (n_b,) int64, ascending positions among the chosen
+    own: Tensor  # (m,) int64, ascending positions of this rank's candidates that any rank trains on
+    sent: list[Tensor]  # for each rank, positions of this rank's candidates that it trains on, int64
+    received: list[int]  # how many rows come from each rank, this one included
+    is_local: bool  # whether every rank trains only on its own candidates
 
     @classmethod
     def of(cls, rank: int, chosen: Tensor, sizes: list[int]) -> "Share":
         """The share of a rank: as many rows as any other's, its own candidates first.
 
-        Args:
-            rank: the rank.
-            chosen: positions in the candidates of all ranks, in rank order, int64, ascending; as many for each rank.
-            sizes: how many candidates each rank has.
+        ``chosen`` are ascending positions in the candidates of all ranks, in rank order; ``sizes`` counts those of each rank.
         """
         n_b, ends = len(chosen) // len(sizes), torch.tensor(sizes).cumsum(0)
         owner = torch.searchsorted(ends, chosen, right=True)
@@ -61,15 +50,8 @@ class Share:
 class Exchange:
     """Moves rows of a batch to the ranks that train on them; they arrive in the order of the ranks that sent them.
 
-    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays.
-
-    Args:
-        ranks: the ranks.
-        batch: this rank's candidate batch.
-        n: how many examples it holds.
-
-    Attributes:
-        digest: the same number on two ranks if their rows are interchangeable.
+    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays. The
+    ``digest`` is the same number on two ranks if the rows of their candidate batches are interchangeable.
     """
 
     def __init__(self, ranks: Ranks, batch: Any, n: int) -> None:
