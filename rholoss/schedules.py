@@ -14,8 +14,6 @@ def at(value: float | Schedule, step: int) -> float:
 
 @dataclass(frozen=True)
 class _Gradual:
-    """From ``start`` to ``end`` over ``steps`` steps."""
-
     start: float
     end: float
     steps: int

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.registry import build_selector
@@ -84,7 +84,7 @@ def _batches(problem: _Problem) -> None:
     for x, _ in selector:
         steps += 1
         last = selector.last
-        assert last is not None, "last must hold the selection of the batch at hand"
+        assert last is not None, "last must hold the selection of the current batch"
         assert len(x) == _N_B, f"every batch must have n_b = {_N_B} examples, got {len(x)}"
         n = len(last.candidate_index)
         positions = last.positions.tolist()
@@ -94,7 +94,7 @@ def _batches(problem: _Problem) -> None:
         assert torch.equal(last.index, last.candidate_index[last.positions]), "index must be that of the positions"
         assert problem.index_of(x) == last.index.tolist(), "the rows of the batch must be the examples of the index"
         assert last.scores.shape == (n,), f"there must be a score per candidate, shape ({n},), got {tuple(last.scores.shape)}"
-    assert steps == len(selector), f"len(selector) says {len(selector)} batches, got {steps}"
+    assert steps == len(selector), f"len(selector) must be the number of batches, {steps}, got {len(selector)}"
     assert steps == selector.step, f"step must count the batches, got {selector.step} after {steps}"
 
 
@@ -136,7 +136,7 @@ def _mappings(problem: _Problem) -> None:
 def _side_effects(problem: _Problem) -> None:
     cures = {
         "the model": "read candidates.outputs, or run a model with candidates.under(model)",
-        "the candidate batches": "copy what is to be changed",
+        "the candidate batches": "copy a batch before changing it",
         "global random state": "draw from candidates.rand() or candidates.generator",
     }
     for collate, forward in ((None, None), (_collate, _forward)):
@@ -153,29 +153,21 @@ def _side_effects(problem: _Problem) -> None:
         assert torch.is_grad_enabled(), "selecting must leave grad mode as it was"
 
 
-class _Recorded(Dataset[Any]):
+class _Recorded(TensorDataset):
     """A dataset that records which examples are read."""
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    def __init__(self, *tensors: Tensor) -> None:
+        super().__init__(*tensors)
         self.read: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, i: int) -> Any:
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         self.read.append(i)
-        return self.data[i]
-
-    def recent(self) -> list[int]:
-        """What was read since the last call."""
-        read, self.read = self.read, []
-        return read
+        return tuple(tensor[i] for tensor in self.tensors)
 
 
 def _draw_rule(problem: _Problem) -> None:
     """What the draw rule decides is what is loaded, over two epochs: methods may go by the losses of the first."""
-    data = _Recorded(problem.data)
+    data = _Recorded(*problem.data.tensors)
     selector = problem.build(data=data)
     rule = selector.draw_rule()
     if rule.members is None and rule.prefilter is None:
@@ -184,10 +176,10 @@ def _draw_rule(problem: _Problem) -> None:
     replaced = replace(rule, prefilter=_checked_prefilter(rule, loaded) if rule.prefilter else None)
     setattr(selector, "draw_rule", lambda: replaced)  # noqa: B010
     for epoch in range(2):
-        selector.set_epoch(epoch)  # which may read
-        data.recent()
+        selector.set_epoch(epoch)
+        data.read = []  # set_epoch may read
         for x, _ in selector:
-            read, last = data.recent(), selector.last
+            read, data.read, last = data.read, [], selector.last
             _check_members(rule, read)
             assert not loaded or read == loaded[-1], (
                 f"exactly the examples that prefilter returns must be read, {loaded[-1]}, got {read}; decide by the index alone, "

@@ -90,7 +90,7 @@ def test_rho_loss_then_uniform_needs_to_know_when(wrong, loader):
 
 def test_stages_and_methods_of_another_loader_are_refused(loader):
     other = UniformSelector(DataLoader(make_data(32), batch_size=8))
-    with pytest.raises(ValueError, match="stages must say which selector to use from 0 on"):
+    with pytest.raises(ValueError, match="stages must have a selector from 0 on"):
         SwitchSelector(loader, None, {1: UniformSelector(loader)}, unit="step")
     with pytest.raises(ValueError, match="unit must be 'epoch' or 'step', got 'steps'"):
         SwitchSelector(loader, None, {0: UniformSelector(loader)}, unit="steps")

@@ -121,7 +121,9 @@ class SelectedBatches(DataLoader[Any]):
         self.selector, self.first = selector, first
         # A DataLoader draws a seed when it is iterated; its own generator keeps that off the global one.
         self.dataset: _Selected
-        super().__init__(_Selected(selector, passed), batch_size=None, collate_fn=_as_it_is, generator=torch.Generator())
+        super().__init__(
+            _Selected(selector, passed), batch_size=None, collate_fn=lambda batch: batch, generator=torch.Generator()
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch of the Trainer, or resume it if it is in progress."""
@@ -142,10 +144,6 @@ class _Selected(IterableDataset[Any]):
 
     def __len__(self) -> int:
         return len(self.selector)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _file(folder: str, trainer: Any) -> Path:

@@ -58,7 +58,7 @@ class KakurenboSelector(LossPruningSelector):
         if model is None:
             raise ValueError("KAKURENBO scores what it hides; pass the model in training as the second argument, got None")
         if math.isnan(bound):
-            raise ValueError("bound must be the highest loss of what is hidden, such as -ln(0.7) for a cross-entropy, got nan")
+            raise ValueError("bound must be the highest loss of a hidden example, such as -ln(0.7) for a cross-entropy, got nan")
         if list(stages) != sorted(set(stages)) or len(stages) >= len(DECAY):
             raise ValueError(
                 f"stages must be the first epochs of up to {len(DECAY[1:])} later stages, ascending, such as (25, 50, 75), "

@@ -53,7 +53,7 @@ class GlobalSelector(MethodWrapper):
         >>> from rholoss.selectors import TrainLossSelector
         >>> from rholoss.wrappers import GlobalSelector
         >>> meet = f"file://{tempfile.mkdtemp()}/meet"
-        >>> torch.distributed.init_process_group("gloo", init_method=meet, rank=0, world_size=1)  # torchrun says rank and size
+        >>> torch.distributed.init_process_group("gloo", init_method=meet, rank=0, world_size=1)  # torchrun sets rank and size
         >>> data, model = TensorDataset(torch.randn(64, 5), torch.randint(3, (64,))), torch.nn.Linear(5, 3)
         >>> loader = DataLoader(data, batch_size=8, sampler=torch.utils.data.DistributedSampler(data))
         >>> selector = GlobalSelector(loader, model, TrainLossSelector(loader, model), keep=0.25)

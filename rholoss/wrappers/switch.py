@@ -46,9 +46,7 @@ class SwitchSelector(WrapperSelector):
         if unit not in ("epoch", "step"):
             raise ValueError(f"unit must be 'epoch' or 'step', got {unit!r}")
         if 0 not in stages or min(stages) < 0:
-            raise ValueError(
-                f"stages must say which selector to use from 0 on, and nothing before it, got stages from {sorted(stages)}"
-            )
+            raise ValueError(f"stages must have a selector from 0 on, and none before it, got stages from {sorted(stages)}")
         self.stages = dict(sorted(stages.items()))
         self.unit = unit
         self.check_parts()

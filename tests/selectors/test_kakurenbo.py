@@ -217,7 +217,7 @@ class TestKakurenbo:
         loader = DataLoader(range(8), batch_size=4)
         with pytest.raises(ValueError, match="pass the model in training as the second argument, got None"):
             build_selector("kakurenbo", loader)
-        with pytest.raises(ValueError, match="bound must be the highest loss of what is hidden.* got nan"):
+        with pytest.raises(ValueError, match="bound must be the highest loss of a hidden example.* got nan"):
             self.build(bound=float("nan"))
         for stages in ((3, 2), (2, 2), (1, 2, 3, 4)):
             with pytest.raises(ValueError, match="up to 3 later stages, ascending, such as"):
