@@ -1,11 +1,11 @@
-"""Uniform against RHO-LOSS on handwritten digits, with part of the training labels wrong.
+"""Uniform sampling against RHO-LOSS on handwritten digits, where part of the training labels are wrong.
 
     python examples/quickstart.py [--seeds 5] [--steps 800] [--noise 0.3] [--keep 0.1] [--out results/quickstart]
 
-Each seed splits the 1,797 digits of scikit-learn into a clean holdout of 300, training data of which a share gets another class
-than its own, and clean test data. An irreducible-loss model is fitted on the holdout, every training example gets its irreducible
-loss, and the same network is trained twice from the same weights, by one and the same loop: with the plain batches, and with
-RHO-LOSS. Prints a table, and writes results.json and a plot of test accuracy against steps and against seconds.
+Each seed splits the 1,797 digits of scikit-learn into a clean holdout of 300, training data and clean test data. A share of the
+training labels is replaced by another class. An irreducible-loss model is fitted on the holdout, and every training example gets
+its irreducible loss. Then one loop trains the same network twice from the same weights: with plain batches, and with RHO-LOSS.
+Prints a table, and writes results.json and a plot of test accuracy against steps and against seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EVALUATE_EVERY = 5  # steps
 
 @dataclass
 class Digits:
-    """One seed's split. ``is_wrong`` marks the training examples whose label is not their own."""
+    """One seed's split. ``is_wrong`` marks the training examples with a wrong label."""
 
     holdout: TensorDataset
     validation: TensorDataset
@@ -167,7 +167,7 @@ def percent(values: list[float]) -> str:
 
 
 def reach(pairs: list[tuple[Run, float]], what: str) -> list[float]:
-    """Steps or seconds to each run's target; infinite where it is not reached."""
+    """Steps or seconds to each run's target; infinite if a run never reaches it."""
     found = [(run, first_at(run, target)) for run, target in pairs]
     return [getattr(run, what)[i] if i is not None else float("inf") for run, i in found]
 

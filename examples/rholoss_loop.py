@@ -1,4 +1,4 @@
-"""plain_loop.py and three lines more: the model of the trusted digits says which of the others are worth training on."""
+"""plain_loop.py and three lines more: a model of the trusted digits tells which of the others are worth training on."""
 
 import torch
 from sklearn.datasets import load_digits

@@ -1,6 +1,6 @@
 """rholoss_loop.py on several processes: torchrun --nproc_per_node 2 --standalone examples/several_processes.py.
 
-First each rank chooses from its own candidates, then all ranks together from the candidates of all.
+First each rank selects from its own candidates. Then all ranks select together, from the candidates of all.
 """
 
 import gc

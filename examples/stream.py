@@ -1,12 +1,12 @@
-"""RHO-LOSS over a stream: handwritten digits in files of JSON lines, read by two workers, known by their keys.
+"""RHO-LOSS over a stream: handwritten digits in files of JSON lines, read by two workers, identified by keys.
 
     python examples/stream.py [--seeds 3] [--steps 200]
 
-The 1,797 digits of scikit-learn are the data: 300 with labels to trust, 960 of which 30 % get another class than their own,
-and the rest to test on. The 960 are written to eight files, each line a key, an image and a label, and from there on are only
-ever read as a stream: once to score them with a model of the trusted digits, then without an end, shuffled, to train on.
-Prints, for plain batches and for RHO-LOSS, the test accuracy after equal steps and the share of wrong labels among what was
-trained on.
+The data are the 1,797 digits of scikit-learn: 300 with trusted labels, 960 for training, and the rest for testing. 30 % of the
+training labels are replaced by another class. The training digits are written to eight files, where each line has a key, an image
+and a label. They are then read as a stream only: once, to score them with a model of the trusted digits, and again without end,
+shuffled, to train on. Prints the test accuracy after equal steps, and the share of wrong labels among the examples trained on,
+for plain batches and for RHO-LOSS.
 """
 
 from __future__ import annotations

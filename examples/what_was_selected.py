@@ -1,4 +1,4 @@
-"""What RHO-LOSS selects while it trains, and what other methods would have chosen from the very same candidates.
+"""What RHO-LOSS selects while it trains, and what other methods would have selected from the same candidates.
 
     python examples/what_was_selected.py [--steps 200] [--noise 0.3] [--keep 0.1] [--seed 0] [--plot results/what_was_selected]
 
@@ -23,7 +23,7 @@ OTHERS = ("irreducible_loss", "train_loss", "gradient_norm", "bald", "uniform")
 
 
 def run(steps: int, noise: float, keep: float, seed: int) -> tuple[SelectionLog, ComparisonLog]:
-    """Train with RHO-LOSS, and watch."""
+    """Train with RHO-LOSS, and log what is selected."""
     torch.manual_seed(seed)
     digits = split_digits(noise, seed)
     store = IrreducibleLossStore.from_model(fit_small_network(digits, seed), digits.training)
@@ -49,7 +49,7 @@ def run(steps: int, noise: float, keep: float, seed: int) -> tuple[SelectionLog,
 
 
 def table(comparison: ComparisonLog) -> str:
-    """What each method selected, or would have."""
+    """What each method selected, or would have selected."""
     columns = "wrong labels, %", "already correct, %", "in common with `rho_loss`, %", "rank correlation with it"
     lines = [f"| selected by | {' | '.join(columns)} |", "|---|---|---|---|---|"]
     correlation = comparison.correlation()[0].round(decimals=2).tolist()

@@ -19,14 +19,14 @@ PROBES = 1000  # training examples on which rankings are compared
 
 
 class Comparison:
-    """Compares, along a run, what approximations would rank highest with what an irreducible-loss model that learns along does.
+    """Compares, during a run, what approximations rank highest with what a co-trained irreducible-loss model ranks highest.
 
-    The model that learns along is the one that the paper's derivation asks for: it has seen all that the model in training has.
+    The co-trained model is the one that the paper's derivation asks for: it has seen all that the model in training has.
 
     Args:
         references: the approximations.
         fixed: irreducible losses of the same model, left as it was.
-        along: the irreducible-loss model that learns along.
+        along: the irreducible-loss model that is co-trained on the selected batches.
         task: the data.
         seed: of the choice of training examples.
         device: where the models are.

@@ -1,4 +1,4 @@
-"""Ways to spoil data, each with a mask of what was spoilt.
+"""Ways to corrupt data, each with a mask of what was corrupted.
 
 All are deterministic by seed and draw from streams of their own: neither the global random state nor anything else that is
 drawn from the same seed has to do with them. Nothing is changed in place.

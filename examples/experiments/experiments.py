@@ -285,7 +285,7 @@ def paying(setup: Setup, steps: int, full: int, fast: int) -> dict[str, Setup]:
 
 
 def wide(setup: Setup) -> dict[str, Setup]:
-    """The same for a network of layers, whose forward pass is a small part of a step, with cosine decay for all."""
+    """The same for an MLP, whose forward pass is a small part of a step, with cosine decay for all."""
     alone, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
     uniform = replace(plain(setup, 2000), every=100)
     strict = replace(alone, keep=0.1)
@@ -347,7 +347,7 @@ def holdouts(setup: Setup) -> dict[str, Setup]:
 
 
 def approximations(setup: Setup) -> dict[str, Setup]:
-    """The irreducible-loss model learns along, as in the derivation; what is forwards is compared with it as it goes."""
+    """The irreducible-loss model is co-trained, as in the derivation. Approximations are compared with it during the run."""
     compared = {"small irreducible-loss model": TINY, "fitted for one epoch": replace(LEAST, epochs=1)}
     along = by(replace(setup, irreducible_lr=setup.lr / 100, compared=compared), "online_rho_loss")
     return {

@@ -1,4 +1,4 @@
-"""Frozen features: a hundred times forwards to train on than what they are made of. Made once, and kept in a file."""
+"""Frozen features: a hundred times cheaper to train on than images or sentences. Computed once, and kept in a file."""
 
 from __future__ import annotations
 

@@ -100,9 +100,9 @@ def read_picture(path: str, resize: int | None = None) -> Tensor:
 
 
 class Augmented(Dataset[Example]):
-    """Images of a dataset, each shifted by up to some pixels and mirrored at random, anew whenever it is read.
+    """Images of a dataset, each shifted by up to some pixels and mirrored at random, each time that it is read.
 
-    Chance comes from PyTorch's global generator, as that of torchvision's transforms does, so each worker has its own.
+    The draws come from PyTorch's global generator, as in torchvision's transforms, so each worker has its own.
 
     Args:
         plain: the dataset as it is, to score by.

@@ -55,7 +55,7 @@ def train(
         setup: the run.
         model: in train mode, with its initial weights.
         method: the selector.
-        tally: told of every selected batch.
+        tally: receives every selected batch.
         measure: the metric of the model.
         look: called after every evaluation.
         clock: of the time that is measured.

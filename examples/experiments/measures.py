@@ -21,7 +21,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 def matthews(outputs: Tensor, targets: Tensor) -> float:
-    """Matthews correlation of two classes, from -1 to 1; 0 where one is never predicted."""
+    """Matthews correlation of two classes, from -1 to 1; 0 if one is never predicted."""
     said, is_so = outputs.argmax(1).bool(), targets.bool()
     tp, tn, fp, fn = (float((a & b).sum()) for a, b in ((said, is_so), (~said, ~is_so), (said, ~is_so), (~said, is_so)))
     below = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5

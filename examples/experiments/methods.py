@@ -60,7 +60,7 @@ class Method:
         selector: the selector.
         along: called with each selected batch, once the model was trained on it.
         forward: counts the examples that were scored.
-        irreducible_model: the irreducible-loss model that learns along, if there is one.
+        irreducible_model: the irreducible-loss model that is co-trained on the selected batches, if there is one.
         seconds: that went into a proxy before the first step.
     """
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def imported(package: str, what_for: str, install: str = "") -> ModuleType:
-    """A package, or an error that says what needs it.
+    """A package, or an error that names what needs it.
 
     Raises:
         ImportError: it is not there, or does not work: torchvision raises a RuntimeError where it does not fit torch.

@@ -1,4 +1,4 @@
-"""What counts where seconds do: against the best plain training, with the making of the irreducible losses and without."""
+"""Seconds to the accuracy of the best plain training, with and without the time to compute the irreducible losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def metric_by(row: Row, limit: float, before: float) -> float:
 
 
 def columns(results: Results) -> list[tuple[str, Cell]]:
-    """What a row of the table says, by what it is called."""
+    """What a row of the table shows, by the name of its column."""
     target = results.rows[results.tuned()]
 
     def with_target(value: Callable[[Row, Row], float], form: Callable[[float], str]) -> Cell:

@@ -74,7 +74,7 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
 
 
 def parts_of_one(*datasets: Any) -> list[IndexedSubset]:
-    """Datasets as parts of one, so that examples are told apart by their indices: in some data different ones look the same."""
+    """Datasets as parts of one, so that indices distinguish the examples: in some data different ones look the same."""
     whole: Any = ConcatDataset(datasets)
     ends = [0, *whole.cumulative_sizes]
     if all(type(data) is TensorDataset for data in datasets):

@@ -138,7 +138,7 @@ def pairs(results: Results) -> dict[str, tuple[BySeed, BySeed]]:
 
 
 def correlations(results: Results) -> str:
-    """Rank correlation of approximations with the score whose irreducible-loss model learns along."""
+    """Rank correlation of approximations with the score whose irreducible-loss model is co-trained."""
     rows = next((rows for rows in results.rows.values() if any(row.get("rank_correlation") for row in rows.values())), {})
     names = next(iter(rows.values()))["rank_correlation"] if rows else []
     some = {name: {seed: {"curve": row["rank_correlation"][name]} for seed, row in rows.items()} for name in names}
@@ -219,7 +219,7 @@ def report(results: Results) -> str:
 
 
 def updated(page: str, reports: dict[str, str]) -> str:
-    """A page with the tables between ``<!-- report NAME -->`` and ``<!-- end -->`` made anew."""
+    """A page with the tables between ``<!-- report NAME -->`` and ``<!-- end -->`` made again."""
 
     def fresh(match: re.Match[str]) -> str:
         return f"<!-- report {match[1]} -->\n\n{reports[match[1]]}\n\n<!-- end -->"

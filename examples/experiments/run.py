@@ -5,7 +5,7 @@
     python examples/experiments/run.py --row ID --data DIR      # repeats a row of the results, and compares
     python examples/experiments/run.py --smoke                  # every experiment, a few steps on tiny files that it writes
 
-A run that has its row already is skipped, so that a killed command goes on where it stopped. Experiments share runs: the same
+A run that has its row already is skipped, so a killed command resumes when it is started again. Experiments share runs: the same
 setup is performed once. Several processes may write to one file if they are given different seeds.
 """
 

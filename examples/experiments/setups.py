@@ -52,7 +52,7 @@ class Setup:
         model: the model in training; see ``tasks.make_model``.
         model_options: handed to ``make_model``.
         method: a registered selector.
-        method_options: handed to ``build_selector``. The irreducible loss of a guess may be written ``"guess"``, a dtype
+        method_options: handed to ``build_selector``. The chance level, log(C), may be written ``"guess"``, a dtype
             ``"bfloat16"``, a forward pass that hands the last layer's inputs out ``"penultimate"``, and a schedule as
             ``{"schedule": "geometric", "start": 2.0, "end": 0.1}``, over all steps.
         irreducible: how the irreducible losses are made, for the methods that take them.

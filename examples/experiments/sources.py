@@ -1,4 +1,4 @@
-"""What there is of each data set before an experiment spoils it, divided as it was published, or as the paper divided it."""
+"""What there is of each data set before an experiment corrupts it, divided as it was published, or as the paper divided it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ Make = Callable[[str, Examples], Dataset[Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before it is spoilt.
+    """A data set before it is corrupted.
 
     Attributes:
         train: what the target trains on.

@@ -57,7 +57,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Spoiling:
+class Corruption:
     """What is done to the training data, and to a holdout that is to be as dirty."""
 
     noise: str | float = 0.0
@@ -81,7 +81,7 @@ def load_task(
     relevant: int | None = None,
     **options: Any,
 ) -> Task:
-    """Read a data set from a folder, divide it and spoil it.
+    """Read a data set from a folder, divide it and corrupt it.
 
     Args:
         name: one of ``task_names()``.
@@ -89,11 +89,11 @@ def load_task(
         seed: of the division and of the corruptions; the same seed makes the same task.
         noise: wrong labels among the training data: a share in [0, 1]; or, of CIFAR-10, the name of a set of labels that people
             gave: ``"aggre"``, ``"random1"``, ``"random2"``, ``"random3"`` or ``"worse"``.
-        holdout: ``"clean"``: of the published size, with the published labels; ``"dirty"``: spoilt like the training data; a
+        holdout: ``"clean"``: of the published size, with the published labels; ``"dirty"``: corrupted like the training data; a
             whole number: a clean one of so many examples, at least 10, while the rest of it is not used; ``"none"``: what would
             be the holdout is trained on, for cross-fitting. A tenth of it is the validation data.
         limit: at most so many training examples before duplicates, and so many held out, for a quick look.
-        noise_kind: ``"wrong"``: the share of the labels that are wrong; ``"redrawn"``: the share that is drawn anew from all
+        noise_kind: ``"wrong"``: the share of the labels that are wrong; ``"redrawn"``: the share that is drawn again from all
             classes; ``"similar"``: the share, of each class that has a similar one, that gets that one's label.
         input_noise: share of the examples whose input is nothing but noise, in [0, 1].
         ambiguous: share of the examples that are blended with one of another class, in [0, 1].
@@ -108,12 +108,12 @@ def load_task(
     if holdout not in ("clean", "dirty", "none") and (isinstance(holdout, (str, bool)) or holdout < 10):
         raise ValueError(f"holdout must be 'clean', 'dirty', 'none' or a number of examples, at least 10, got {holdout!r}")
     source = only_relevant(_source(name)(Asked(Path(root), seed, holdout), **options), relevant)
-    spoiling = Spoiling(noise, noise_kind, input_noise, ambiguous)
+    corruption = Corruption(noise, noise_kind, input_noise, ambiguous)
     train, held, validation = _roles(source, holdout, limit, seed)
-    train = _spoilt(train, source, spoiling, derived_seed("train", seed))
+    train = _corrupted(train, source, corruption, derived_seed("train", seed))
     if holdout in ("dirty", "none"):
-        validation = _spoilt(validation, source, spoiling, derived_seed("validation", seed))
-        held = held and _spoilt(held, source, spoiling, derived_seed("holdout", seed))
+        validation = _corrupted(validation, source, corruption, derived_seed("validation", seed))
+        held = held and _corrupted(held, source, corruption, derived_seed("holdout", seed))
     train = _repeated(train, duplicates, seed)
     return Task(
         name,
@@ -124,7 +124,7 @@ def load_task(
         train.flags,
         source.classes,
         source.metric,
-        ". ".join(_notes(source, spoiling, duplicates, holdout, Path(root) / name.removesuffix("-relevance"))),
+        ". ".join(_notes(source, corruption, duplicates, holdout, Path(root) / name.removesuffix("-relevance"))),
     )
 
 
@@ -164,25 +164,25 @@ def _at_most(examples: Examples, count: int, seed: int, exactly: bool = False) -
     return examples if count >= len(examples) else some(examples, count, seed)[0]
 
 
-def _spoilt(examples: Examples, source: Source, spoiling: Spoiling, seed: int) -> Examples:
-    if spoiling.ambiguous:
-        examples = _changed(examples, source, "ambiguous", corruptions.ambiguous_inputs, examples.y, spoiling.ambiguous, seed)
-    if spoiling.input_noise:
-        examples = _changed(examples, source, "noisy input", corruptions.noisy_inputs, spoiling.input_noise, seed)
-    y, wrong = _wrong_labels(examples, source, spoiling, seed)
+def _corrupted(examples: Examples, source: Source, corruption: Corruption, seed: int) -> Examples:
+    if corruption.ambiguous:
+        examples = _changed(examples, source, "ambiguous", corruptions.ambiguous_inputs, examples.y, corruption.ambiguous, seed)
+    if corruption.input_noise:
+        examples = _changed(examples, source, "noisy input", corruptions.noisy_inputs, corruption.input_noise, seed)
+    y, wrong = _wrong_labels(examples, source, corruption, seed)
     return replace(examples, y=y).flagged(wrong=wrong) if source.labels_known or bool(wrong.any()) else examples
 
 
-def _changed(examples: Examples, source: Source, flag: str, spoil: Any, *arguments: Any) -> Examples:
-    """Examples whose inputs are spoilt, which adds to a flag."""
+def _changed(examples: Examples, source: Source, flag: str, corrupt: Any, *arguments: Any) -> Examples:
+    """Examples whose inputs are corrupted, which adds to a flag."""
     if not isinstance(examples.x, Tensor) or examples.x.dtype == torch.int64:
-        raise ValueError(f"{flag}: only images in memory and features can be spoilt so, not {source.notes}")
-    x, mask = spoil(examples.x, *arguments)
+        raise ValueError(f"{flag}: only images in memory and features can be corrupted so, not {source.notes}")
+    x, mask = corrupt(examples.x, *arguments)
     return replace(examples, x=x, flags=examples.flags | {flag: mask | examples.flags.get(flag, torch.zeros_like(mask))})
 
 
-def _wrong_labels(examples: Examples, source: Source, spoiling: Spoiling, seed: int) -> tuple[Tensor, Tensor]:
-    noise, kind = spoiling.noise, spoiling.noise_kind
+def _wrong_labels(examples: Examples, source: Source, corruption: Corruption, seed: int) -> tuple[Tensor, Tensor]:
+    noise, kind = corruption.noise, corruption.noise_kind
     if isinstance(noise, str):
         if noise not in examples.other_labels:
             there = ", ".join(examples.other_labels) or "none here"
@@ -203,15 +203,19 @@ def _repeated(train: Examples, share: float, seed: int) -> Examples:
     return more.flagged(duplicate=copies | more.flags.get("duplicate", torch.zeros_like(copies)))
 
 
-def _notes(source: Source, spoiling: Spoiling, duplicates: float, holdout: str | int, folder: Path) -> Iterator[str]:
+def _notes(source: Source, corruption: Corruption, duplicates: float, holdout: str | int, folder: Path) -> Iterator[str]:
     yield source.notes
     if (folder / "NOTES.txt").exists():
         yield (folder / "NOTES.txt").read_text(encoding="utf-8").strip().rstrip(".")
-    if isinstance(spoiling.noise, str):
-        yield f"labels that people gave, {spoiling.noise!r} of CIFAR-10N"
-    elif spoiling.noise:
-        yield f"labels: {spoiling.noise:.1%} {spoiling.noise_kind}"
-    for what, share in (("noisy inputs", spoiling.input_noise), ("ambiguous", spoiling.ambiguous), ("duplicates", duplicates)):
+    if isinstance(corruption.noise, str):
+        yield f"labels that people gave, {corruption.noise!r} of CIFAR-10N"
+    elif corruption.noise:
+        yield f"labels: {corruption.noise:.1%} {corruption.noise_kind}"
+    for what, share in (
+        ("noisy inputs", corruption.input_noise),
+        ("ambiguous", corruption.ambiguous),
+        ("duplicates", duplicates),
+    ):
         if share:
             yield f"{what}: {share:.1%}"
     yield f"holdout: {f'{holdout:,} clean examples' if isinstance(holdout, int) else holdout}"

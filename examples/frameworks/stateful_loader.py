@@ -1,4 +1,4 @@
-"""A loop over torchdata's StatefulDataLoader, whose state is a part of the checkpoint: run it again, and it goes on."""
+"""A loop over torchdata's StatefulDataLoader, whose state is a part of the checkpoint: run it again, and it resumes."""
 
 import sys
 from pathlib import Path

@@ -19,7 +19,7 @@ given_labels[wrong] = (labels[wrong] + torch.randint(1, 10, (270,), generator=_g
 
 
 class Digits(Dataset):
-    """Some of the digits; each is a dict, as the frameworks' own data sets have them."""
+    """Some of the digits; each is a dict, as in the data sets of the frameworks."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -32,7 +32,7 @@ class Digits(Dataset):
 
 
 class Classifier(nn.Module):
-    """Gives logits, and the mean loss where it is told the labels."""
+    """Returns logits, and with labels the mean loss too."""
 
     def __init__(self, width=128):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Uniform against RHO-LOSS on one task: the loop, the same for every task of this folder.
+"""Uniform sampling against RHO-LOSS on one task: the loop, the same for every task of this folder.
 
-All that a task has to say is in ``forward`` and ``loss``. These two fit the irreducible-loss model, make the irreducible losses,
-score the candidates and train.
+A task is described by its ``forward`` and its ``loss``. They serve to fit the irreducible-loss model, to compute the irreducible
+losses, to score the candidates and to train.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
 
 
 def train(task: Task, model: nn.Module, store: IrreducibleLossStore, method: str, steps: int, seed: int) -> tuple[float, float]:
-    """What the test says at the end, and the share of wrong examples among the selected."""
+    """The test measure at the end, and the share of wrong examples among the selected."""
     torch.manual_seed(seed)
     keep = 1.0 if method == "uniform" else KEEP
     loader = task.loader(task.data[2], N_B, shuffle=True)

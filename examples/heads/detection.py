@@ -2,9 +2,9 @@
 
     python examples/heads/detection.py [--steps 300] [--seeds 3]
 
-Targets are a list of dicts of boxes and labels, one per image, of any number of objects. The detector, of a few lines, says of
-every cell of a grid whether the centre of an object is in it, of which class, and where its box is. The loss of an image is the
-sum of the three losses that it is trained on, each kept per image.
+Targets are a list of dicts of boxes and labels, one per image, of any number of objects. The small detector predicts for every
+cell of a grid whether the centre of an object is in it, of which class, and where its box is. The loss of an image is the sum of
+the three losses that it is trained on, each kept per image.
 """
 
 from itertools import pairwise
@@ -90,13 +90,13 @@ def loss(outputs: Tensor, targets: list[Target]) -> Tensor:
 
 
 def found(model: nn.Module, batch: tuple[Tensor, list[Target]]) -> float:
-    """Share of the objects that are found, with their class and a box of an IoU of at least 0.5, by as many guesses."""
+    """Recall at an IoU of 0.5: share of the objects found with their class, among as many predictions as objects."""
     right, count = 0, 0
     corner = torch.stack(torch.meshgrid(torch.arange(CELLS), torch.arange(CELLS), indexing="xy"), -1).reshape(-1, 2)
     for cells, target in zip(model(batch[0]), batch[1], strict=True):
-        guesses = cells[:, 0].topk(len(target["labels"])).indices
-        boxes = (cells[guesses, -4:] + (corner[guesses] + 0.5).repeat(1, 2)) * CELL
-        same = cells[guesses, 1:-4].argmax(1)[:, None] == target["labels"]
+        predicted = cells[:, 0].topk(len(target["labels"])).indices
+        boxes = (cells[predicted, -4:] + (corner[predicted] + 0.5).repeat(1, 2)) * CELL
+        same = cells[predicted, 1:-4].argmax(1)[:, None] == target["labels"]
         right += int((same & (box_iou(boxes, target["boxes"]) >= 0.5)).any(0).sum())
         count += len(target["labels"])
     return right / count

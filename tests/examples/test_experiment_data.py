@@ -1,4 +1,4 @@
-"""Every data set is read from files in its published format, divided as published, and spoilt as asked; wrong files are named."""
+"""Every data set is read from files in its published format, divided as published, corrupted as asked; wrong files are named."""
 
 import pickle
 import shutil
@@ -600,7 +600,7 @@ class TestTasks:
                 assert torch.equal(mine, its)
         assert not torch.equal(one.train.tensors[0], third.train.tensors[0])
 
-    def test_flags_say_what_was_spoilt(self, root):
+    def test_flags_say_what_was_corrupted(self, root):
         task = load_task("mnist", root, noise=0.2, input_noise=0.1, ambiguous=0.1, duplicates=0.3)
         n = 500
         assert {name: int(flag[:n].sum()) for name, flag in task.flags.items()} == {
@@ -642,9 +642,9 @@ class TestTasks:
         with pytest.raises(ValueError, match=message):
             load_task("mnist", root, **options)
 
-    def test_inputs_that_cannot_be_spoilt(self, root):
+    def test_inputs_that_cannot_be_corrupted(self, root):
         with pytest.raises(
-            ValueError, match="ambiguous: only images in memory and features can be spoilt so, not MNIST at 8 random places"
+            ValueError, match="ambiguous: only images in memory and features can be corrupted so, not MNIST at 8 random places"
         ):
             load_task("translated-mnist", root, ambiguous=0.1)
 

@@ -35,9 +35,9 @@ def find(folder: Path, *names: str, data: str) -> Path:
 
 
 def wrong(path: Path, expected: str, got: str, data: str) -> ValueError:
-    """An error that says what a file should hold, and does not."""
+    """An error that names what a file should hold, and what it holds."""
     return ValueError(
-        f"{path} is damaged, or not a file of {data}: expected {expected}, got {got}; get it anew from {SOURCES[data]}"
+        f"{path} is damaged, or not a file of {data}: expected {expected}, got {got}; get it again from {SOURCES[data]}"
     )
 
 

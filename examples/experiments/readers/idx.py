@@ -16,7 +16,7 @@ TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: 
 
 
 def read_idx(path: Path, data: str, ndim: int) -> Tensor:
-    """The numbers of an idx file, as a tensor of the shape that it says."""
+    """The numbers of an idx file, as a tensor of the shape in its header."""
     content = content_of(path, data)
     if len(content) < 4 + 4 * ndim or content[:2] != b"\0\0" or content[2] not in TYPES or content[3] != ndim:
         raise wrong(path, f"an idx file of {ndim} dimensions", f"{len(content):,} bytes that begin {content[:4].hex()}", data)
