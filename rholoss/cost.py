@@ -4,7 +4,6 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -112,15 +111,6 @@ class StepTimer:
         self._phase: Phase | None = None  # the one in progress
         self._since: Any = None  # when it began
 
-    def around(self, batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-        """The batches; the time to get one counts as waiting."""
-        iterator = iter(batches)
-        self.enter("waiting", device)
-        while (batch := next(iterator, None)) is not None:
-            yield batch
-            self.enter("waiting", device)
-        self._phase = None
-
     def enter(self, phase: Phase, device: torch.device) -> None:
         """Begin a phase, and end the one before it."""
         if device.type not in ("cpu", "cuda"):
@@ -146,6 +136,10 @@ class StepTimer:
         """Count examples that the model in training scored between two steps, and that were loaded only for that."""
         self.scored.by_model += scored
         self.loaded += scored
+
+    def stop(self) -> None:
+        """End the phase in progress without counting it."""
+        self._phase = None
 
     def cost(self, n_b: int, n_B: int | None) -> Cost:
         self._settle()

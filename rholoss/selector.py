@@ -25,6 +25,31 @@ from rholoss.scoring import Forward, Loss, Scorer, Task
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice, checked_prefilter
 
 
+class SelectedBatches:
+    """One pass over the selected batches. As a loader's, it begins when it is made, and goes on after an error of one batch."""
+
+    def __init__(self, selector: Selector, candidates: Any) -> None:
+        self._selector, self._candidates = selector, candidates
+
+    def __iter__(self) -> SelectedBatches:
+        return self
+
+    def __next__(self) -> Any:
+        selector = self._selector
+        selector.timer.enter("waiting", selector.scoring_device)
+        try:
+            indexed = next(self._candidates)
+        except StopIteration:
+            selector.timer.stop()
+            selector.finite_check.wait()  # an accelerator reports a score that is not finite a step later
+            raise
+        return selector.select_from(indexed)
+
+    def close(self) -> None:
+        """End the pass, as a ``break`` out of a loop does: the next iteration begins another one."""
+        self._candidates.close()
+
+
 class Selector(ABC):
     """Wraps a loader and a model and yields, of each candidate batch, the examples worth training on.
 
@@ -135,9 +160,7 @@ class Selector(ABC):
     def __iter__(self) -> Iterator[Any]:
         self._passes.count()
         self.begin_epoch(self.epoch)
-        for indexed in self.timer.around(self.draw(), self.scoring_device):
-            yield self.select_from(indexed)
-        self.finite_check.wait()  # an accelerator reports a score that is not finite a step later
+        return SelectedBatches(self, self.draw())
 
     def draw(self) -> Iterator[IndexedBatch]:
         """The candidate batches of an epoch, or the rest of one."""
@@ -281,7 +304,8 @@ class Selector(ABC):
         """Where candidate batches come from; built lazily, as ``draw_rule`` may need what a subclass's constructor sets."""
         self._rule = rule = self.draw_rule()
         n_B = rule.n_B or (self.n_B if self.redraws else None)
-        return CandidateLoader(self.view, n_B, rule.members, self._prefiltered if rule.prefilter else None, self._passes)
+        prefilter, least = self._prefiltered if rule.prefilter else None, self.n_b if self._drop_last else 1
+        return CandidateLoader(self.view, n_B, rule.members, prefilter, self._passes, least)
 
     def _prefiltered(self, drawn: list[int]) -> list[int]:
         """Of the positions in the dataset that the sampler drew, those to load."""

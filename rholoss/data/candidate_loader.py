@@ -14,8 +14,9 @@ from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import IndexedBatch, IndexedBatches, check_indexed, idle
 from rholoss.data.loader_view import LoaderView
 from rholoss.data.samplers import (
+    CandidateBatchSampler,
     MemberSampler,
-    PrefilteredBatchSampler,
+    RandomStates,
     ResumableSampler,
     sharded,
     sharded_as,
@@ -42,6 +43,67 @@ class DrawRule:
     n_B: int | None = None  # noqa: N815
 
 
+class CandidateIterator:
+    """One pass over the candidate batches, or the rest of one.
+
+    It begins as it is made, as an iterator of a ``DataLoader`` does. An error of one batch does not end it.
+    """
+
+    def __init__(self, loader: CandidateLoader, state: EpochState, n_b: int, drop_last: bool) -> None:
+        self._loader, self._state, self._n_b, self._drop_last = loader, state, n_b, drop_last
+        self._this = state.enter()
+        self._ends = max(1, loader.view.loader.num_workers) if loader.view.is_stream else 1  # of each worker of a stream
+        self._last = n_b  # examples in the latest batch
+        self._items: Iterator[Any] = iter(())
+        try:
+            self._items = loader.items(state.skip)
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> CandidateIterator:
+        return self
+
+    def __next__(self) -> IndexedBatch:
+        while True:
+            item = self._next_item()
+            self._last = len(item.index)
+            self._ends -= self._last < self._n_b
+            if self._last >= self._n_b or not self._drop_last:
+                return item
+
+    def _next_item(self) -> IndexedBatch:
+        try:
+            item = next(self._items)
+        except StopIteration:
+            spent = self._state.iteration is self._this and self._state.position == 0 and not self._loader.has_sampler
+            self.close()
+            if spent:
+                raise ValueError(
+                    "nothing to iterate: expected batches that can be iterated again, got a spent iterator"
+                ) from None
+            raise
+        except Exception:
+            self._state.advance(self._this)  # the batch is gone, and the next one can be read
+            raise
+        if not self._ends:
+            self.close()
+            raise ValueError(
+                f"a candidate batch has {self._last} examples, fewer than n_b = {self._n_b}, and it is not the last; "
+                "pass a smaller batch_size, or larger batches"
+            )
+        self._state.advance(self._this)
+        return check_indexed(item, self._loader.view.loader)
+
+    def close(self) -> None:
+        """End the pass: the next iteration begins another one."""
+        self._items = iter(())
+        self._state.leave(self._this)
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class CandidateLoader:
     """Candidate batches of a loader, as ``IndexedBatch``.
 
@@ -51,6 +113,7 @@ class CandidateLoader:
         members: see ``DrawRule``.
         prefilter: returns the positions to load, of those that the sampler drew for a candidate batch.
         state: the position in the data; None starts with the first epoch.
+        least: a last candidate batch of fewer examples is dropped unread, where they are drawn with the loader's sampler.
     """
 
     def __init__(
@@ -60,14 +123,17 @@ class CandidateLoader:
         members: Tensor | Callable[[], Tensor] | None = None,
         prefilter: Callable[[list[int]], list[int]] | None = None,
         state: EpochState | None = None,
+        least: int = 1,
     ) -> None:
         view.require_index()
         self.view = view
         self._state = EpochState() if state is None else state
+        self._n_B = n_B
         self._sampler: ResumableSampler | None = None
-        self.batches: Any = view.drawing(**self._changes(n_B, members, prefilter))
+        self._before: RandomStates | None = None  # the random states before the latest iteration began
+        self.batches: Any = view.drawing(**self._changes(n_B, members, prefilter, least))
 
-    def _changes(self, n_B: int | None, members: Any, prefilter: Any) -> dict[str, Any]:
+    def _changes(self, n_B: int | None, members: Any, prefilter: Any, least: int) -> dict[str, Any]:
         """The changes that make the loader draw candidate batches, resumable at any position."""
         view, loader = self.view, self.view.loader
         decides = members is not None or prefilter is not None
@@ -86,10 +152,11 @@ class CandidateLoader:
         sampler = view.batching.sampler
         if members is not None:
             sampler = MemberSampler(sampler, members, view.dataset)
+        is_shard = sharded(loader.batch_sampler) is not None
         batching: Any = type(view.batching)(sampler, n_B, drop_last=False)
-        if prefilter is not None:
-            batching = PrefilteredBatchSampler(sampler, n_B, prefilter)
-        if sharded(loader.batch_sampler):
+        if prefilter is not None or (least > 1 and not is_shard):  # ranks have to agree on the end
+            batching = CandidateBatchSampler(sampler, n_B, prefilter, 1 if is_shard else least)
+        if is_shard:
             batching = sharded_as(loader.batch_sampler, batching, None if prefilter else n_B)
         if view.is_map_style:
             batching = self._sampler = ResumableSampler(batching, loader.generator, self._state)
@@ -98,36 +165,19 @@ class CandidateLoader:
     def __iter__(self) -> Iterator[IndexedBatch]:
         return self.epoch(0, drop_last=False)
 
-    def epoch(self, n_b: int, drop_last: bool) -> Iterator[IndexedBatch]:
-        """Yield an epoch's candidate batches, or the remaining ones when resuming.
+    def epoch(self, n_b: int, drop_last: bool) -> CandidateIterator:
+        """An epoch's candidate batches, or the remaining ones when resuming.
 
         Only the last batch may have fewer than ``n_b`` examples; in a stream, the last of each worker. ``drop_last`` drops it.
         """
-        state, n = self._state, n_b
-        this = state.enter()
-        ends = max(1, self.view.loader.num_workers) if self.view.is_stream else 1
-        try:
-            for item in self._items(state.skip):  # no batch is read before it is needed
-                if not ends:
-                    raise ValueError(
-                        f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
-                        "pass a smaller batch_size, or larger batches"
-                    )
-                state.advance(this)
-                n = len(check_indexed(item, self.view.loader).index)
-                ends -= n < n_b
-                if n >= n_b or not drop_last:
-                    yield item
-            if state.position == 0 and self._sampler is None:
-                raise ValueError("nothing to iterate: expected batches that can be iterated again, got a spent iterator")
-        finally:
-            state.leave(this)
+        return CandidateIterator(self, self._state, n_b, drop_last)
 
-    def _items(self, skip: int) -> Iterator[Any]:
+    def items(self, skip: int) -> Iterator[Any]:
         """The loader's items after the first ``skip``, as an uninterrupted epoch would yield them."""
         state = self._state
         if self._sampler is not None:
-            self._sampler.rewind = self._sampler.states() if state.seed_was_drawn else None
+            self._before = self._sampler.states()
+            self._sampler.rewind = self._before if state.seed_was_drawn else None
             state.seed_was_drawn = False
             if not skip:
                 return iter(self.batches)
@@ -143,6 +193,11 @@ class CandidateLoader:
             torch.set_rng_state(state.began[0].cpu())
             return iter(self.batches) if is_restored else skipped(iter(self.batches), skip)
 
+    @property
+    def has_sampler(self) -> bool:
+        """Whether a sampler draws the batches, so that there may be none."""
+        return self._sampler is not None
+
     def __len__(self) -> int:
         return len(self.batches)
 
@@ -150,8 +205,10 @@ class CandidateLoader:
         """Selected batches in an epoch; at most one too many, where the size of the last candidate batch is unknown."""
         batching = self._sampler.sampler if self._sampler else None
         tail = 0
+        if drop_last and self.view.is_stream and self._n_B and hasattr(self.view.dataset, "__len__"):
+            tail = len(self.view.dataset) % self._n_B
         if drop_last and isinstance(batching, BatchSampler) and not (sharded(batching) or getattr(batching, "drop_last", True)):
-            tail = len(batching.sampler) % batching.batch_size  # type: ignore[arg-type]
+            tail = len(batching.sampler) % batching.batch_size if getattr(batching, "least", 1) == 1 else 0  # type: ignore[arg-type]
         return len(self) - (0 < tail < n_b)
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,9 +219,14 @@ class CandidateLoader:
     def state(self) -> dict[str, Any]:
         """The position, the random states at the start of the epoch, and the current states of the generators."""
         reader = self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
+        now = {} if self._sampler is None else self._sampler.own_states()
+        state = self._state.state()
+        if state["position"] == 0:  # an iteration has begun, and has taken nothing: it begins again
+            state |= {"position": None, "began": None, "is_next": True}
+            now = self._before[1] if self._before is not None else now
         return {
-            **self._state.state(),
-            "generators": {} if self._sampler is None else self._sampler.own_states(),
+            **state,
+            "generators": now,
             "workers": getattr(reader, "persistent_workers", False) and getattr(reader, "_iterator", None) is not None,
             "N": self.view.dataset_length,
         }

@@ -141,15 +141,24 @@ class MemberSampler:
         return sum(members[position] for position in drawn)
 
 
-class PrefilteredBatchSampler(BatchSampler):
-    """Batches of ``batch_size`` drawn positions, of which ``prefilter`` returns those to read."""
+class CandidateBatchSampler(BatchSampler):
+    """Batches of ``batch_size`` drawn positions, ``least`` at least, of which ``prefilter`` returns those to read."""
 
-    def __init__(self, sampler: Any, batch_size: int, prefilter: Callable[[list[int]], list[int]]) -> None:
+    def __init__(
+        self, sampler: Any, batch_size: int, prefilter: Callable[[list[int]], list[int]] | None = None, least: int = 1
+    ) -> None:
         super().__init__(sampler, batch_size, drop_last=False)
         self.prefilter = prefilter
+        self.least = least
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(self.prefilter, super().__iter__())
+        for drawn in super().__iter__():
+            if len(drawn) >= self.least:
+                yield drawn if self.prefilter is None else self.prefilter(drawn)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.sampler), self.batch_size)  # type: ignore[arg-type]
+        return whole + (rest >= self.least)
 
 
 def plain_batching(loader: Any) -> BatchSampler | None:

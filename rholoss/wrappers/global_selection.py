@@ -1,7 +1,6 @@
 """One selection over the candidates of all ranks of ``torch.distributed``."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import torch
@@ -93,15 +92,7 @@ class GlobalSelector(MethodWrapper):
         super().load_extra_state(state)
 
     def draw(self) -> Iterator[IndexedBatch]:
-        items: Any = super().draw()
-        with closing(items):
-            while True:
-                with self.ranks.sharing_errors():
-                    item = next(items, None)
-                if not bool(self.ranks.all_gather_numbers(int(item is not None))[:, 0].all()):
-                    return
-                assert item is not None
-                yield item
+        return _WhileAllHaveOne(self.ranks, super().draw())
 
     def select_from(self, indexed: IndexedBatch) -> Any:
         with self.ranks.sharing_errors():
@@ -156,3 +147,26 @@ class _NoScorer(Scorer):
             "a choice from the candidates of all ranks uses their scores and indices, and cannot run a model on them; remove "
             "what else choose() reads, for example compare_every="
         )
+
+
+class _WhileAllHaveOne:
+    """Candidate batches, until a rank has none left. A rank that fails reports to the others."""
+
+    def __init__(self, ranks: Ranks, candidates: Any) -> None:
+        self._ranks, self._candidates = ranks, candidates
+
+    def __iter__(self) -> Iterator[IndexedBatch]:
+        return self
+
+    def __next__(self) -> IndexedBatch:
+        with self._ranks.sharing_errors():
+            indexed: IndexedBatch | None = next(self._candidates, None)
+        if indexed is None or not bool(self._ranks.all_gather_numbers(1)[:, 0].all()):
+            if indexed is None:
+                self._ranks.all_gather_numbers(0)
+            self._candidates.close()
+            raise StopIteration
+        return indexed
+
+    def close(self) -> None:
+        self._candidates.close()
