@@ -21,9 +21,7 @@ class Taker(Protocol):
     """Takes rows of a column, by the kind of column."""
 
     def tensor(self, column: Any) -> Any: ...
-
     def array(self, column: Any) -> Any: ...
-
     def sequence(self, column: Any) -> Any: ...
 
 
@@ -70,12 +68,7 @@ class RowRange:
 
 
 def cut(batch: Any, rows: Taker, n: int) -> Any:
-    """The chosen rows of a batch of ``n`` examples, as the same type; the batch itself does not change.
-
-    Raises:
-        ValueError: a column does not have ``n`` rows, or a list could be columns as well as rows; the message names the field.
-        TypeError: a field's type has no known rows.
-    """
+    """The chosen rows of a batch of ``n`` examples, as the same type; an error names a field whose rows are unknown."""
     if type(batch) in (tuple, list) and len(batch) != n and all(type(c) is Tensor and c.ndim and len(c) == n for c in batch):
         return type(batch)(rows.tensor(column) for column in batch)  # a fast path with the same result
     return _cut(batch, rows, n, "batch")

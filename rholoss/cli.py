@@ -1,7 +1,5 @@
 """The command line: make, merge, judge and check stores without writing a program."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import functools

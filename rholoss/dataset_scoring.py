@@ -1,7 +1,5 @@
 """One pass of a model over a dataset, or a part of it, with the index of each example."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -60,18 +58,16 @@ class DatasetScorer:
         view: int = 0,
         seen: Callable[[int], None] = lambda n: None,
     ) -> tuple[Tensor, Tensor]:
-        """Measure the examples.
+        """Measure the examples, or a range of ``positions``: indices (m,), int64, and values (m, ...), float32, on the CPU.
+
+        If a range starts at a multiple of ``batch_size``, the forward passes are bit for bit those of a run over all.
 
         Args:
             model: the model.
             measure: see ``Measure``; None for the loss.
-            rows: a range of ``positions``; None for all. If it starts at a multiple of ``batch_size``, the forward passes are
-                bit for bit those of a run over all.
+            rows: the range; None for all.
             view: number of the pass over random augmentation; the same view of the same rows is the same in every process.
             seen: called with the number of examples after each forward pass.
-
-        Returns:
-            Indices (m,), int64, and values (m, ...), float32, on the CPU, in the order of the data.
         """
         self.scorer.refuse_causal(model)
         measure = measure or self.scorer.losses

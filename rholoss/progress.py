@@ -11,13 +11,7 @@ installed, or a function called with (done, total or None)."""
 
 
 def reporter(progress: Progress, unit: str = "ex", what: str = "irreducible losses") -> Callable[[int, int | None], None]:
-    """A function to call with what is done and the total, or None; an ImportError if a bar cannot be drawn.
-
-    Args:
-        progress: see ``Progress``.
-        unit: the unit of the bar.
-        what: the label of the bar.
-    """
+    """A function to call with what is done and the total, or None; ``unit`` and ``what`` label its bar, see ``Progress``."""
     if callable(progress):
         return progress
     if progress is None:

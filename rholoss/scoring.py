@@ -155,11 +155,7 @@ class Task:
 
     @classmethod
     def of(
-        cls,
-        task: Task | None = None,
-        forward: Forward | None = None,
-        loss: Loss | None = None,
-        dtype: torch.dtype | None = None,
+        cls, task: Task | None = None, forward: Forward | None = None, loss: Loss | None = None, dtype: torch.dtype | None = None
     ) -> Task:
         """The given task, or a new one from separate hooks; a ValueError if both are given."""
         if task is None:
@@ -177,11 +173,7 @@ class Task:
 class Scorer:
     """Runs a model without side effects: modes, buffers, gradients, grad mode and random state are preserved.
 
-    Args:
-        task: how the model is called, its loss and the autocast dtype.
-        mode: ``"eval"``, or ``"train"``: every module in its current mode.
-        chunk_size: maximum number of examples in a forward pass; None for all at once. A larger batch is scored in passes of
-            exactly this size, so that a compiled model compiles once.
+    A batch of more than ``chunk_size`` examples is scored in passes of exactly this size, so that a compiled model compiles once.
     """
 
     task: Task = field(default_factory=Task)

@@ -1,7 +1,5 @@
 """Candidate batches from the user's loader, resumable at any position."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +11,7 @@ from torch.utils.data import BatchSampler
 from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import IndexedBatch, IndexedBatches, check_indexed, idle
 from rholoss.data.loader_view import LoaderView
-from rholoss.data.samplers import (
-    MemberSampler,
-    PrefilteredBatchSampler,
-    ResumableSampler,
-    sharded,
-    sharded_as,
-    skipped,
-)
+from rholoss.data.samplers import MemberSampler, PrefilteredBatchSampler, ResumableSampler, sharded, sharded_as, skipped
 from rholoss.isolation import fork_rng
 
 
@@ -43,14 +34,9 @@ class DrawRule:
 
 
 class CandidateLoader:
-    """Candidate batches of a loader, as ``IndexedBatch``.
+    """Candidate batches of ``n_B`` examples drawn with a loader's sampler, as ``IndexedBatch``; None: its own batches.
 
-    Args:
-        view: the user's loader.
-        n_B: draw candidate batches of this many examples with the loader's sampler; None: its own batches are the candidates.
-        members: see ``DrawRule``.
-        prefilter: returns the positions to load, of those that the sampler drew for a candidate batch.
-        state: the position in the data; None starts with the first epoch.
+    ``members`` is that of ``DrawRule``; ``prefilter`` returns the positions to load, of those drawn for a candidate batch.
     """
 
     def __init__(
@@ -170,10 +156,7 @@ class CandidateLoader:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Make the next iteration resume from a state, or start an epoch if it was saved between epochs.
-
-        A sampler's entries are skipped unread; other iterables are read up to the position. The global random state is kept.
-        """
+        """Make the next iteration resume from a state: a sampler's entries are skipped, other iterables are read up to there."""
         if state["position"] is not None and state["N"] != self.view.dataset_length:
             raise ValueError(
                 f"this state was saved in mid-epoch over a dataset of {state['N']} examples, got {self.view.dataset_length}; "

@@ -1,7 +1,5 @@
 """Which examples a loader yields: indices, ids, and ``IndexedBatches`` for loaders that know them."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -104,10 +102,9 @@ class IndexedBatches:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to pickle, without running workers."""
         return {**vars(self), "batches": idle(self.batches)}
 
-    def over(self, batches: Iterable[Any]) -> IndexedBatches:
+    def over(self, batches: Iterable[Any]) -> "IndexedBatches":
         """The same adapter around other batches."""
         return IndexedBatches(batches, self.index)
 
@@ -136,12 +133,7 @@ class IndexedBatches:
 
 
 def as_index(values: Any) -> Tensor:
-    """Indices as an int64 tensor of shape (n,); names are hashed, see ``rholoss.hash_ids``.
-
-    Raises:
-        TypeError: the values are neither integers nor names.
-        ValueError: they are not one per example.
-    """
+    """Indices as an int64 tensor of shape (n,); names are hashed, see ``rholoss.hash_ids``."""
     try:
         if type(values) is list and values and type(values[0]) is int:
             array = np.array(values)

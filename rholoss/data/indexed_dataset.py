@@ -1,7 +1,5 @@
 """Attaching the index where an example is read, and removing it before the user's collate function."""
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Parts of a dataset that keep the indices of its examples, and the labels of a dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple

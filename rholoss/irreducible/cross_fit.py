@@ -1,7 +1,5 @@
 """Irreducible losses without a holdout: models fitted on some folds score the others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Fitting an irreducible-loss model: the weights with the lowest validation loss are kept, and a fit can be resumed."""
 
-from __future__ import annotations
-
 import copy
 import math
 import os
@@ -405,12 +403,8 @@ def _refuse_overlap(holdout: Any, validation: Any) -> None:
 def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor) -> tuple[int, int]:
     """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
 
-    A share of 1 % or less counts as 0, since data may hold duplicates.
-
-    Args:
-        one: its dataset is read, up to 50,000 examples.
-        other: 512 examples of its dataset are read,
-        positions: among these, shape (n,), int64.
+    Up to 50,000 examples are read of the one, and 512 of the other, among these positions, shape (n,), int64. A share of 1 % or
+    less counts as 0, since data may hold duplicates.
     """
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0

@@ -1,7 +1,5 @@
 """Scoring that survives a kill and that several processes share: each chunk of the data is saved when done."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -30,13 +28,6 @@ class ScoringCheckpoint:
     """The chunks of one scoring run, in a folder that any number of processes may share.
 
     A chunk is the same whichever process scores it, and is written whole or not at all.
-
-    Args:
-        path: the folder; created if missing.
-        job: what to score, and how.
-
-    Raises:
-        ValueError: the folder holds another scoring; the message names the differences.
     """
 
     def __init__(self, path: str, job: ScoringJob) -> None:

@@ -1,7 +1,5 @@
 """Stores made from models or predictions, behind ``IrreducibleLossStore.from_model`` and the like."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -64,12 +62,7 @@ def score_share(
 
 
 def score_predictions(
-    predictions: Any,
-    targets: Any,
-    ids: Any,
-    *,
-    kind: Literal["logits", "probabilities"],
-    meta: Mapping[str, Any] | None,
+    predictions: Any, targets: Any, ids: Any, *, kind: Literal["logits", "probabilities"], meta: Mapping[str, Any] | None
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_predictions``."""
     losses, counts = losses_of_predictions(predictions, targets, kind)
@@ -80,12 +73,9 @@ def score_predictions(
 def losses_of_predictions(
     predictions: Any, targets: Any, kind: Literal["logits", "probabilities"]
 ) -> tuple[Tensor, CalibrationCounts]:
-    """The cross-entropy of each row of predictions, shape (N,), float32, in nats, and how confident and correct they are.
+    """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, and how confident and correct they are.
 
-    Args:
-        predictions: shape (N, C), floating; an array that is memory-mapped is read a chunk at a time.
-        targets: classes, shape (N,), integer.
-        kind: what the predictions are.
+    A memory-mapped array is read a chunk at a time.
     """
     if kind not in ("logits", "probabilities"):
         raise ValueError(f"kind must be 'logits' or 'probabilities', got {kind!r}")

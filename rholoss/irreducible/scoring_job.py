@@ -1,7 +1,5 @@
 """The computation of irreducible losses with models, one chunk of the data at a time."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os
@@ -37,15 +35,9 @@ class Scored(NamedTuple):
 
 
 class ScoringJob:
-    """Everything that determines the irreducible losses, and their computation.
+    """The computation of irreducible losses with a model, or several, whose losses are averaged.
 
-    Args:
-        model: a model, or several, whose losses are averaged.
-        data: see ``DatasetScorer``.
-        **options: see ``ScoringOptions``.
-
-    Attributes:
-        settings: what determines the losses, as JSON values: fields of ``StoreMetadata``.
+    ``settings`` has all that determines the losses, as JSON values: fields of ``StoreMetadata``.
     """
 
     def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:

@@ -1,7 +1,5 @@
 """The report on a store: indicators, tables and the verdict."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence
@@ -46,7 +44,7 @@ class Distribution:
     edges: tuple[float, ...] = field(repr=False)
 
     @classmethod
-    def of(cls, found: StoreStatistics, losses: Tensor) -> Distribution:
+    def of(cls, found: StoreStatistics, losses: Tensor) -> "Distribution":
         """The distribution of sampled losses, shape (m,), with the extremes of the whole store."""
         ordered = losses.double().sort().values.numpy()
         edges = _edges(found.minimum, found.maximum)

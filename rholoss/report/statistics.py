@@ -1,7 +1,5 @@
 """Statistics of a store in bounded memory: one pass in chunks, and a sample for what has to be sorted."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 
@@ -34,14 +32,7 @@ class ClassLosses(NamedTuple):
 
 
 class StoreStatistics:
-    """The statistics that one pass over a store computes.
-
-    Args:
-        store: the store.
-        labels: the label of each example, by index, shape (N,), integer; negative for none; None if unknown.
-        classes: C, or None.
-        top: how many of the highest and of the lowest examples to keep.
-    """
+    """The statistics that one pass over a store computes; ``labels`` are by index, shape (N,), integer, negative for none."""
 
     def __init__(self, store: IrreducibleLossStore, labels: np.ndarray | None, classes: int | None, top: int) -> None:
         self.classes = classes

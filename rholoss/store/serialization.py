@@ -30,13 +30,9 @@ def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: M
 def write_mapped(
     path: str | os.PathLike[str], n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]
 ) -> None:
-    """Write a folder of arrays that can be memory-mapped.
+    """Write a folder of arrays of n rows that can be memory-mapped, given in pieces to join, all with the same fields.
 
-    Args:
-        path: the folder. An existing store stays readable until the new one is complete, and remains if that fails.
-        n: total number of rows.
-        pieces: arrays by field, joined along the rows and written one at a time; all with the same fields.
-        meta: JSON values by string.
+    An existing store stays readable until the new one is complete, and remains if that fails.
     """
     path = os.fsdecode(path)
     header = json.loads(_header(meta))
@@ -83,12 +79,7 @@ def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str
 
 
 def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the metadata of a store; the arrays of a folder are memory-mapped, copied on write.
-
-    Raises:
-        OSError: the file does not exist or cannot be read.
-        ValueError: it is not a store, is damaged, or has a newer format.
-    """
+    """The arrays and the metadata of a store, checked; the arrays of a folder are memory-mapped, copied on write."""
     path = os.fsdecode(path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
         raise ValueError(f"{path} is a folder without a {MANIFEST}: it is not a store, or its writing has not finished")
