@@ -119,10 +119,8 @@ def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
         return rows.sequence(batch)
     parts = parts_of(batch)
     if parts is None:
-        raise TypeError(
-            f"cannot tell the rows of {field}: expected a tensor, an array, or a tuple, list, mapping or dataclass of them, "
-            f"got {type(batch).__name__}; collate it into one of these"
-        )
+        expected = "expected a tensor, an array, or a tuple, list, mapping or dataclass of them"
+        raise TypeError(f"cannot tell the rows of {field}: {expected}, got {type(batch).__name__}; collate it into one of these")
     return _rebuilt(batch, [_cut(part, rows, n, field + name) for name, part in parts])
 
 

@@ -21,9 +21,7 @@ def reporter(progress: Progress, unit: str = "ex", what: str = "irreducible loss
     try:
         from tqdm import tqdm
     except ImportError:
-        raise ImportError(
-            "progress=True draws its bar with tqdm, which is not installed; run: pip install 'rholoss[progress]'"
-        ) from None
+        raise ImportError("progress=True needs tqdm, which is not installed; run: pip install 'rholoss[progress]'") from None
     bar: Any = None
 
     def report(done: int, total: int | None) -> None:

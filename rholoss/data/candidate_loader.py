@@ -58,10 +58,8 @@ class CandidateLoader:
         view, loader = self.view, self.view.loader
         decides = members is not None or prefilter is not None
         if decides and not (n_B and view.draws_by_index and view.batching is not None):
-            raise ValueError(
-                "this method decides before examples are loaded: it needs a DataLoader over a map-style dataset with a sampler "
-                "of single indices, and keep= rather than batch_size="
-            )
+            needs = "a DataLoader over a map-style dataset with a sampler of single indices, and keep= rather than batch_size="
+            raise ValueError(f"this method decides before examples are loaded: it needs {needs}")
         if n_B is None:
             if not view.is_map_style:
                 return {}
@@ -95,10 +93,8 @@ class CandidateLoader:
         try:
             for item in self._items(state.skip):  # no batch is read before it is needed
                 if not ends:
-                    raise ValueError(
-                        f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last; "
-                        "pass a smaller batch_size, or larger batches"
-                    )
+                    what = f"a candidate batch has {n} examples, fewer than n_b = {n_b}, and it is not the last"
+                    raise ValueError(f"{what}; pass a smaller batch_size, or larger batches")
                 state.advance(this)
                 n = len(check_indexed(item, self.view.loader).index)
                 ends -= n < n_b
@@ -158,10 +154,8 @@ class CandidateLoader:
     def resume(self, state: dict[str, Any]) -> None:
         """Make the next iteration resume from a state: a sampler's entries are skipped, other iterables are read up to there."""
         if state["position"] is not None and state["N"] != self.view.dataset_length:
-            raise ValueError(
-                f"this state was saved in mid-epoch over a dataset of {state['N']} examples, got {self.view.dataset_length}; "
-                "resume with the same data"
-            )
+            got = f"of {state['N']} examples, got {self.view.dataset_length}"
+            raise ValueError(f"this state was saved in mid-epoch over a dataset {got}; resume with the same data")
         if self._sampler is not None:
             self._sampler.put_back(state["generators"])
         # Running workers draw no seed for another epoch; new workers do.

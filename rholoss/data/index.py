@@ -117,7 +117,7 @@ class IndexedBatches:
         if self.index is None:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
                 raise TypeError(
-                    f"expected pairs (index, batch), got {type(item).__name__}; pass index= for batches that hold their indices"
+                    f"expected pairs (index, batch), got {type(item).__name__}; pass index=, the place of the indices"
                 )
             return IndexedBatch(as_index(item[0]), item[1])
         if callable(self.index):
@@ -126,9 +126,8 @@ class IndexedBatches:
             found = item[self.index]
         except (KeyError, IndexError, TypeError) as error:
             fields = f"the keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
-            raise type(error)(
-                f"expected the indices of a batch at {self.index!r}, got {fields}; pass its key, position or a function as index="
-            ) from error
+            what = f"expected the indices of a batch at {self.index!r}, got {fields}"
+            raise type(error)(f"{what}; pass its key, position or a function as index=") from error
         return IndexedBatch(as_index(found), item)
 
 
@@ -143,9 +142,8 @@ def as_index(values: Any) -> Tensor:
             return hash_ids(values)
         index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {CARRY_THE_INDEX}"
-        ) from error
+        got = f"{type(values).__name__}: {str(values)[:80]}"
+        raise TypeError(f"indices must be integers, one per example, got {got}; {CARRY_THE_INDEX}") from error
     if index.numel() == 0:  # an empty list has a floating dtype
         return index.long()
     if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:

@@ -64,17 +64,13 @@ class LoaderView:
         if batch_size is None:
             return self._drawn_sizes(0.1 if keep is None else keep)
         if keep is not None:
-            raise ValueError(
-                f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: "
-                "keep draws larger candidate batches, batch_size selects from the loader's own"
-            )
+            what = f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}"
+            raise ValueError(f"{what}: keep draws larger candidate batches, batch_size selects from the loader's own")
         if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
         if self.batch_size is not None and batch_size > self.batch_size:
-            raise ValueError(
-                f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}; "
-                "give the loader a larger batch_size: its batches are the candidates"
-            )
+            what = f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}"
+            raise ValueError(f"{what}; give the loader a larger batch_size: its batches are the candidates")
         return int(batch_size), None
 
     def _drawn_sizes(self, keep: float) -> tuple[int, int]:
@@ -82,10 +78,8 @@ class LoaderView:
             raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
         if self.batch_size is None or self.batching is None:
             size = "" if self.batch_size else "keeps the loop's batch size and "
-            raise ValueError(
-                f"keep= {size}draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}; "
-                "pass batch_size= to select from the batches that come"
-            )
+            what = f"keep= {size}draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}"
+            raise ValueError(f"{what}; pass batch_size= to select from the batches that come")
         return self.batch_size, round(self.batch_size / float(keep))
 
     def _why_not_drawn(self) -> str:

@@ -106,10 +106,8 @@ def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
     """The remaining entries after ``skip`` of them."""
     taken = sum(1 for _ in islice(entries, skip))
     if taken < skip:
-        raise ValueError(
-            f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the same data and "
-            "batch size"
-        )
+        what = f"this state was saved after {skip} candidate batches, but the loader has {taken}"
+        raise ValueError(f"{what}; resume with the same data and batch size")
     return entries
 
 

@@ -47,10 +47,8 @@ class ScoringCheckpoint:
         self.meta = _read_settings(settings)
         different = [name for name in mine if self.meta.get(name) != mine[name]]
         if different:
-            raise ValueError(
-                f"{path} holds an unfinished scoring with other {', '.join(different)}; resume it with the same settings, or "
-                "delete the folder to start from scratch"
-            )
+            what = f"{path} holds an unfinished scoring with other {', '.join(different)}"
+            raise ValueError(f"{what}; resume it with the same settings, or delete the folder to start from scratch")
         self.meta.pop("chunks")
 
     def work(self, process: int, processes: int) -> bool:
@@ -156,9 +154,8 @@ def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, pr
             return False
     different = [NAMES.get(name, name) for name in _different(job, read_store(path)[1])]
     if different:
-        raise ValueError(
-            f"{path} exists already, made with other {', '.join(different)}; choose another path, or delete it to score again"
-        )
+        what = f"{path} exists already, made with other {', '.join(different)}"
+        raise ValueError(f"{what}; choose another path, or delete it to score again")
     _clear(job, parts)
     return True
 
@@ -184,10 +181,9 @@ def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:
     of_first = losses[first][first.cumsum(0) - 1]
     other = index[~torch.isclose(losses, of_first, rtol=0.05, atol=0.05)].unique()
     if len(other):
-        raise ValueError(
-            f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must identify "
-            "one example. Add more to it, such as the shard and the key of a tar file, and omit augmented copies"
-        )
+        what = f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}"
+        cure = "add more to each id, such as the shard and the key of a tar file, and omit augmented copies"
+        raise ValueError(f"{what}; an id must identify one example: {cure}")
 
 
 def _clear(job: ScoringJob, parts: str) -> None:

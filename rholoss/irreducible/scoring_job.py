@@ -144,11 +144,9 @@ def refuse_seen(model: Any, scorer: DatasetScorer) -> None:
     for fit in model if isinstance(model, (list, tuple)) else [model]:
         seen = fit.seen_among(scorer.view.dataset, scorer.positions) if isinstance(fit, Fit) and scorer.view.dataset_length else 0
         if seen:
-            raise ValueError(
-                f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score, so that their "
-                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit (or pass fit.model if "
-                "different examples look the same)"
-            )
+            what = f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score"
+            cure = "score other parts of the dataset, or use cross_fit (or pass fit.model if different examples look the same)"
+            raise ValueError(f"{what}, so that their irreducible losses would be too low: {cure}")
 
 
 def _validation_loss(model: Any) -> float | None:
@@ -168,7 +166,5 @@ def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
     ):
         which = index[bad].sort().values.tolist()
         if which:
-            raise ValueError(
-                f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model is {what}: indices "
-                f"{some(which)}; {cure}"
-            )
+            loss = f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model"
+            raise ValueError(f"{loss} is {what}: indices {some(which)}; {cure}")

@@ -16,19 +16,12 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 class ClassLosses(NamedTuple):
-    """The irreducible losses of one class.
-
-    Attributes:
-        label: the class.
-        examples: number of examples with a known irreducible loss.
-        quantiles: 5, 25, 50, 75 and 95 %, in nats.
-        above_chance: share above log(C), in [0, 1].
-    """
+    """The irreducible losses of one class."""
 
     label: int
-    examples: int
-    quantiles: tuple[float, ...]
-    above_chance: float
+    examples: int  # with a known irreducible loss
+    quantiles: tuple[float, ...]  # 5, 25, 50, 75 and 95 %, in nats
+    above_chance: float  # share above log(C), in [0, 1]
 
 
 class StoreStatistics:
@@ -109,10 +102,8 @@ def labels_at(labels: np.ndarray, index: Tensor, classes: int) -> Tensor:
     found = torch.from_numpy(labels[index.numpy()].astype(np.int64))
     wrong = torch.nonzero(found >= classes).flatten()
     if len(wrong):
-        raise ValueError(
-            f"expected labels from 0 to {classes - 1}, got {int(found[wrong[0]])} at index {int(index[wrong[0]])}; pass the "
-            "number of classes as classes="
-        )
+        got = f"{int(found[wrong[0]])} at index {int(index[wrong[0]])}"
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got {got}; pass the number of classes as classes=")
     return found
 
 

@@ -39,9 +39,8 @@ class StoreArrays:
         ids, order = ids.sort(stable=True)
         repeated = ids[1:][ids[1:] == ids[:-1]].unique()
         if len(repeated):
-            raise ValueError(
-                f"{len(repeated):,} ids appear more than once: {some(repeated.tolist())}; every example has one irreducible loss"
-            )
+            which = some(repeated.tolist())
+            raise ValueError(f"{len(repeated):,} ids appear more than once: {which}; every example has one irreducible loss")
         return cls(losses[order], ids)
 
     def to(self, device: torch.device | str) -> StoreArrays:

@@ -33,10 +33,8 @@ def refuse_other_data(store: IrreducibleLossStore, data: Any) -> None:
     now = fingerprint(data) if saved else None
     how = difference(saved, now) if saved and now else None
     if how:
-        raise ValueError(
-            f"this store was made from other data than the loader reads: {how}. Make the store again from this dataset; if only "
-            "the transform of its examples has changed, pass store.rebind(dataset)"
-        )
+        cure = "Make the store again from this dataset; if only its transform has changed, pass store.rebind(dataset)"
+        raise ValueError(f"this store was made from other data than the loader reads: {how}. {cure}")
 
 
 def warn_of_other_loss(store: IrreducibleLossStore, loss: Loss) -> None:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import atomic_write, open_npz, remove_on_failure, write_npz
+from rholoss.files import StrPath, atomic_write, open_npz, remove_on_failure, write_npz
 
 FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
@@ -22,14 +22,12 @@ _ARRAY = re.compile(rf"({'|'.join(_FIELDS)})-[0-9a-f]{{8}}\.npy")  # named by ch
 _BLOCK = 1 << 20
 
 
-def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def write_store(path: StrPath, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Write one ``.npz`` file; if that fails with an OSError, an existing file is unchanged."""
     write_npz(path, _header(meta), {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()})
 
 
-def write_mapped(
-    path: str | os.PathLike[str], n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]
-) -> None:
+def write_mapped(path: StrPath, n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]) -> None:
     """Write a folder of arrays of n rows that can be memory-mapped, given in pieces to join, all with the same fields.
 
     An existing store stays readable until the new one is complete, and remains if that fails.
@@ -78,7 +76,7 @@ def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str
     return checksums
 
 
-def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_store(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the metadata of a store, checked; the arrays of a folder are memory-mapped, copied on write."""
     path = os.fsdecode(path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
@@ -91,10 +89,8 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
             raise
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
-        raise ValueError(
-            f"{path} is not a store that can be read ({why}): expected a .npz file or a folder written by "
-            "IrreducibleLossStore.save; copy it again, or make the store again"
-        ) from error
+        expected = "expected a .npz file or a folder from IrreducibleLossStore.save; copy it again, or make the store again"
+        raise ValueError(f"{path} is not a store that can be read ({why}): {expected}") from error
     if header["format"] > FORMAT:
         raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():
