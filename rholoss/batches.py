@@ -45,8 +45,7 @@ class Rows:
         return column.index_select(0, self.on(column.device))
 
     def array(self, column: np.ndarray) -> np.ndarray:
-        taken: np.ndarray = column[self.on(torch.device("cpu")).numpy()]
-        return taken
+        return column[self.on(torch.device("cpu")).numpy()]
 
     def sequence(self, column: Any) -> Any:
         return type(column)(column[i] for i in self.on(torch.device("cpu")).tolist())
@@ -108,10 +107,9 @@ def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
         if batch.ndim == 0:
             return batch
         if len(batch) != n:
-            raise ValueError(
-                f"cannot tell the rows of {field}: expected {n} rows in the first dimension, one per example, got shape "
-                f"{tuple(batch.shape)}; collate this field with examples first, or leave it out of the batch"
-            )
+            got = f"expected {n} rows in the first dimension, one per example, got shape {tuple(batch.shape)}"
+            cure = "collate this field with examples first, or leave it out of the batch"
+            raise ValueError(f"cannot tell the rows of {field}: {got}; {cure}")
         return rows.tensor(batch) if isinstance(batch, Tensor) else rows.array(batch)
     if isinstance(batch, _PER_BATCH):
         return batch
@@ -142,10 +140,9 @@ def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: 
         return False
     if field != "batch" and all(isinstance(value, Mapping) for value in values):
         return True  # such as the targets of object detection
-    raise ValueError(
-        f"cannot tell the rows of {field}: a list of {n} entries of one kind with {n} rows each could be {n} columns or {n} "
-        "examples; collate columns into a dict or a named tuple, and examples into one stacked tensor"
-    )
+    what = f"a list of {n} entries of one kind with {n} rows each could be {n} columns or {n} examples"
+    cure = "collate columns into a dict or a named tuple, and examples into one stacked tensor"
+    raise ValueError(f"cannot tell the rows of {field}: {what}; {cure}")
 
 
 def _holds_columns(values: list[Any] | tuple[Any, ...], n: int) -> bool:

@@ -54,14 +54,9 @@ class DatasetScorer:
     ) -> tuple[Tensor, Tensor]:
         """Measure the examples, or a range of ``positions``: indices (m,), int64, and values (m, ...), float32, on the CPU.
 
-        If a range starts at a multiple of ``batch_size``, the forward passes are bit for bit those of a run over all.
-
-        Args:
-            model: the model.
-            measure: what to compute, see ``Reduce``; None for the loss.
-            rows: the range; None for all.
-            view: number of the pass over random augmentation; the same view of the same rows is the same in every process.
-            seen: called with the number of examples after each forward pass.
+        If a range starts at a multiple of ``batch_size``, the forward passes are bit for bit those of a run over all. The same
+        ``view``, a pass over random augmentation, of the same rows is the same in every process. ``measure`` computes the loss if
+        None; ``seen`` is called with the number of examples after each forward pass.
         """
         self.scorer.refuse_causal(model)
         measure = measure or self.scorer.losses

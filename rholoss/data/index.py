@@ -116,9 +116,8 @@ class IndexedBatches:
     def _indexed(self, item: Any) -> IndexedBatch:
         if self.index is None:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
-                raise TypeError(
-                    f"expected pairs (index, batch), got {type(item).__name__}; pass index=, the place of the indices"
-                )
+                cure = "pass index= for batches that hold their indices"
+                raise TypeError(f"expected pairs (index, batch), got {type(item).__name__}; {cure}")
             return IndexedBatch(as_index(item[0]), item[1])
         if callable(self.index):
             return IndexedBatch(as_index(self.index(item)), item)

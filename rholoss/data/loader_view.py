@@ -47,10 +47,8 @@ class LoaderView:
         if hasattr(loader, "candidate_batches"):
             raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
         if isinstance(getattr(loader, "_dataloader", None), DataLoader):
-            raise TypeError(
-                f"expected a DataLoader, got {name}, which hides the one inside it; pass the inner one to the selector, do not "
-                "call fabric.setup_dataloaders, and use a DistributedSampler on several processes"
-            )
+            cure = "pass the inner one, without fabric.setup_dataloaders, and use a DistributedSampler on several processes"
+            raise TypeError(f"expected a DataLoader, got {name}, which hides the one inside it; {cure}")
         if self.is_stream:
             what = f"a {name} over the IterableDataset {type(self.dataset).__name__} does not say which examples it yields"
         elif isinstance(loader, Iterable):
@@ -111,8 +109,7 @@ class LoaderView:
 
     def index_of(self, positions: Tensor) -> Tensor:
         """The indices of positions in the loader's dataset, int64."""
-        index: Tensor = index_of(self.dataset, positions)
-        return index
+        return index_of(self.dataset, positions)
 
     def names(self, batch: Any) -> list[Any] | None:
         """The names of a batch's examples, where it holds names; else None."""

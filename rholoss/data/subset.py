@@ -59,8 +59,7 @@ class IndexedSubset(Dataset[Any]):
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         read = getattr(self.dataset, "__getitems__", None)
         wanted = self.indices[list(positions)].tolist()
-        examples: list[Any] = read(wanted) if read else [self.dataset[index] for index in wanted]
-        return examples
+        return read(wanted) if read else [self.dataset[index] for index in wanted]
 
 
 class Split(NamedTuple):

@@ -92,7 +92,8 @@ def _checked_view(data: Any, fit: Any, options: dict[str, Any]) -> LoaderView:
     if refused:
         raise TypeError(f"cross_fit does not take {', '.join(sorted(refused))}; score folds with only=, and merge their stores")
     if not callable(fit) or isinstance(fit, nn.Module):
-        raise TypeError(f"fit must be a function that fits a model on a part of the dataset, got {type(fit).__name__}")
+        what = "fit must be a function that fits a model on a part of the dataset and returns it"
+        raise TypeError(f"{what}, got {type(fit).__name__}")
     can_view = isinstance(data, DataLoader) or is_readable(data)
     view = LoaderView.of_data(data, options.get("batch_size")) if can_view else None
     if view is None or not view.is_map_style or view.loader.batch_sampler is None:

@@ -25,10 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ScoringCheckpoint:
-    """The chunks of one scoring run, in a folder that any number of processes may share.
-
-    A chunk is the same whichever process scores it, and is written whole or not at all.
-    """
+    """The chunks of one scoring run, each written whole or not at all, in a folder that any number of processes may share."""
 
     def __init__(self, path: str, job: ScoringJob) -> None:
         self.path = path
@@ -52,13 +49,10 @@ class ScoringCheckpoint:
         self.meta.pop("chunks")
 
     def work(self, process: int, processes: int) -> bool:
-        """Score this process's share of the missing or damaged chunks; returns whether the other shares are done as well.
-
-        If a lone process fails in its first chunk, the folder is removed.
-        """
+        """Score this process's share of the missing or damaged chunks; returns whether the other shares are done as well."""
         try:
             return self._work(process, processes)
-        except BaseException:
+        except BaseException:  # a lone process that fails in its first chunk leaves no folder
             if self._is_new and processes == 1 and not any(os.path.exists(self._file(i)) for i in range(len(self.chunks))):
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
@@ -136,10 +130,7 @@ def score_in_memory(job: ScoringJob, process: int = 0, processes: int = 1) -> tu
 
 
 def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, processes: int = 1) -> bool:
-    """Score one process's share, and save the store if nothing is missing then; returns whether the store exists.
-
-    Unfinished work is kept in the folder ``path.parts``, which is removed at the end.
-    """
+    """Score one process's share in ``path.parts``, and save the store if all is done then; returns whether the store exists."""
     path = path.rstrip(os.sep)
     parts = f"{path}.parts"
     if not os.path.exists(path):

@@ -61,10 +61,7 @@ def score_predictions(
 def losses_of_predictions(
     predictions: Any, targets: Any, kind: Literal["logits", "probabilities"]
 ) -> tuple[Tensor, CalibrationCounts]:
-    """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, and how confident and correct they are.
-
-    A memory-mapped array is read a chunk at a time.
-    """
+    """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, and their confidence and correctness."""
     if kind not in ("logits", "probabilities"):
         raise ValueError(f"kind must be 'logits' or 'probabilities', got {kind!r}")
     predictions = predictions if hasattr(predictions, "shape") else np.asarray(predictions)

@@ -160,10 +160,8 @@ def _validation_loss(model: Any) -> float | None:
 def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
     """Raise a ValueError with the indices of losses that are not finite or are negative."""
     shift = "pass a loss= that is at least 0; a constant added to it, here and in the selector, changes nothing"
-    for bad, what, cure in (
-        (~torch.isfinite(losses), "not finite", "check its weights and these examples"),
-        (losses < 0, "negative", shift),
-    ):
+    not_finite = (~torch.isfinite(losses), "not finite", "check its weights and these examples")
+    for bad, what, cure in (not_finite, (losses < 0, "negative", shift)):
         which = index[bad].sort().values.tolist()
         if which:
             loss = f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model"

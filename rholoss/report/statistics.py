@@ -144,11 +144,6 @@ def pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> fl
 
 
 def spearman(one: Any, other: Any) -> float | None:
-    """Rank correlation of pairs, in [-1, 1]; None for fewer than two pairs, or where one side does not vary.
-
-    Examples:
-        >>> round(spearman([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0]), 9)
-        1.0
-    """
+    """Rank correlation of pairs, in [-1, 1]; None for fewer than two pairs, or where one side does not vary."""
     value = float(functional.spearman(*(torch.as_tensor(side, dtype=torch.float64) for side in (one, other))))
     return None if math.isnan(value) else value
