@@ -21,9 +21,7 @@ class Taker(Protocol):
     """Takes rows of a column, by the kind of column."""
 
     def tensor(self, column: Any) -> Any: ...
-
     def array(self, column: Any) -> Any: ...
-
     def sequence(self, column: Any) -> Any: ...
 
 
@@ -47,8 +45,7 @@ class Rows:
         return column.index_select(0, self.on(column.device))
 
     def array(self, column: np.ndarray) -> np.ndarray:
-        taken: np.ndarray = column[self.on(torch.device("cpu")).numpy()]
-        return taken
+        return column[self.on(torch.device("cpu")).numpy()]
 
     def sequence(self, column: Any) -> Any:
         return type(column)(column[i] for i in self.on(torch.device("cpu")).tolist())
@@ -70,12 +67,7 @@ class RowRange:
 
 
 def cut(batch: Any, rows: Taker, n: int) -> Any:
-    """The chosen rows of a batch of ``n`` examples, as the same type; the batch itself does not change.
-
-    Raises:
-        ValueError: a column does not have ``n`` rows, or a list could be columns as well as rows; the message names the field.
-        TypeError: a field's type has no known rows.
-    """
+    """The chosen rows of a batch of ``n`` examples, as the same type; an error names a field whose rows are unknown."""
     if type(batch) in (tuple, list) and len(batch) != n and all(type(c) is Tensor and c.ndim and len(c) == n for c in batch):
         return type(batch)(rows.tensor(column) for column in batch)  # a fast path with the same result
     return _cut(batch, rows, n, "batch")
@@ -115,10 +107,9 @@ def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
         if batch.ndim == 0:
             return batch
         if len(batch) != n:
-            raise ValueError(
-                f"cannot tell the rows of {field}: expected {n} rows in the first dimension, one per example, got shape "
-                f"{tuple(batch.shape)}; collate this field with examples first, or leave it out of the batch"
-            )
+            got = f"expected {n} rows in the first dimension, one per example, got shape {tuple(batch.shape)}"
+            cure = "collate this field with examples first, or leave it out of the batch"
+            raise ValueError(f"cannot tell the rows of {field}: {got}; {cure}")
         return rows.tensor(batch) if isinstance(batch, Tensor) else rows.array(batch)
     if isinstance(batch, _PER_BATCH):
         return batch
@@ -126,10 +117,8 @@ def _cut(batch: Any, rows: Taker, n: int, field: str) -> Any:
         return rows.sequence(batch)
     parts = parts_of(batch)
     if parts is None:
-        raise TypeError(
-            f"cannot tell the rows of {field}: expected a tensor, an array, or a tuple, list, mapping or dataclass of them, "
-            f"got {type(batch).__name__}; collate it into one of these"
-        )
+        expected = "expected a tensor, an array, or a tuple, list, mapping or dataclass of them"
+        raise TypeError(f"cannot tell the rows of {field}: {expected}, got {type(batch).__name__}; collate it into one of these")
     return _rebuilt(batch, [_cut(part, rows, n, field + name) for name, part in parts])
 
 
@@ -151,10 +140,9 @@ def _is_one_row_per_example(values: list[Any] | tuple[Any, ...], n: int, field: 
         return False
     if field != "batch" and all(isinstance(value, Mapping) for value in values):
         return True  # such as the targets of object detection
-    raise ValueError(
-        f"cannot tell the rows of {field}: a list of {n} entries of one kind with {n} rows each could be {n} columns or {n} "
-        "examples; collate columns into a dict or a named tuple, and examples into one stacked tensor"
-    )
+    what = f"a list of {n} entries of one kind with {n} rows each could be {n} columns or {n} examples"
+    cure = "collate columns into a dict or a named tuple, and examples into one stacked tensor"
+    raise ValueError(f"cannot tell the rows of {field}: {what}; {cure}")
 
 
 def _holds_columns(values: list[Any] | tuple[Any, ...], n: int) -> bool:

@@ -1,7 +1,5 @@
 """The command line: make, merge, judge and check stores without writing a program."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import functools
@@ -72,11 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, with the arguments of this process if None.
-
-    Returns:
-        0 for success, 1 for failure, 2 for a wrong command line, 130 if stopped by Ctrl-C.
-    """
+    """Run one command; returns 0 for success, 1 for failure, 2 for a wrong command line, 130 if stopped by Ctrl-C."""
     try:
         options = parser().parse_args(arguments)
     except SystemExit as done:  # of --help, or of a wrong command line
@@ -188,10 +182,8 @@ def score(options: argparse.Namespace) -> None:
 
 
 def _scoring_options(options: argparse.Namespace) -> dict[str, Any]:
-    forward, loss = (
-        None if name is None else import_object(name, option)
-        for name, option in ((options.forward, "--forward"), (options.loss, "--loss"))
-    )
+    forward = None if options.forward is None else import_object(options.forward, "--forward")
+    loss = None if options.loss is None else import_object(options.loss, "--loss")
     given = {name: getattr(options, name) for name in ("batch_size", "views", "progress", "mapped")}
     return {**given, "forward": forward, "loss": loss() if inspect.isclass(loss) else loss}
 

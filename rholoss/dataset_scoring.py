@@ -1,7 +1,5 @@
 """One pass of a model over a dataset, or a part of it, with the index of each example."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -14,20 +12,14 @@ from rholoss.data.candidate_loader import CandidateLoader
 from rholoss.data.loader_view import LoaderView
 from rholoss.isolation import device_of, seeded
 from rholoss.options import ScoringOptions, refuse_unknown
-from rholoss.scoring import Scorer, Task
-
-Measure = Callable[[Any, Any, int], Tensor]
-"""``measure(outputs, targets, n) -> (n, ...)``: what to compute for n examples."""
+from rholoss.scoring import Reduce, Scorer, Task
 
 
 class DatasetScorer:
-    """Measures each example of some data once under a model in eval mode.
+    """Measures each example of a map-style dataset, a loader over it, or ``IndexedBatches`` once under a model in eval mode.
 
-    Args:
-        data: a map-style dataset, a loader over it, or ``IndexedBatches``. Of a loader, the collate function, the workers and
-            what the sampler may draw are used; its order and its generator are not.
-        positions: which examples of a map-style dataset, ascending, shape (m,), int64; None for all that the sampler may draw.
-        **options: see ``ScoringOptions``; ``views`` and ``progress`` are left to the caller.
+    Of a loader, the collate function, the workers and what the sampler may draw are used; its order and its generator are not.
+    ``positions``, ascending, shape (m,), int64, restrict it to a part. ``views`` and ``progress`` are left to the caller.
     """
 
     def __init__(self, data: Any, *, positions: Tensor | None = None, **options: Unpack[ScoringOptions]) -> None:
@@ -54,24 +46,17 @@ class DatasetScorer:
     def run(
         self,
         model: Any,
-        measure: Measure | None = None,
+        measure: Reduce | None = None,
         *,
         rows: range | None = None,
         view: int = 0,
         seen: Callable[[int], None] = lambda n: None,
     ) -> tuple[Tensor, Tensor]:
-        """Measure the examples.
+        """Measure the examples, or a range of ``positions``: indices (m,), int64, and values (m, ...), float32, on the CPU.
 
-        Args:
-            model: the model.
-            measure: see ``Measure``; None for the loss.
-            rows: a range of ``positions``; None for all. If it starts at a multiple of ``batch_size``, the forward passes are
-                bit for bit those of a run over all.
-            view: number of the pass over random augmentation; the same view of the same rows is the same in every process.
-            seen: called with the number of examples after each forward pass.
-
-        Returns:
-            Indices (m,), int64, and values (m, ...), float32, on the CPU, in the order of the data.
+        If a range starts at a multiple of ``batch_size``, the forward passes are bit for bit those of a run over all. The same
+        ``view``, a pass over random augmentation, of the same rows is the same in every process. ``measure`` computes the loss if
+        None; ``seen`` is called with the number of examples after each forward pass.
         """
         self.scorer.refuse_causal(model)
         measure = measure or self.scorer.losses
@@ -92,8 +77,6 @@ class DatasetScorer:
             batches = BatchSampler(positions.tolist(), self.batch_size or 1, drop_last=False)
             return CandidateLoader(LoaderView(self.view.redrawn(batches, self.batch_size or 1)), self.batch_size)
         if rows is not None:
-            raise TypeError(
-                f"only a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}; let every process "
-                "read data of its own, with distinct ids, and merge the stores"
-            )
+            what = f"only a map-style dataset can be scored in shares, got {type(self.view.loader).__name__}"
+            raise TypeError(f"{what}; let every process read data of its own, with distinct ids, and merge the stores")
         return CandidateLoader(self.view, self.batch_size)

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 import numpy as np
 
+StrPath = str | os.PathLike[str]
+
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
@@ -37,7 +39,7 @@ def remove_on_failure(files: list[str], folder: str | None = None) -> Iterator[N
         raise
 
 
-def write_npz(path: str | os.PathLike[str], header: str, arrays: Mapping[str, Any]) -> None:
+def write_npz(path: StrPath, header: str, arrays: Mapping[str, Any]) -> None:
     """Write a header and arrays to one ``.npz`` file, whole or not at all."""
     with atomic_write(os.fsdecode(path)) as file:
         np.savez(file, header=np.array(header), **arrays)

@@ -61,14 +61,8 @@ def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
 def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval", seed: int | None = None) -> Iterator[None]:
     """Run a block under no_grad with a model in a mode, then restore modes, buffers and random state.
 
-    Each module's own flag is set and restored, as ``model.train(...)`` would unfreeze a frozen BatchNorm.
-
-    Args:
-        model: a module or its method; other callables have no modes.
-        device: the model's device.
-        mode: ``"eval"``; ``"train"``: the modules' current modes; ``"dropout"``: train mode, except for modules with running
-            statistics.
-        seed: seed of the block's random numbers; None continues from the global state.
+    Each module's own flag is set and restored, as ``model.train(...)`` would unfreeze a frozen BatchNorm. ``"train"`` keeps the
+    modules' current modes; ``"dropout"`` is train mode, except for modules with running statistics.
     """
     model = module_of(model)
     modules = list(model.modules()) if model is not None else []

@@ -11,13 +11,7 @@ installed, or a function called with (done, total or None)."""
 
 
 def reporter(progress: Progress, unit: str = "ex", what: str = "irreducible losses") -> Callable[[int, int | None], None]:
-    """A function to call with what is done and the total, or None; an ImportError if a bar cannot be drawn.
-
-    Args:
-        progress: see ``Progress``.
-        unit: the unit of the bar.
-        what: the label of the bar.
-    """
+    """A function to call with what is done and the total, or None; ``unit`` and ``what`` label its bar, see ``Progress``."""
     if callable(progress):
         return progress
     if progress is None:
@@ -27,9 +21,7 @@ def reporter(progress: Progress, unit: str = "ex", what: str = "irreducible loss
     try:
         from tqdm import tqdm
     except ImportError:
-        raise ImportError(
-            "progress=True draws its bar with tqdm, which is not installed; run: pip install 'rholoss[progress]'"
-        ) from None
+        raise ImportError("progress=True needs tqdm, which is not installed; run: pip install 'rholoss[progress]'") from None
     bar: Any = None
 
     def report(done: int, total: int | None) -> None:

@@ -89,7 +89,6 @@ def build_selector(
     needs = {name: given[name] for name in _INGREDIENTS if name in taken}
     missing = [name for name, value in needs.items() if value is None and taken[name].default is inspect.Parameter.empty]
     if missing:
-        raise ValueError(
-            f"{getattr(build, '__name__', build)} needs {' and '.join(missing)}; pass {', '.join(f'{name}=' for name in missing)}"
-        )
+        cure = f"pass {', '.join(f'{name}=' for name in missing)}"
+        raise ValueError(f"{getattr(build, '__name__', build)} needs {' and '.join(missing)}; {cure}")
     return build(loader, model, **{name: value for name, value in needs.items() if value is not None}, **options)

@@ -24,6 +24,8 @@ Reduce = Callable[[Any, Any, int], Any]
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
 
+_PASS_FORWARD = "pass forward=(model, batch) -> (outputs, targets)"
+
 
 def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
     """Call a model as usual: ``model(x)`` for a pair (x, y), ``model(**inputs)`` for a mapping with ``labels`` or ``label``.
@@ -43,25 +45,19 @@ def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         name = next((name for name in ("labels", "label") if name in batch), None)
         if name is None:
-            raise TypeError(
-                f"expected a mapping with 'labels' or 'label', got the keys {list(batch)}; pass forward=(model, batch) -> "
-                "(outputs, targets)"
-            )
+            raise TypeError(f"expected a mapping with 'labels' or 'label', got the keys {list(batch)}; {_PASS_FORWARD}")
         inputs = {key: value for key, value in batch.items() if key != name and isinstance(value, Tensor)}
         try:
             outputs = model(**inputs)
         except TypeError as error:
             if "unexpected keyword argument" in str(error):
-                what = f"{error}; the batch has {list(inputs)}"
-                raise TypeError(f"{what}: pass forward=(model, batch) -> (outputs, targets)") from error
+                raise TypeError(f"{error}; the batch has {list(inputs)}: {_PASS_FORWARD}") from error
             raise
         return _logits(outputs), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return _logits(model(batch[0])), batch[1]
     what = f"a {type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise TypeError(
-        f"expected a batch (x, y) or a mapping with labels, got {what}; pass forward=(model, batch) -> (outputs, targets)"
-    )
+    raise TypeError(f"expected a batch (x, y) or a mapping with labels, got {what}; {_PASS_FORWARD}")
 
 
 def default_loss(outputs: Any, targets: Any) -> Tensor:
@@ -81,22 +77,17 @@ def default_loss(outputs: Any, targets: Any) -> Tensor:
         ValueError: their shapes do not fit.
     """
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-        raise TypeError(
-            f"expected tensors, got outputs {type(outputs).__name__} and targets {type(targets).__name__}; "
-            "let forward= return tensors, or pass loss=(outputs, targets) -> (n,)"
-        )
+        what = f"expected tensors, got outputs {type(outputs).__name__} and targets {type(targets).__name__}"
+        raise TypeError(f"{what}; let forward= return tensors, or pass loss=(outputs, targets) -> (n,)")
     if targets.is_floating_point():
         if outputs.shape != targets.shape:
-            raise ValueError(
-                f"outputs and floating targets must have one shape, got {tuple(outputs.shape)} and {tuple(targets.shape)}; "
-                "reshape one of them in forward=, or pass loss="
-            )
+            got = f"{tuple(outputs.shape)} and {tuple(targets.shape)}; reshape one of them in forward=, or pass loss="
+            raise ValueError(f"outputs and floating targets must have one shape, got {got}")
         return (outputs.float() - targets.float()).square().reshape(len(outputs), -1).mean(1)
     if outputs.ndim not in (2, 3) or outputs.shape[-1] == 1 or outputs.shape[:-1] != targets.shape:
-        raise ValueError(
-            "expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), where C is at least 2, got outputs "
-            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; pass loss=(outputs, targets) -> (n,)"
-        )
+        expected = "expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), where C is at least 2"
+        got = f"got outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
+        raise ValueError(f"{expected}, {got}; pass loss=(outputs, targets) -> (n,)")
     if outputs.ndim == 2:
         return F.cross_entropy(outputs.float(), targets.long(), reduction="none")
     losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten().long(), reduction="none").reshape(len(targets), -1)
@@ -155,11 +146,7 @@ class Task:
 
     @classmethod
     def of(
-        cls,
-        task: Task | None = None,
-        forward: Forward | None = None,
-        loss: Loss | None = None,
-        dtype: torch.dtype | None = None,
+        cls, task: Task | None = None, forward: Forward | None = None, loss: Loss | None = None, dtype: torch.dtype | None = None
     ) -> Task:
         """The given task, or a new one from separate hooks; a ValueError if both are given."""
         if task is None:
@@ -177,11 +164,7 @@ class Task:
 class Scorer:
     """Runs a model without side effects: modes, buffers, gradients, grad mode and random state are preserved.
 
-    Args:
-        task: how the model is called, its loss and the autocast dtype.
-        mode: ``"eval"``, or ``"train"``: every module in its current mode.
-        chunk_size: maximum number of examples in a forward pass; None for all at once. A larger batch is scored in passes of
-            exactly this size, so that a compiled model compiles once.
+    A batch of more than ``chunk_size`` examples is scored in passes of exactly this size, so that a compiled model compiles once.
     """
 
     task: Task = field(default_factory=Task)
@@ -192,9 +175,7 @@ class Scorer:
         if self.mode not in ("eval", "train"):
             raise ValueError(f"mode must be 'eval' or 'train', got {self.mode!r}")
         if self.chunk_size is not None and (not isinstance(self.chunk_size, Integral) or self.chunk_size < 1):
-            raise ValueError(
-                f"chunk_size must be a whole number of examples, at least 1, or None for all at once, got {self.chunk_size!r}"
-            )
+            raise ValueError(f"chunk_size must be a number of examples, at least 1, or None for all, got {self.chunk_size!r}")
 
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
@@ -207,10 +188,8 @@ class Scorer:
         module: Any = module_of(undistributed(model))
         config = getattr(module, "__dict__", {}).get("config")
         if getattr(config, "is_encoder_decoder", True) is False and getattr(module, "can_generate", bool)():
-            raise ValueError(
-                f"{type(module).__name__} predicts the next token, but the default loss compares logits and labels at the same "
-                "position; pass loss=rholoss.tokens.causal_loss, which shifts, to the selector and to from_model"
-            )
+            what = f"{type(module).__name__} predicts the next token, but the default loss does not shift its labels"
+            raise ValueError(f"{what}; pass loss=rholoss.tokens.causal_loss to the selector and to from_model")
 
     @contextmanager
     def around(self, model: Any, mode: Mode | None = None, seed: int | None = None) -> Iterator[torch.device | None]:
@@ -267,10 +246,8 @@ def _from_row(part: Any, row: int, whole: bool) -> Any:
     if isinstance(part, tuple):
         return tuple(_from_row(p, row, whole) for p in part)
     if not isinstance(part, Tensor):
-        raise TypeError(
-            f"outputs of type {type(part).__name__} cannot be joined over chunks; let forward= return tensors, or leave "
-            "chunk_size=None"
-        )
+        what = f"outputs of type {type(part).__name__} cannot be joined over chunks"
+        raise TypeError(f"{what}; let forward= return tensors, or leave chunk_size=None")
     return part[max(row, 0) :]
 
 

@@ -45,10 +45,8 @@ class Selection:
     def check_losses(self, losses: Tensor) -> None:
         """Raise a ValueError unless the losses are one per selected example."""
         if losses.shape != self.index.shape:
-            raise ValueError(
-                f"losses must be one per selected example, shape {tuple(self.index.shape)}, got {tuple(losses.shape)}; "
-                "pass reduction='none'"
-            )
+            expected, got = tuple(self.index.shape), tuple(losses.shape)
+            raise ValueError(f"losses must be one per selected example, shape {expected}, got {got}; pass reduction='none'")
 
 
 def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
@@ -82,9 +80,8 @@ def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | No
         if low < 0 or high >= n_B:
             raise ValueError(f"choose must return positions from 0 to {n_B - 1}, got {low} to {high}")
         if weights is None and bool((positions[1:] == positions[:-1]).any()):
-            raise ValueError(
-                f"choose must return {n_b} distinct positions, got {positions.tolist()}; only weighted draws may repeat"
-            )
+            got = f"{positions.tolist()}; only weighted draws may repeat"
+            raise ValueError(f"choose must return {n_b} distinct positions, got {got}")
     return positions, None if weights is None else weights[order]
 
 
@@ -149,7 +146,5 @@ def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, st
         why = "the model's loss is not finite for them: has training diverged?"
     else:
         why = "check what score() computes, and that each has a finite irreducible loss where one is used"
-    return ValueError(
-        f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {step}: "
-        f"indices {index[bad].tolist()[:5]}; {why}"
-    )
+    what = f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {step}"
+    return ValueError(f"{what}: indices {index[bad].tolist()[:5]}; {why}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,13 @@ _N, _N_B, _FEATURES, _CLASSES = 99, 6, 5, 3  # 4 candidate batches of 24 at keep
 def check_selector(selector: str | Callable[..., Selector], **options: Any) -> None:
     """Check the contract of every selector on a small classification problem, with batches (x, y) and with dicts.
 
-    The checks: batches of n_b with the rows of ``last``, everything kept at keep = 1, the documented end of an epoch, mappings
-    returned as mappings, no side effects on the model, the batch and random state, the same choices from the same seed, exact
-    resume; and, with a ``draw_rule``, that it decides what is loaded, and decides without the model.
+    The checks: batches of n_b with the rows of ``last``, everything kept at keep = 1 to the end of an epoch, mappings returned as
+    mappings, no side effects on the model, the batch and random state, the same choices from the same seed, exact resume; and,
+    with a ``draw_rule``, that it decides what is loaded, and decides without the model.
 
     Args:
         selector: a registered name, a ``Selector`` class, or a function ``(loader, model, **options)`` that builds one.
-        **options: options of the selector. A ``store``, ``proxy`` and ``irreducible_model`` for the problem are passed to
-            selectors that take them.
+        **options: its options; a ``store``, ``proxy`` and ``irreducible_model`` are passed to selectors that take them.
 
     Raises:
         AssertionError: a check failed; the message says what to do.
@@ -45,8 +45,18 @@ def check_selector(selector: str | Callable[..., Selector], **options: Any) -> N
     """
     if isinstance(selector, Selector):
         raise TypeError("check_selector builds the selector itself; pass its class, its name or a function that builds it")
-    for check in (_draw_rule, _reading, _side_effects, _batches, _keep_all, _short_end, _mappings, _seed, _resume):
+    for check in (_draw_rule, _reading, _side_effects, _batches, _keep_all, _mappings, _seed, _resume):
         check(_Problem(selector, options))
+
+
+class _Recorded(TensorDataset):
+    """A dataset that records which examples are read."""
+
+    read: list[int]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        self.read.append(i)
+        return tuple(tensor[i] for tensor in self.tensors)
 
 
 class _Problem:
@@ -56,16 +66,16 @@ class _Problem:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(_N, _FEATURES, generator=generator)
         x[:, 0] = torch.arange(_N) / _N
-        self.data = TensorDataset(x, torch.randint(_CLASSES, (_N,), generator=generator))
+        self.data = _Recorded(x, torch.randint(_CLASSES, (_N,), generator=generator))
+        self.data.read = []
         self.model, self.other = _net(0), _net(1)
         self.model.get_submodule("1").eval()  # a frozen BatchNorm, in a model that trains
         self.store = IrreducibleLossStore.from_model(self.other, self.data)
-        self.selector = selector
-        self.options = options
+        self.selector, self.options = selector, options
 
-    def build(self, keep: float = 0.25, loader: dict[str, Any] | None = None, data: Any = None, **options: Any) -> Selector:
+    def build(self, keep: float = 0.25, loader: dict[str, Any] | None = None, **options: Any) -> Selector:
         made = {"store": self.store, "proxy": self.other, "irreducible_model": self.other, **self.options}
-        wanted = {"dataset": data or self.data, "batch_size": _N_B, "drop_last": True, **(loader or {})}
+        wanted = {"dataset": self.data, "batch_size": _N_B, "drop_last": True, **(loader or {})}
         return build_selector(self.selector, DataLoader(**wanted), self.model, keep=keep, **made, **options)
 
     def index_of(self, x: Tensor) -> list[int]:
@@ -81,8 +91,7 @@ def _net(seed: int) -> nn.Sequential:
 def _batches(problem: _Problem) -> None:
     selector = problem.build()
     steps = 0
-    for x, _ in selector:
-        steps += 1
+    for steps, (x, _) in enumerate(selector, 1):  # noqa: B007
         last = selector.last
         assert last is not None, "last must hold the selection of the current batch"
         assert len(x) == _N_B, f"every batch must have n_b = {_N_B} examples, got {len(x)}"
@@ -94,24 +103,20 @@ def _batches(problem: _Problem) -> None:
         assert torch.equal(last.index, last.candidate_index[last.positions]), "index must be that of the positions"
         assert problem.index_of(x) == last.index.tolist(), "the rows of the batch must be the examples of the index"
         assert last.scores.shape == (n,), f"there must be a score per candidate, shape ({n},), got {tuple(last.scores.shape)}"
-    assert steps == len(selector), f"len(selector) must be the number of batches, {steps}, got {len(selector)}"
-    assert steps == selector.step, f"step must count the batches, got {selector.step} after {steps}"
+    counts = len(selector), selector.step
+    assert counts == (steps, steps), f"len(selector) and step must be the number of batches, {steps}, got {counts}"
 
 
 def _keep_all(problem: _Problem) -> None:
-    selector = problem.build(keep=1.0)
-    for (x, y), (all_x, all_y) in zip(selector, DataLoader(problem.data, batch_size=_N_B, drop_last=True), strict=True):
-        if selector.last is not None and selector.last.weights is None:
-            assert _same([x, y], [all_x, all_y]), "keep=1 must return the batches of the loader"
-
-
-def _short_end(problem: _Problem) -> None:
-    for drop_last, end in ((True, []), (False, [_N % _N_B])):
+    for drop_last in (True, False):
         selector = problem.build(keep=1.0, loader={"drop_last": drop_last})
-        sizes = [len(x) for x, _ in selector]
-        expected = [_N_B] * (_N // _N_B) + end
+        plain, batches = list(selector.loader), [(batch, selector.last) for batch in selector]
+        sizes, expected = [len(x) for (x, _), _ in batches], [len(x) for x, _ in plain]
         assert sizes == expected, f"with drop_last={drop_last} an epoch must end on {expected[-2:]} examples, got {sizes[-2:]}"
         assert len(selector) == len(expected), f"len(selector) must be {len(expected)}, got {len(selector)}"
+        for (batch, last), whole in zip(batches, plain, strict=True):
+            if last is not None and last.weights is None:
+                assert _same(list(batch), list(whole)), "keep=1 must return the batches of the loader"
 
 
 def _collate(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -153,22 +158,9 @@ def _side_effects(problem: _Problem) -> None:
         assert torch.is_grad_enabled(), "selecting must leave grad mode as it was"
 
 
-class _Recorded(TensorDataset):
-    """A dataset that records which examples are read."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        super().__init__(*tensors)
-        self.read: list[int] = []
-
-    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
-        self.read.append(i)
-        return tuple(tensor[i] for tensor in self.tensors)
-
-
 def _draw_rule(problem: _Problem) -> None:
     """What the draw rule decides is what is loaded, over two epochs: methods may go by the losses of the first."""
-    data = _Recorded(*problem.data.tensors)
-    selector = problem.build(data=data)
+    data, selector = problem.data, problem.build()
     rule = selector.draw_rule()
     if rule.members is None and rule.prefilter is None:
         return
@@ -181,10 +173,9 @@ def _draw_rule(problem: _Problem) -> None:
         for x, _ in selector:
             read, data.read, last = data.read, [], selector.last
             _check_members(rule, read)
-            assert not loaded or read == loaded[-1], (
-                f"exactly the examples that prefilter returns must be read, {loaded[-1]}, got {read}; decide by the index alone, "
-                "and leave the reading to the loader"
-            )
+            decided = loaded[-1] if loaded else read
+            what = f"exactly the examples that prefilter returns must be read, {decided}, got {read}"
+            assert read == decided, f"{what}; decide by the index alone, and leave the reading to the loader"
             assert last is not None, "last must hold the selection of the current batch"
             strays = sorted(set(last.index.tolist()) - set(read))
             assert not strays, f"selected examples must be loaded in their own step, got {strays} besides; choose candidates only"
@@ -224,14 +215,11 @@ def _reading(problem: _Problem) -> None:
         return
     for x, _ in selector:
         selector.record_losses(x[:, 1].abs())
-    with _idle("members()"):
-        _check_members(rule, [])
-    with _idle("prefilter()"):
-        _ = rule.prefilter and rule.prefilter(torch.arange(4 * _N_B), selector.step)
-    with _idle("len(selector)"):
-        len(selector)
-    with _idle("repr(selector)"):
-        repr(selector)
+    reads: list[tuple[str, Callable[..., Any], list[Any]]] = [("members()", _check_members, [rule, []])]
+    reads += [("prefilter()", rule.prefilter, [torch.arange(4 * _N_B), selector.step])] if rule.prefilter else []
+    for what, read, arguments in [*reads, ("len(selector)", len, [selector]), ("repr(selector)", repr, [selector])]:
+        with _idle(what):
+            read(*arguments)
     for name in dir(type(selector)):
         if isinstance(inspect.getattr_static(type(selector), name), (property, cached_property)):
             with _idle(f"the property {name}"), suppress(AttributeError, TypeError, ValueError):  # no value yet
@@ -260,30 +248,25 @@ def _seed(problem: _Problem) -> None:
 
 
 def _resume(problem: _Problem) -> None:
-    def shuffled() -> Selector:
-        return copy.deepcopy(problem.build(loader={"shuffle": True, "generator": torch.Generator().manual_seed(2)}))
-
-    def follow(selector: Selector, state: dict[str, Any] | None = None, at: int = 0) -> tuple[list[list[int]], dict[str, Any]]:
-        """The choices of what is left of three epochs, and the state after ``at`` steps."""
-        chosen: list[list[int]] = []
-        saved = io.BytesIO()
+    def follow(state: io.BytesIO | None = None) -> Iterator[tuple[list[int], io.BytesIO]]:
+        """The choices of what is left of three epochs, and the state after each."""
+        shuffled = {"shuffle": True, "generator": torch.Generator().manual_seed(2)}
+        selector = copy.deepcopy(problem.build(loader=shuffled))
         if state is not None:
-            selector.load_state_dict(state)
-        while selector.epoch < 3 and len(chosen) < 9:
+            selector.load_state_dict(torch.load(io.BytesIO(state.getvalue()), weights_only=True))
+        while selector.epoch < 3:
             for _ in selector:
                 assert selector.last is not None
-                chosen.append(selector.last.index.tolist())
-                if len(chosen) == at:
-                    torch.save(selector.state_dict(), saved)
-        return chosen, (torch.load(io.BytesIO(saved.getvalue()), weights_only=True) if at else {})
+                torch.save(selector.state_dict(), saved := io.BytesIO())
+                yield selector.last.index.tolist(), saved
 
-    at = 5  # in the second epoch
-    chosen, state = follow(shuffled(), at=at)
-    resumed, _ = follow(shuffled(), state)
-    same = min(len(chosen) - at, len(resumed))
-    assert same > 2, "an epoch must yield batches after a resume as before"
-    assert resumed[:same] == chosen[at : at + same], (
-        "after load_state_dict the choices must be those that would have followed; keep what score remembers in extra_state"
+    whole, at = list(islice(follow(), 16)), 5  # in the second epoch
+    chosen, resumed = whole[at:], list(islice(follow(whole[at - 1][1]), 16))
+    pairs = [(old, new) for (old, _), (new, _) in zip(chosen, resumed, strict=False)]
+    assert len(pairs) > 2, "an epoch must yield batches after a resume as before"
+    cure = "keep what score remembers in extra_state"
+    assert all(old == new for old, new in pairs), (
+        f"after load_state_dict the choices must be those that would have followed; {cure}"
     )
 
 
@@ -294,12 +277,13 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 
 def _named(batches: list[Any]) -> dict[str, Any]:
-    return {f"batch {i}": dict(batch) if isinstance(batch, dict) else list(batch) for i, (_, batch) in enumerate(batches)}
+    return {f"batch {i}": list(batch.items() if isinstance(batch, dict) else batch) for i, (_, batch) in enumerate(batches)}
 
 
 def _random_states() -> dict[str, Any]:
-    numpys = list(np.random.get_state())[1:3]  # noqa: NPY002
-    return {"torch's generator": torch.get_rng_state(), "Python's random": random.getstate(), "NumPy's np.random": numpys}
+    numpys = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    states = {"torch's generator": torch.get_rng_state(), "Python's random": random.getstate()}
+    return {**states, "NumPy's np.random": (numpys["key"].tolist(), numpys["pos"])}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -308,12 +292,6 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _same(old: Any, new: Any) -> bool:
-    if isinstance(old, Tensor):
-        return torch.equal(old, new)
-    if isinstance(old, np.ndarray):
-        return np.array_equal(old, new)
-    if isinstance(old, dict):
-        return list(old) == list(new) and all(_same(old[key], new[key]) for key in old)
     if isinstance(old, (list, tuple)):
-        return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
-    return bool(old == new)
+        return len(old) == len(new) and all(map(_same, old, new))
+    return torch.equal(old, new) if isinstance(old, Tensor) else bool(old == new)

@@ -1,7 +1,5 @@
 """Candidate batches from the user's loader, resumable at any position."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -105,15 +103,10 @@ class CandidateIterator:
 
 
 class CandidateLoader:
-    """Candidate batches of a loader, as ``IndexedBatch``.
+    """Candidate batches of ``n_B`` examples drawn with a loader's sampler, as ``IndexedBatch``; None: its own batches.
 
-    Args:
-        view: the user's loader.
-        n_B: draw candidate batches of this many examples with the loader's sampler; None: its own batches are the candidates.
-        members: see ``DrawRule``.
-        prefilter: returns the positions to load, of those that the sampler drew for a candidate batch.
-        state: the position in the data; None starts with the first epoch.
-        least: a last candidate batch of fewer examples is dropped unread, where they are drawn with the loader's sampler.
+    ``members`` is that of ``DrawRule``; ``prefilter`` returns the positions to load, of those drawn for a candidate batch. A last
+    batch of fewer than ``least`` is dropped unread, where batches are drawn.
     """
 
     def __init__(
@@ -138,10 +131,8 @@ class CandidateLoader:
         view, loader = self.view, self.view.loader
         decides = members is not None or prefilter is not None
         if decides and not (n_B and view.draws_by_index and view.batching is not None):
-            raise ValueError(
-                "this method decides before examples are loaded: it needs a DataLoader over a map-style dataset with a sampler "
-                "of single indices, and keep= rather than batch_size="
-            )
+            needs = "a DataLoader over a map-style dataset with a sampler of single indices, and keep= rather than batch_size="
+            raise ValueError(f"this method decides before examples are loaded: it needs {needs}")
         if n_B is None:
             if not view.is_map_style:
                 return {}
@@ -232,15 +223,10 @@ class CandidateLoader:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Make the next iteration resume from a state, or start an epoch if it was saved between epochs.
-
-        A sampler's entries are skipped unread; other iterables are read up to the position. The global random state is kept.
-        """
+        """Make the next iteration resume from a state: a sampler's entries are skipped, other iterables are read up to there."""
         if state["position"] is not None and state["N"] != self.view.dataset_length:
-            raise ValueError(
-                f"this state was saved in mid-epoch over a dataset of {state['N']} examples, got {self.view.dataset_length}; "
-                "resume with the same data"
-            )
+            got = f"of {state['N']} examples, got {self.view.dataset_length}"
+            raise ValueError(f"this state was saved in mid-epoch over a dataset {got}; resume with the same data")
         if self._sampler is not None:
             self._sampler.put_back(state["generators"])
         # Running workers draw no seed for another epoch; new workers do.

@@ -1,7 +1,5 @@
 """The position in an epoch, and what is needed to resume it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -19,28 +19,18 @@ Digests = dict[str, str]
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:
-    """A dataset's length, a digest of all labels it shows, and digests of a sample of examples, as JSON values.
+    """A dataset's length, a digest of all labels it shows, and by field the kind and digests of a sample, as JSON values.
 
-    The sample is read twice. Fields that differ between the two readings, such as augmented images, are omitted.
-
-    Args:
-        data: a map-style dataset, or a loader over one. Of a part, the whole dataset is used.
-
-    Returns:
-        ``length``; ``labels``, or None; ``sample``: for each field, its kind and the digests of the sampled examples. None where
-        the data cannot be read by index, or report their own indices.
+    Of a part, the whole dataset is used. Fields that differ between two readings, such as augmented images, are omitted. None
+    where the data cannot be read by index, or report their own indices.
     """
     loader = DataLoader(data) if is_readable(data) and not isinstance(data, DataLoader) else data
     if not is_map_style(loader) or loader.batch_sampler is None:
         return None
     dataset = whole_of(loader.dataset)
-    n = len(dataset)
     labels = labels_of(dataset)
-    return {
-        "length": n,
-        "labels": None if labels is None else labels_digest(labels),
-        "sample": _sample(loader, dataset, n),
-    }
+    digests = None if labels is None else labels_digest(labels)
+    return {"length": len(dataset), "labels": digests, "sample": _sample(loader, dataset)}
 
 
 def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -60,10 +50,7 @@ def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         return None
     fields = [(one, other) for one in saved["sample"].values() for other in now["sample"].values() if one[0] == other[0]]
     if fields and all(one != other for one, other in fields):
-        return (
-            "its fields have other names, and none holds what one of that held in the sampled examples (reordered, or "
-            "transformed differently)"
-        )
+        return "its fields have other names, and none holds what one of that held (reordered, or transformed differently)"
     return None
 
 
@@ -105,8 +92,8 @@ def spread(n: int, most: int) -> Tensor:
     return torch.linspace(0, n - 1, min(n, most)).round().long().unique()
 
 
-def _sample(loader: DataLoader[Any], dataset: Any, n: int) -> dict[str, list[str]]:
-    positions = spread(n, SAMPLE)
+def _sample(loader: DataLoader[Any], dataset: Any) -> dict[str, list[str]]:
+    positions = spread(len(dataset), SAMPLE)
     with seeded(0):
         read = example_digests(loader, dataset, positions.repeat(2))
     readings = read[: len(positions)], read[len(positions) :]

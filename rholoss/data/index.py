@@ -1,7 +1,5 @@
 """Which examples a loader yields: indices, ids, and ``IndexedBatches`` for loaders that know them."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -104,10 +102,9 @@ class IndexedBatches:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to pickle, without running workers."""
         return {**vars(self), "batches": idle(self.batches)}
 
-    def over(self, batches: Iterable[Any]) -> IndexedBatches:
+    def over(self, batches: Iterable[Any]) -> "IndexedBatches":
         """The same adapter around other batches."""
         return IndexedBatches(batches, self.index)
 
@@ -119,9 +116,8 @@ class IndexedBatches:
     def _indexed(self, item: Any) -> IndexedBatch:
         if self.index is None:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
-                raise TypeError(
-                    f"expected pairs (index, batch), got {type(item).__name__}; pass index= for batches that hold their indices"
-                )
+                cure = "pass index= for batches that hold their indices"
+                raise TypeError(f"expected pairs (index, batch), got {type(item).__name__}; {cure}")
             return IndexedBatch(as_index(item[0]), item[1])
         if callable(self.index):
             return IndexedBatch(as_index(self.index(item)), item)
@@ -129,19 +125,13 @@ class IndexedBatches:
             found = item[self.index]
         except (KeyError, IndexError, TypeError) as error:
             fields = f"the keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
-            raise type(error)(
-                f"expected the indices of a batch at {self.index!r}, got {fields}; pass its key, position or a function as index="
-            ) from error
+            what = f"expected the indices of a batch at {self.index!r}, got {fields}"
+            raise type(error)(f"{what}; pass its key, position or a function as index=") from error
         return IndexedBatch(as_index(found), item)
 
 
 def as_index(values: Any) -> Tensor:
-    """Indices as an int64 tensor of shape (n,); names are hashed, see ``rholoss.hash_ids``.
-
-    Raises:
-        TypeError: the values are neither integers nor names.
-        ValueError: they are not one per example.
-    """
+    """Indices as an int64 tensor of shape (n,); names are hashed, see ``rholoss.hash_ids``."""
     try:
         if type(values) is list and values and type(values[0]) is int:
             array = np.array(values)
@@ -151,9 +141,8 @@ def as_index(values: Any) -> Tensor:
             return hash_ids(values)
         index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"indices must be integers, one per example, got {type(values).__name__}: {str(values)[:80]}; {CARRY_THE_INDEX}"
-        ) from error
+        got = f"{type(values).__name__}: {str(values)[:80]}"
+        raise TypeError(f"indices must be integers, one per example, got {got}; {CARRY_THE_INDEX}") from error
     if index.numel() == 0:  # an empty list has a floating dtype
         return index.long()
     if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:

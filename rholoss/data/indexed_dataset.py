@@ -1,7 +1,5 @@
 """Attaching the index where an example is read, and removing it before the user's collate function."""
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Callable
@@ -16,10 +14,7 @@ from rholoss.data.subset import index_of, whole_of
 
 
 def attach_index(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """A copy of a map-style loader that yields ``IndexedBatch``; the loader itself does not change.
-
-    The index is attached where the dataset is read, in the worker, and removed before the user's ``collate_fn`` is called.
-    """
+    """A copy of a map-style loader that yields ``IndexedBatch``; the index is attached as the dataset is read, in the worker."""
     return copy_loader(
         loader,
         dataset=_IndexedDataset(loader.dataset, stacks=loader.collate_fn is default_collate),

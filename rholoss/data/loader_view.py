@@ -1,7 +1,5 @@
 """The user's loader, inspected in one place."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -16,36 +14,24 @@ from rholoss.data.subset import index_of, whole_of
 
 
 class LoaderView:
-    """What the package needs to know about a loader.
-
-    Args:
-        given: a ``DataLoader``, ``IndexedBatches`` around anything that can be iterated, or any other iterable of batches.
-
-    Attributes:
-        loader: the loader itself, without ``IndexedBatches`` around it.
-        reports_index: whether the batches report the indices of their examples.
-        dataset: the loader's dataset, or None.
-        dataset_length: N, the length of the dataset, or of the dataset that it is a subset of; None if unknown.
-        batching: the ``BatchSampler`` that groups single indices in their order; None if the loader does not use one.
-        batch_size: examples in a batch; None if unknown.
-    """
+    """What the package needs to know about a ``DataLoader``, ``IndexedBatches``, or any other iterable of batches."""
 
     def __init__(self, given: Any) -> None:
         self.given = given
         self.reports_index = isinstance(given, IndexedBatches)
-        self.loader: Any = given.batches if isinstance(given, IndexedBatches) else given
+        self.loader: Any = given.batches if isinstance(given, IndexedBatches) else given  # without ``IndexedBatches`` around it
         self.is_map_style = is_map_style(self.loader)
         self.is_stream = isinstance(self.loader, DataLoader) and not self.is_map_style
         self.dataset: Any = getattr(self.loader, "dataset", None)
-        self.dataset_length = self._dataset_length()
-        self.batching = samplers.plain_batching(self.loader)
+        self.dataset_length = self._dataset_length()  # N, also where the dataset is a part of a larger one; None if unknown
+        self.batching = samplers.plain_batching(self.loader)  # groups single indices in their order; None without one
         size = getattr(self.loader, "batch_size", None) or getattr(self.batching, "batch_size", None)
         self.batch_size = size if isinstance(size, int) else None
         own = getattr(self.loader, "batch_sampler", None)
         self.drop_last = bool(getattr(self.loader, "drop_last", False) or getattr(own, "drop_last", False))
 
     @classmethod
-    def of_data(cls, data: Any, batch_size: int | None = None) -> LoaderView:
+    def of_data(cls, data: Any, batch_size: int | None = None) -> "LoaderView":
         """The view of a loader, or of a new one over a map-style dataset, with a batch size of 256 if None."""
         if not isinstance(data, (DataLoader, IndexedBatches)):
             if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
@@ -61,10 +47,8 @@ class LoaderView:
         if hasattr(loader, "candidate_batches"):
             raise TypeError(f"a selector cannot wrap a selector, {name}; give it the DataLoader")
         if isinstance(getattr(loader, "_dataloader", None), DataLoader):
-            raise TypeError(
-                f"expected a DataLoader, got {name}, which hides the one inside it; pass the inner one to the selector, do not "
-                "call fabric.setup_dataloaders, and use a DistributedSampler on several processes"
-            )
+            cure = "pass the inner one, without fabric.setup_dataloaders, and use a DistributedSampler on several processes"
+            raise TypeError(f"expected a DataLoader, got {name}, which hides the one inside it; {cure}")
         if self.is_stream:
             what = f"a {name} over the IterableDataset {type(self.dataset).__name__} does not say which examples it yields"
         elif isinstance(loader, Iterable):
@@ -74,25 +58,17 @@ class LoaderView:
         raise TypeError(f"{what}; {CARRY_THE_INDEX}")
 
     def batch_sizes(self, keep: float | None, batch_size: int | None) -> tuple[int, int | None]:
-        """n_b and n_B; None for n_B: the loader's own batches are the candidates.
-
-        Raises:
-            ValueError: both are given, one is out of its range, or the loader cannot provide them.
-        """
+        """n_b and n_B; None for n_B: the loader's own batches are the candidates."""
         if batch_size is None:
             return self._drawn_sizes(0.1 if keep is None else keep)
         if keep is not None:
-            raise ValueError(
-                f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}: "
-                "keep draws larger candidate batches, batch_size selects from the loader's own"
-            )
+            what = f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}"
+            raise ValueError(f"{what}: keep draws larger candidate batches, batch_size selects from the loader's own")
         if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
         if self.batch_size is not None and batch_size > self.batch_size:
-            raise ValueError(
-                f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}; "
-                "give the loader a larger batch_size: its batches are the candidates"
-            )
+            what = f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}"
+            raise ValueError(f"{what}; give the loader a larger batch_size: its batches are the candidates")
         return int(batch_size), None
 
     def _drawn_sizes(self, keep: float) -> tuple[int, int]:
@@ -100,10 +76,8 @@ class LoaderView:
             raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
         if self.batch_size is None or self.batching is None:
             size = "" if self.batch_size else "keeps the loop's batch size and "
-            raise ValueError(
-                f"keep= {size}draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}; "
-                "pass batch_size= to select from the batches that come"
-            )
+            what = f"keep= {size}draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}"
+            raise ValueError(f"{what}; pass batch_size= to select from the batches that come")
         return self.batch_size, round(self.batch_size / float(keep))
 
     def _why_not_drawn(self) -> str:
@@ -135,8 +109,7 @@ class LoaderView:
 
     def index_of(self, positions: Tensor) -> Tensor:
         """The indices of positions in the loader's dataset, int64."""
-        index: Tensor = index_of(self.dataset, positions)
-        return index
+        return index_of(self.dataset, positions)
 
     def names(self, batch: Any) -> list[Any] | None:
         """The names of a batch's examples, where it holds names; else None."""
@@ -144,7 +117,7 @@ class LoaderView:
 
     def drawing(self, **changes: Any) -> Any:
         """An iterable of ``IndexedBatch`` like the loader, with some attributes changed; the loader itself does not change."""
-        if self.is_map_style and not self.reports_index:
+        if self.draws_by_index:
             return attach_index(self.loader, **changes)
         loader = copy_loader(self.loader, **changes) if changes else self.loader
         return self.given.over(loader) if self.reports_index else loader

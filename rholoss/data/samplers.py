@@ -18,13 +18,9 @@ RandomStates = tuple[Tensor, dict[str, Any]]
 
 
 class ResumableSampler:
-    """A sampler whose epoch in progress can be restarted and resumed.
+    """A sampler or batch sampler whose epoch in progress can be restarted and resumed.
 
-    Args:
-        sampler: a sampler or a batch sampler.
-        generator: the loader's generator, if it has one.
-        state: the position in the data. Its ``began`` is set to two random states of the latest iteration: when the sampler was
-            iterated, and when it was first asked for an entry.
+    It sets ``state.began`` to two random states: when it was last iterated, and when it was then first asked for an entry.
     """
 
     def __init__(self, sampler: Any, generator: torch.Generator | None, state: EpochState) -> None:
@@ -110,10 +106,8 @@ def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
     """The remaining entries after ``skip`` of them."""
     taken = sum(1 for _ in islice(entries, skip))
     if taken < skip:
-        raise ValueError(
-            f"this state was saved after {skip} candidate batches, but the loader has {taken}; resume with the same data and "
-            "batch size"
-        )
+        what = f"this state was saved after {skip} candidate batches, but the loader has {taken}"
+        raise ValueError(f"{what}; resume with the same data and batch size")
     return entries
 
 

@@ -1,7 +1,5 @@
 """Parts of a dataset that keep the indices of its examples, and the labels of a dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -38,9 +36,8 @@ class IndexedSubset(Dataset[Any]):
         positions = torch.as_tensor(indices)
         positions = positions.long() if positions.numel() == 0 else positions
         if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
-            raise ValueError(
-                f"a part needs one whole number per example, shape (n,), got {positions.dtype} of shape {tuple(positions.shape)}"
-            )
+            got = f"{positions.dtype} of shape {tuple(positions.shape)}"
+            raise ValueError(f"a part needs one whole number per example, shape (n,), got {got}")
         n, positions = len(dataset), positions.long().cpu()
         if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= n):
             raise IndexError(f"expected positions from 0 to {n - 1}, got {int(positions.min())} to {int(positions.max())}")
@@ -62,18 +59,11 @@ class IndexedSubset(Dataset[Any]):
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         read = getattr(self.dataset, "__getitems__", None)
         wanted = self.indices[list(positions)].tolist()
-        examples: list[Any] = read(wanted) if read else [self.dataset[index] for index in wanted]
-        return examples
+        return read(wanted) if read else [self.dataset[index] for index in wanted]
 
 
 class Split(NamedTuple):
-    """The parts of a dataset by role.
-
-    Attributes:
-        train: the examples to train on.
-        holdout: the examples that the irreducible-loss model trains on.
-        validation: the examples that its weights are chosen by.
-    """
+    """The parts of a dataset to train on, to fit the irreducible-loss model on, and to choose its weights by."""
 
     train: IndexedSubset
     holdout: IndexedSubset
@@ -106,9 +96,8 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
     if sum(sizes) == n + 1 and not any(isinstance(share, Integral) for share in (holdout, validation)):
         sizes[0] -= 1  # both were rounded up
     if sum(sizes) > n:
-        raise ValueError(
-            f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} exceed the {n:,} examples; ask for less"
-        )
+        what = f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} exceed the {n:,} examples"
+        raise ValueError(f"{what}; ask for less")
     order = stratified_order(n, labels_of(dataset) if labels is None else labels, seed)
     held, validating, training = (part.sort().values for part in order.split([*sizes, n - sum(sizes)]))
     return Split(IndexedSubset(dataset, training), IndexedSubset(dataset, held), IndexedSubset(dataset, validating))
@@ -195,9 +184,8 @@ def _count(share: float, n: int, name: str, least: int) -> int:
     whole = isinstance(share, Integral) and not isinstance(share, bool)
     count = int(share) if whole else round(n * share) if 0 <= share < 1 else -1
     if count < least or isinstance(share, bool):
-        raise ValueError(
-            f"{name} must be a share of the {n:,} examples, in (0, 1), or a whole number of them, at least {least}, got {share!r}"
-        )
+        expected = f"a share of the {n:,} examples, in (0, 1), or a whole number of them, at least {least}"
+        raise ValueError(f"{name} must be {expected}, got {share!r}")
     return count
 
 

@@ -26,7 +26,5 @@ def overlaps(selections: Mapping[str, Selection]) -> Tensor:
 
 def _times_chosen(selection: Selection, n_B: int) -> Tensor:
     """How often each candidate was chosen, shape (n_B,), float64."""
-    positions = selection.positions
-    return torch.zeros(n_B, dtype=torch.float64, device=positions.device).index_add_(
-        0, positions, torch.ones_like(positions, dtype=torch.float64)
-    )
+    ones = torch.ones_like(selection.positions, dtype=torch.float64)
+    return ones.new_zeros(n_B).index_add_(0, selection.positions, ones)  # bincount would synchronize an accelerator

@@ -62,10 +62,8 @@ def check_methods(methods: Mapping[str, Method], whole: Selector) -> None:
         if isinstance(method, Selector):
             check_part(method, whole)
             if _moves(method.extra_state()):
-                raise ValueError(
-                    f"method {name!r} keeps a state from step to step, so its choice would not be that of a run of its own; "
-                    "remove it"
-                )
+                why = "keeps a state from step to step, so its choice would not be that of a run of its own"
+                raise ValueError(f"method {name!r} {why}; remove it")
 
 
 def choices(methods: Mapping[str, Method], candidates: Candidates, n_b: int, finite: FiniteCheck) -> dict[str, Selection]:
@@ -191,10 +189,8 @@ class ComparisonLog:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         if state["names"] != self.names or list(state["logs"]) != list(self.logs):
-            raise ValueError(
-                f"this state cannot be loaded: expected methods {self.names} and logs {list(self.logs)}, got {state['names']} "
-                f"and {list(state['logs'])}"
-            )
+            expected = f"expected methods {self.names} and logs {list(self.logs)}"
+            raise ValueError(f"this state cannot be loaded: {expected}, got {state['names']} and {list(state['logs'])}")
 
     def _add(self, sums: Mapping[str, Tensor], batches: int, uniform_overlap: float) -> None:
         self._sums = {name: total.to(sums[name].device) + sums[name] for name, total in self._sums.items()}

@@ -30,15 +30,10 @@ class _Pending:
 
 
 class SelectionCounts:
-    """Counts of selections by step and by example, on the device of the selections.
+    """Counts of selections by step and by example, on the device of the selections; for the arguments see ``SelectionLog``.
 
     A step is a row: numbers of selected examples and of candidates in each group, and quantiles of scores. The groups are the
     flags and, last, the examples that the model classified correctly.
-
-    Args:
-        n: N, examples in the dataset.
-        flags: known properties of each example, by name, each shape (N,), bool.
-        ids: the ids of the examples, shape (N,), int64, if indices are not 0 to N-1.
     """
 
     def __init__(self, n: int, flags: Mapping[str, Any] | None = None, ids: Any = None) -> None:
@@ -70,15 +65,12 @@ class SelectionCounts:
         self._stray = torch.full((), torch.iinfo(torch.int64).min, device=device)
 
     def put(self, selection: Selection, correct: Tensor | None) -> None:
-        """Add a selection, which is counted together with others later."""
+        """Add a selection, to be counted with others later."""
         if selection.candidate_index.device != self.selected.device:
             self.settle()
             self._move(selection.candidate_index.device)
-        notes = {
-            name: note.detach().float().reshape(()).clone()
-            for name, note in selection.notes.items()
-            if isinstance(note, Tensor) and note.numel() == 1
-        }
+        scalars = {name: note for name, note in selection.notes.items() if isinstance(note, Tensor) and note.numel() == 1}
+        notes = {name: note.detach().float().reshape(()).clone() for name, note in scalars.items()}
         index, scores = selection.candidate_index.clone(), selection.scores.detach().to(torch.float32, copy=True)
         self._pending.append(_Pending(index, selection.positions, scores, correct, notes, selection.step))
         for name in notes:
@@ -157,9 +149,9 @@ class SelectionCounts:
         strays = int(self.drawn[self.n])
         if strays:
             among = f"0 to {self.n - 1}" if self.ids is None else f"the {self.n:,} ids"
+            what = f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}"
             raise ValueError(
-                f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}; n must be the "
-                "length of the whole dataset; if indices are ids, pass the id of each example as ids="
+                f"{what}; n must be the length of the whole dataset; where indices are ids, pass all of them as ids="
             )
 
     def add(self, state: Mapping[str, Any]) -> None:
@@ -192,10 +184,8 @@ class SelectionCounts:
 def _mask(name: str, flag: Any, n: int) -> Tensor:
     mask = torch.as_tensor(flag).cpu()
     if mask.dtype != torch.bool or mask.shape != (n,):
-        raise ValueError(
-            f"flag {name!r} must be one bool per example of the dataset, shape ({n},), got {mask.dtype} of shape "
-            f"{tuple(mask.shape)}"
-        )
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ValueError(f"flag {name!r} must be one bool per example of the dataset, shape ({n},), got {got}")
     return mask
 
 

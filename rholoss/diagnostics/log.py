@@ -70,9 +70,8 @@ class SelectionLog:
             raise ValueError("this selection is in the log already; attach the log or call update, not both")
         n_B = len(selection.candidate_index)
         if correct is not None and (correct.dtype != torch.bool or correct.shape != (n_B,)):
-            raise ValueError(
-                f"correct must be one bool per candidate, shape ({n_B},), got {correct.dtype} of shape {tuple(correct.shape)}"
-            )
+            got = f"{correct.dtype} of shape {tuple(correct.shape)}"
+            raise ValueError(f"correct must be one bool per candidate, shape ({n_B},), got {got}")
         self._latest = selection
         self._counts.put(selection, correct)
 
@@ -120,10 +119,8 @@ class SelectionLog:
         """
         labels = torch.as_tensor(labels).cpu()
         if labels.shape != (self._counts.n,) or labels.is_floating_point() or int(labels.min()) < 0:
-            raise ValueError(
-                f"labels must be one class per example of the dataset, shape ({self._counts.n},), integers from 0, "
-                f"got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
+            expected, got = f"shape ({self._counts.n},), integers from 0", f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ValueError(f"labels must be one class per example of the dataset, {expected}, got {got}")
         of = {"selected": self.selected, "candidates": self.drawn, "data": torch.ones(len(labels))}
         sums = {name: torch.bincount(labels, weights=count.double()) for name, count in of.items()}
         return {name: total / total.sum() for name, total in sums.items()}
@@ -174,23 +171,18 @@ class SelectionLog:
     def _check(self, state: Mapping[str, Any]) -> None:
         for name, mine in self._identity().items():
             if state[name] != mine:
-                raise ValueError(
-                    f"this state cannot be loaded: expected {name} = {mine}, got {state[name]}; they are of other data"
-                )
+                raise ValueError(f"this state cannot be loaded: expected {name} = {mine}, got {state[name]}, those of other data")
         ids = self._counts.ids
         if (ids is None) != ("ids" not in state) or (ids is not None and not torch.equal(ids, state["ids"])):
             raise ValueError("this state cannot be loaded: it is of examples with other ids")
 
-    def _by(
-        self, key: Callable[[Shares], Tensor], record: Callable[[Shares, Tensor], dict[str, float]]
-    ) -> list[dict[str, float]]:
+    def _by(self, key: Callable[[Shares], Tensor], record: Callable[..., dict[str, float]]) -> list[dict[str, float]]:
         shares = Shares(self._counts)
         keys = key(shares)
         _, sizes = keys.unique(return_counts=True)
         groups = keys.argsort(stable=True).split(sizes.tolist()) if len(keys) else ()
-        return [
-            {"step": float(shares.step[at].min()), "epoch": float(shares.epoch[at].min()), **record(shares, at)} for at in groups
-        ]
+        begins = [{"step": float(shares.step[at].min()), "epoch": float(shares.epoch[at].min())} for at in groups]
+        return [{**begin, **record(shares, at)} for begin, at in zip(begins, groups, strict=True)]
 
 
 def _window(every: int) -> Callable[[Shares], Tensor]:

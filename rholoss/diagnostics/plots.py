@@ -98,9 +98,8 @@ def _matrix(axes: Any, values: Tensor, names: list[str], title: str, lowest: flo
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             dark = value > 0.6 * top or value < -0.6 * top
-            axes.text(
-                j, i, form.format(round(value, 2) + 0.0), ha="center", va="center", color="white" if dark else "black", fontsize=9
-            )
+            style = {"ha": "center", "va": "center", "fontsize": 9, "color": "white" if dark else "black"}
+            axes.text(j, i, form.format(round(value, 2) + 0.0), **style)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title(title, fontsize=10)

@@ -32,11 +32,8 @@ class Shares:
                 continue
             selected = _ratio(self._selected[among, group].sum(), self._n_b[among].sum())
             candidates = _ratio(self._candidates[among, group].sum(), self._n_B[among].sum())
-            record |= {
-                f"{name}/selected": selected,
-                f"{name}/candidates": candidates,
-                f"{name}/ratio": _ratio(selected, candidates),
-            }
+            record |= {f"{name}/selected": selected, f"{name}/candidates": candidates}
+            record[f"{name}/ratio"] = _ratio(selected, candidates)
             if name != "correct":
                 record[f"{name}/data"] = self._in_data[group]
         record["repeated"] = _ratio(n_b - self._newly_selected(at), n_b)

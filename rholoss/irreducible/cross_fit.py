@@ -1,7 +1,5 @@
 """Irreducible losses without a holdout: models fitted on some folds score the others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -75,7 +73,9 @@ def cross_fit(
         is_scored = fold_of == fold
         training = torch.nonzero(~is_scored & (fold_of >= 0)).flatten()
         models = fit(IndexedSubset(view.dataset, training))
-        _refuse_reused(models, earlier, fold)
+        if any(model is other for model in as_models(models) for other in earlier):
+            what = f"fit returned the same model for fold {fold} as for another one, so that it trained on what it is to score"
+            raise ValueError(f"{what}; start from a new model every time")
         earlier += as_models(models)
         batches = BatchSampler(torch.nonzero(is_scored).flatten().tolist(), view.batch_size or 256, drop_last=False)
         store = IrreducibleLossStore.from_model(models, view.redrawn(batches, batches.batch_size), **options)
@@ -90,13 +90,10 @@ def _checked_view(data: Any, fit: Any, options: dict[str, Any]) -> LoaderView:
     """The view of the data, if all arguments are of the right kind."""
     refused = {"path", "mapped", "distributed"} & set(options)
     if refused:
-        raise TypeError(
-            f"cross_fit does not take {', '.join(sorted(refused))}; score folds with only=, save and merge their stores"
-        )
+        raise TypeError(f"cross_fit does not take {', '.join(sorted(refused))}; score folds with only=, and merge their stores")
     if not callable(fit) or isinstance(fit, nn.Module):
-        raise TypeError(
-            f"fit must be a function that fits a model on a part of the dataset and returns it, got {type(fit).__name__}"
-        )
+        what = "fit must be a function that fits a model on a part of the dataset and returns it"
+        raise TypeError(f"{what}, got {type(fit).__name__}")
     can_view = isinstance(data, DataLoader) or is_readable(data)
     view = LoaderView.of_data(data, options.get("batch_size")) if can_view else None
     if view is None or not view.is_map_style or view.loader.batch_sampler is None:
@@ -111,15 +108,6 @@ def _checked_folds(only: Any, count: int) -> list[int]:
     if not wanted or len(set(wanted)) < len(wanted) or any(type(fold) is not int or not 0 <= fold < count for fold in wanted):
         raise ValueError(f"only must name folds from 0 to {count - 1}, each once, got {wanted}")
     return wanted
-
-
-def _refuse_reused(models: Any, earlier: list[Any], fold: int) -> None:
-    """Raise a ValueError if a model was fitted for another fold too."""
-    if any(model is other for model in as_models(models) for other in earlier):
-        raise ValueError(
-            f"fit returned the same model for fold {fold} as for another one, so that it trained on what it is to score; "
-            "start from a new model every time"
-        )
 
 
 def _folds(view: LoaderView, folds: int | Tensor, seed: int, labels: Any) -> Tensor:

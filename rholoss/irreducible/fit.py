@@ -1,7 +1,5 @@
 """Fitting an irreducible-loss model: the weights with the lowest validation loss are kept, and a fit can be resumed."""
 
-from __future__ import annotations
-
 import copy
 import math
 import os
@@ -34,19 +32,12 @@ MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRSch
 
 @dataclass(frozen=True)
 class FitEpoch:
-    """One epoch of a fit.
+    """One epoch of a fit."""
 
-    Attributes:
-        epoch: from 1.
-        train_loss: mean loss of the holdout during the epoch, in nats for a likelihood.
-        validation_loss: mean loss of the validation examples after it, in eval mode.
-        seconds: duration, including validation.
-    """
-
-    epoch: int
-    train_loss: float
-    validation_loss: float
-    seconds: float
+    epoch: int  # from 1
+    train_loss: float  # mean loss of the holdout during the epoch, in nats for a likelihood
+    validation_loss: float  # mean loss of the validation examples after it, in eval mode
+    seconds: float  # duration, including validation
 
 
 class FitRun:
@@ -57,7 +48,6 @@ class FitRun:
         model: nn.Module,
         holdout: Any,
         validation: Any,
-        *,
         optimizer: MakeOptimizer | None,
         scheduler: MakeScheduler | None,
         batch_size: int,
@@ -66,10 +56,9 @@ class FitRun:
         checkpoint: str | os.PathLike[str] | None,
     ) -> None:
         if optimizer is not None and not callable(optimizer):
-            raise TypeError(
-                "optimizer must be a function that makes one from parameters, such as torch.optim.SGD or lambda parameters: "
-                f"torch.optim.SGD(parameters, lr=0.1), got {type(optimizer).__name__}"
-            )
+            such = "torch.optim.SGD or lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
+            got = type(optimizer).__name__
+            raise TypeError(f"optimizer must be a function that makes one from parameters, such as {such}, got {got}")
         self.model = model
         self.seed = seed
         self.optimizer = (optimizer or _adamw)(model.parameters())
@@ -112,10 +101,8 @@ class FitRun:
         self.sizes = (self.sizes[0], len(losses))
         validation_loss = float(losses.double().mean())
         if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
-            raise ValueError(
-                f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss}): the fit "
-                "diverged; pass an optimizer with a lower learning rate, or check the data"
-            )
+            what = f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss})"
+            raise ValueError(f"{what}; pass an optimizer with a lower learning rate, or check the data")
         if not self.done or validation_loss < _best(self.done).validation_loss:
             self.best_weights = copy.deepcopy(self.model.state_dict())
         self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began))
@@ -167,17 +154,14 @@ class FitRun:
             state = torch.load(path, map_location=device_of(self.model), weights_only=True)
             saved = state["settings"]
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(
-                f"{path} is not the checkpoint of a fit, or is damaged ({error!r}); delete it, or name another file"
-            ) from error
+            what = f"{path} is not the checkpoint of a fit, or is damaged ({error!r})"
+            raise ValueError(f"{what}; delete it, or name another file") from error
         mine = self._settings
         different = [name for name in mine if saved.get(name) != mine[name]]
         if different:
-            raise ValueError(
-                f"{path} is the checkpoint of another fit, with other {', '.join(different)}: "
-                + "; ".join(f"expected {mine[name]!r}, got {saved.get(name)!r}" for name in different if name != "data")
-                + ". Delete it, or name another file"
-            )
+            what = f"{path} is the checkpoint of another fit, with other {', '.join(different)}"
+            how = "; ".join(f"expected {mine[name]!r}, got {saved.get(name)!r}" for name in different if name != "data")
+            raise ValueError(f"{what}: {how}. Delete it, or name another file")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -218,8 +202,7 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
 def _batches(view: LoaderView) -> Iterable[Any]:
     """An epoch's batches.
 
-    If the loader draws every example once, they are shuffled by the global generator, without a last batch of one example, which
-    BatchNorm could not train on.
+    Of a loader that draws every example once they are shuffled, without a last batch of one example, as BatchNorm fails on one.
     """
     loader = view.loader
     if view.reports_index:
@@ -370,17 +353,8 @@ def fit_irreducible_model(
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
     _refuse_overlap(holdout, validation)
-    run = FitRun(
-        model,
-        holdout,
-        validation,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        batch_size=batch_size or 32,
-        task=Task.of(task, forward, loss),
-        seed=seed,
-        checkpoint=checkpoint,
-    )
+    task = Task.of(task, forward, loss)
+    run = FitRun(model, holdout, validation, optimizer, scheduler, batch_size or 32, task, seed, checkpoint)
     run.resume()
     stopped = run.finish(epochs, patience, reporter(progress, "epoch", "fitting the irreducible-loss model"))
     return Fit(model, run.done, stopped, [dataset_of(holdout), dataset_of(validation)], run.sizes)
@@ -396,21 +370,15 @@ def _refuse_overlap(holdout: Any, validation: Any) -> None:
         mine, its = (data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation))
         (shared, n), how = same_content(mine, its, torch.arange(n)), "content"
     if shared:
-        raise ValueError(
-            f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}; validate on other examples, such "
-            "as a part that rholoss.split makes"
-        )
+        what = f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}"
+        raise ValueError(f"{what}; validate on other examples, such as a part that rholoss.split makes")
 
 
 def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor) -> tuple[int, int]:
     """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
 
-    A share of 1 % or less counts as 0, since data may hold duplicates.
-
-    Args:
-        one: its dataset is read, up to 50,000 examples.
-        other: 512 examples of its dataset are read,
-        positions: among these, shape (n,), int64.
+    Up to 50,000 examples are read of the one, and 512 of the other, among these positions, shape (n,), int64. A share of 1 % or
+    less counts as 0, since data may hold duplicates.
     """
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0

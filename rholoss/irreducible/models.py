@@ -1,7 +1,5 @@
 """The irreducible-loss models: one or several, and the digests that identify them."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

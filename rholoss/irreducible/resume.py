@@ -1,7 +1,5 @@
 """Scoring that survives a kill and that several processes share: each chunk of the data is saved when done."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -27,17 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ScoringCheckpoint:
-    """The chunks of one scoring run, in a folder that any number of processes may share.
-
-    A chunk is the same whichever process scores it, and is written whole or not at all.
-
-    Args:
-        path: the folder; created if missing.
-        job: what to score, and how.
-
-    Raises:
-        ValueError: the folder holds another scoring; the message names the differences.
-    """
+    """The chunks of one scoring run, each written whole or not at all, in a folder that any number of processes may share."""
 
     def __init__(self, path: str, job: ScoringJob) -> None:
         self.path = path
@@ -56,20 +44,15 @@ class ScoringCheckpoint:
         self.meta = _read_settings(settings)
         different = [name for name in mine if self.meta.get(name) != mine[name]]
         if different:
-            raise ValueError(
-                f"{path} holds an unfinished scoring with other {', '.join(different)}; resume it with the same settings, or "
-                "delete the folder to start from scratch"
-            )
+            what = f"{path} holds an unfinished scoring with other {', '.join(different)}"
+            raise ValueError(f"{what}; resume it with the same settings, or delete the folder to start from scratch")
         self.meta.pop("chunks")
 
     def work(self, process: int, processes: int) -> bool:
-        """Score this process's share of the missing or damaged chunks; returns whether the other shares are done as well.
-
-        If a lone process fails in its first chunk, the folder is removed.
-        """
+        """Score this process's share of the missing or damaged chunks; returns whether the other shares are done as well."""
         try:
             return self._work(process, processes)
-        except BaseException:
+        except BaseException:  # a lone process that fails in its first chunk leaves no folder
             if self._is_new and processes == 1 and not any(os.path.exists(self._file(i)) for i in range(len(self.chunks))):
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
@@ -147,10 +130,7 @@ def score_in_memory(job: ScoringJob, process: int = 0, processes: int = 1) -> tu
 
 
 def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, processes: int = 1) -> bool:
-    """Score one process's share, and save the store if nothing is missing then; returns whether the store exists.
-
-    Unfinished work is kept in the folder ``path.parts``, which is removed at the end.
-    """
+    """Score one process's share in ``path.parts``, and save the store if all is done then; returns whether the store exists."""
     path = path.rstrip(os.sep)
     parts = f"{path}.parts"
     if not os.path.exists(path):
@@ -165,9 +145,8 @@ def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, pr
             return False
     different = [NAMES.get(name, name) for name in _different(job, read_store(path)[1])]
     if different:
-        raise ValueError(
-            f"{path} exists already, made with other {', '.join(different)}; choose another path, or delete it to score again"
-        )
+        what = f"{path} exists already, made with other {', '.join(different)}"
+        raise ValueError(f"{what}; choose another path, or delete it to score again")
     _clear(job, parts)
     return True
 
@@ -193,10 +172,9 @@ def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:
     of_first = losses[first][first.cumsum(0) - 1]
     other = index[~torch.isclose(losses, of_first, rtol=0.05, atol=0.05)].unique()
     if len(other):
-        raise ValueError(
-            f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}; an id must identify "
-            "one example. Add more to it, such as the shard and the key of a tar file, and omit augmented copies"
-        )
+        what = f"{len(other):,} ids were yielded more than once, with different losses: {some(other.tolist())}"
+        cure = "add more to each id, such as the shard and the key of a tar file, and omit augmented copies"
+        raise ValueError(f"{what}; an id must identify one example: {cure}")
 
 
 def _clear(job: ScoringJob, parts: str) -> None:

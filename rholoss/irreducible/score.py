@@ -1,7 +1,5 @@
 """Stores made from models or predictions, behind ``IrreducibleLossStore.from_model`` and the like."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,6 +14,7 @@ from typing_extensions import Unpack
 from rholoss.data.fingerprint import labels_digest
 from rholoss.data.index import tensor_of
 from rholoss.distributed import rank_and_size
+from rholoss.files import StrPath
 from rholoss.irreducible.resume import score_in_memory, score_on_disk
 from rholoss.irreducible.scoring_job import ScoringJob
 from rholoss.options import ScoringOptions
@@ -25,13 +24,7 @@ ROWS = 65_536  # rows to read at a time
 
 
 def score_with_model(
-    model: Any,
-    data: Any,
-    *,
-    path: str | os.PathLike[str] | None,
-    mapped: bool,
-    distributed: bool,
-    **options: Unpack[ScoringOptions],
+    model: Any, data: Any, *, path: StrPath | None, mapped: bool, distributed: bool, **options: Unpack[ScoringOptions]
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_model``."""
     job = ScoringJob(model, data, **options)
@@ -47,14 +40,7 @@ def score_with_model(
 
 
 def score_share(
-    model: Any,
-    data: Any,
-    path: str | os.PathLike[str],
-    *,
-    process: int,
-    processes: int,
-    mapped: bool,
-    **options: Unpack[ScoringOptions],
+    model: Any, data: Any, path: StrPath, *, process: int, processes: int, mapped: bool, **options: Unpack[ScoringOptions]
 ) -> IrreducibleLossStore | None:
     """See ``IrreducibleLossStore.score_share``."""
     if not 0 <= process < processes:
@@ -64,12 +50,7 @@ def score_share(
 
 
 def score_predictions(
-    predictions: Any,
-    targets: Any,
-    ids: Any,
-    *,
-    kind: Literal["logits", "probabilities"],
-    meta: Mapping[str, Any] | None,
+    predictions: Any, targets: Any, ids: Any, *, kind: Literal["logits", "probabilities"], meta: Mapping[str, Any] | None
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_predictions``."""
     losses, counts = losses_of_predictions(predictions, targets, kind)
@@ -80,13 +61,7 @@ def score_predictions(
 def losses_of_predictions(
     predictions: Any, targets: Any, kind: Literal["logits", "probabilities"]
 ) -> tuple[Tensor, CalibrationCounts]:
-    """The cross-entropy of each row of predictions, shape (N,), float32, in nats, and how confident and correct they are.
-
-    Args:
-        predictions: shape (N, C), floating; an array that is memory-mapped is read a chunk at a time.
-        targets: classes, shape (N,), integer.
-        kind: what the predictions are.
-    """
+    """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, and their confidence and correctness."""
     if kind not in ("logits", "probabilities"):
         raise ValueError(f"kind must be 'logits' or 'probabilities', got {kind!r}")
     predictions = predictions if hasattr(predictions, "shape") else np.asarray(predictions)
@@ -107,10 +82,9 @@ def losses_of_predictions(
     losses = torch.cat(parts) if parts else torch.empty(0)
     bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
     if bad:
-        raise ValueError(
-            f"the loss of {len(bad):,} of {n:,} rows is not finite, the first at row {bad[0]}: a probability of 0 for the "
-            "label, or predictions that are not finite; smooth them, or leave these rows out"
-        )
+        what = f"the loss of {len(bad):,} of {n:,} rows is not finite, the first at row {bad[0]}"
+        why = "a probability of 0 for the label, or predictions that are not finite"
+        raise ValueError(f"{what}: {why}; smooth them, or leave these rows out")
     return losses, counts
 
 
@@ -119,10 +93,8 @@ def _classes(predictions: Any, targets: Any) -> Tensor:
     classes = tensor_of(targets).cpu()
     n = len(predictions)
     if len(predictions.shape) != 2 or predictions.shape[1] < 2 or classes.shape != (n,) or classes.is_floating_point():
-        raise ValueError(
-            "expected predictions (N, C), C at least 2, with classes (N,), integer, got predictions "
-            f"{tuple(predictions.shape)} and targets {tuple(classes.shape)}, {classes.dtype}"
-        )
+        got = f"predictions {tuple(predictions.shape)} and targets {tuple(classes.shape)}, {classes.dtype}"
+        raise ValueError(f"expected predictions (N, C), C at least 2, with classes (N,), integer, got {got}")
     C = predictions.shape[1]
     wrong = torch.nonzero((classes < 0) | (classes >= C)).flatten().tolist()
     if wrong:
@@ -133,7 +105,5 @@ def _classes(predictions: Any, targets: Any) -> Tensor:
 def _refuse_not_probabilities(rows: Tensor, start: int) -> None:
     bad = torch.nonzero(((rows.sum(1) - 1).abs() > 1e-3) | (rows < 0).any(1)).flatten()
     if len(bad):
-        raise ValueError(
-            f"expected probabilities that sum to 1, got {float(rows[bad[0]].sum()):.4g} in row {start + int(bad[0])}; for "
-            "logits, pass kind='logits'"
-        )
+        got = f"{float(rows[bad[0]].sum()):.4g} in row {start + int(bad[0])}"
+        raise ValueError(f"expected probabilities that sum to 1, got {got}; for logits, pass kind='logits'")

@@ -1,7 +1,5 @@
 """The computation of irreducible losses with models, one chunk of the data at a time."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os
@@ -37,15 +35,9 @@ class Scored(NamedTuple):
 
 
 class ScoringJob:
-    """Everything that determines the irreducible losses, and their computation.
+    """The computation of irreducible losses with a model, or several, whose losses are averaged.
 
-    Args:
-        model: a model, or several, whose losses are averaged.
-        data: see ``DatasetScorer``.
-        **options: see ``ScoringOptions``.
-
-    Attributes:
-        settings: what determines the losses, as JSON values: fields of ``StoreMetadata``.
+    ``settings`` has all that determines the losses, as JSON values: fields of ``StoreMetadata``.
     """
 
     def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:
@@ -152,11 +144,9 @@ def refuse_seen(model: Any, scorer: DatasetScorer) -> None:
     for fit in model if isinstance(model, (list, tuple)) else [model]:
         seen = fit.seen_among(scorer.view.dataset, scorer.positions) if isinstance(fit, Fit) and scorer.view.dataset_length else 0
         if seen:
-            raise ValueError(
-                f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score, so that their "
-                "irreducible losses would be too low: score other parts of the dataset, or use cross_fit (or pass fit.model if "
-                "different examples look the same)"
-            )
+            what = f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score"
+            cure = "score other parts of the dataset, or use cross_fit (or pass fit.model if different examples look the same)"
+            raise ValueError(f"{what}, so that their irreducible losses would be too low: {cure}")
 
 
 def _validation_loss(model: Any) -> float | None:
@@ -170,13 +160,9 @@ def _validation_loss(model: Any) -> float | None:
 def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
     """Raise a ValueError with the indices of losses that are not finite or are negative."""
     shift = "pass a loss= that is at least 0; a constant added to it, here and in the selector, changes nothing"
-    for bad, what, cure in (
-        (~torch.isfinite(losses), "not finite", "check its weights and these examples"),
-        (losses < 0, "negative", shift),
-    ):
+    not_finite = (~torch.isfinite(losses), "not finite", "check its weights and these examples")
+    for bad, what, cure in (not_finite, (losses < 0, "negative", shift)):
         which = index[bad].sort().values.tolist()
         if which:
-            raise ValueError(
-                f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model is {what}: indices "
-                f"{some(which)}; {cure}"
-            )
+            loss = f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model"
+            raise ValueError(f"{loss} is {what}: indices {some(which)}; {cure}")

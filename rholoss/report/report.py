@@ -1,7 +1,5 @@
 """The report on a store: indicators, tables and the verdict."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence
@@ -46,7 +44,7 @@ class Distribution:
     edges: tuple[float, ...] = field(repr=False)
 
     @classmethod
-    def of(cls, found: StoreStatistics, losses: Tensor) -> Distribution:
+    def of(cls, found: StoreStatistics, losses: Tensor) -> "Distribution":
         """The distribution of sampled losses, shape (m,), with the extremes of the whole store."""
         ordered = losses.double().sort().values.numpy()
         edges = _edges(found.minimum, found.maximum)
@@ -141,11 +139,10 @@ def report_on(
     index, losses = statistics.known_of(store, statistics.sampled_rows(len(store)))
     distribution = Distribution.of(found, losses)
     pairs = None if other is None else _pairs(store, other, index, losses)
-    if validation_loss is None:
-        validation_loss = store.meta.mean_validation_loss
-    judged = _indicators(store, found, distribution, pairs, validation_loss, plain_accuracy)
     return Report(
-        **vars(judged),
+        **_indicators(store, found, distribution, pairs),
+        validation_loss=store.meta.mean_validation_loss if validation_loss is None else validation_loss,
+        plain_accuracy=plain_accuracy,
         examples=len(store),
         distribution=distribution,
         by_class=statistics.by_class(found, by_index, index, losses),
@@ -158,30 +155,24 @@ def report_on(
 
 
 def _indicators(
-    store: IrreducibleLossStore,
-    found: StoreStatistics,
-    distribution: Distribution,
-    pairs: tuple[Tensor, Tensor] | None,
-    validation_loss: float | None,
-    plain_accuracy: float | None,
-) -> Indicators:
+    store: IrreducibleLossStore, found: StoreStatistics, distribution: Distribution, pairs: tuple[Tensor, Tensor] | None
+) -> dict[str, Any]:
+    """The fields of ``Indicators`` that the store alone determines."""
     meta = store.meta
     calibration = meta.calibration or CalibrationCounts()
-    return Indicators(
-        known=found.known,
-        classes=found.classes,
-        mean=found.total / found.known if found.known else math.nan,
-        median=distribution.quantiles[2] if distribution.quantiles else math.nan,
-        above_chance=found.above / found.known if found.classes and found.known else None,
-        label_entropy=_entropy(found.labelled),
+    return {
+        "known": found.known,
+        "classes": found.classes,
+        "mean": found.total / found.known if found.known else math.nan,
+        "median": distribution.quantiles[2] if distribution.quantiles else math.nan,
+        "above_chance": found.above / found.known if found.classes and found.known else None,
+        "label_entropy": _entropy(found.labelled),
         **_calibration(_bins(calibration)),
-        halves=statistics.pearson(*calibration.halves),
-        other=None if pairs is None else statistics.spearman(*pairs),
-        models=len(meta.all_models),
-        folds=meta.cross_fit.folds if meta.cross_fit else 0,
-        validation_loss=validation_loss,
-        plain_accuracy=plain_accuracy,
-    )
+        "halves": statistics.pearson(*calibration.halves),
+        "other": None if pairs is None else statistics.spearman(*pairs),
+        "models": len(meta.all_models),
+        "folds": meta.cross_fit.folds if meta.cross_fit else 0,
+    }
 
 
 def _calibration(bins: tuple[tuple[int, float, float], ...]) -> dict[str, float]:
@@ -205,10 +196,8 @@ def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:
     if isinstance(labels, (Tensor, Sequence)) or hasattr(labels, "__array__"):
         found = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
         if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
-            raise TypeError(
-                f"labels must be one whole number per example, shape (N,), got {found.dtype} of shape {tuple(found.shape)}; or "
-                "pass a dataset that shows its labels"
-            )
+            got = f"{found.dtype} of shape {tuple(found.shape)}; or pass a dataset that shows its labels"
+            raise TypeError(f"labels must be one whole number per example, shape (N,), got {got}")
     else:
         shown = labels_of(whole_of(dataset_of(labels)))
         if shown is None:

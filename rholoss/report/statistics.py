@@ -1,7 +1,5 @@
 """Statistics of a store in bounded memory: one pass in chunks, and a sample for what has to be sorted."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 
@@ -18,30 +16,16 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 class ClassLosses(NamedTuple):
-    """The irreducible losses of one class.
-
-    Attributes:
-        label: the class.
-        examples: number of examples with a known irreducible loss.
-        quantiles: 5, 25, 50, 75 and 95 %, in nats.
-        above_chance: share above log(C), in [0, 1].
-    """
+    """The irreducible losses of one class."""
 
     label: int
-    examples: int
-    quantiles: tuple[float, ...]
-    above_chance: float
+    examples: int  # with a known irreducible loss
+    quantiles: tuple[float, ...]  # 5, 25, 50, 75 and 95 %, in nats
+    above_chance: float  # share above log(C), in [0, 1]
 
 
 class StoreStatistics:
-    """The statistics that one pass over a store computes.
-
-    Args:
-        store: the store.
-        labels: the label of each example, by index, shape (N,), integer; negative for none; None if unknown.
-        classes: C, or None.
-        top: how many of the highest and of the lowest examples to keep.
-    """
+    """The statistics that one pass over a store computes; ``labels`` are by index, shape (N,), integer, negative for none."""
 
     def __init__(self, store: IrreducibleLossStore, labels: np.ndarray | None, classes: int | None, top: int) -> None:
         self.classes = classes
@@ -118,10 +102,8 @@ def labels_at(labels: np.ndarray, index: Tensor, classes: int) -> Tensor:
     found = torch.from_numpy(labels[index.numpy()].astype(np.int64))
     wrong = torch.nonzero(found >= classes).flatten()
     if len(wrong):
-        raise ValueError(
-            f"expected labels from 0 to {classes - 1}, got {int(found[wrong[0]])} at index {int(index[wrong[0]])}; pass the "
-            "number of classes as classes="
-        )
+        got = f"{int(found[wrong[0]])} at index {int(index[wrong[0]])}"
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got {got}; pass the number of classes as classes=")
     return found
 
 
@@ -162,11 +144,6 @@ def pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> fl
 
 
 def spearman(one: Any, other: Any) -> float | None:
-    """Rank correlation of pairs, in [-1, 1]; None for fewer than two pairs, or where one side does not vary.
-
-    Examples:
-        >>> round(spearman([1.0, 2.0, 3.0], [10.0, 100.0, 1000.0]), 9)
-        1.0
-    """
+    """Rank correlation of pairs, in [-1, 1]; None for fewer than two pairs, or where one side does not vary."""
     value = float(functional.spearman(*(torch.as_tensor(side, dtype=torch.float64) for side in (one, other))))
     return None if math.isnan(value) else value

@@ -1,7 +1,5 @@
 """The verdict on a store: will selection with it help, and what to do. All thresholds are here."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator

@@ -50,6 +50,6 @@ class BoltzmannRhoLossSelector(StoreSelector):
         temperature = at(self.temperature, step)
         if not temperature > 0:
             raise ValueError(
-                f"temperature must be above 0 nats, got {temperature} at step {step}; use RhoLossSelector for the limit at 0"
+                f"temperature must be above 0 nats, got {temperature} at step {step}; RhoLossSelector is its limit at 0"
             )
         return temperature

@@ -19,9 +19,7 @@ class CoTrainingSelector(Selector):
     """
 
     co_trained: nn.Module
-    """The second model."""
-    co_optimizer: torch.optim.Optimizer | None
-    """Its optimizer; None leaves the model as it is."""
+    co_optimizer: torch.optim.Optimizer | None  # None leaves the model as it is
 
     def after_select(self, candidates: Candidates, selection: Selection, batch: Any) -> None:
         if self.co_optimizer is None:

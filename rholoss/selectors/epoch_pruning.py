@@ -38,10 +38,8 @@ class EpochPruningSelector(Selector):
             options["keep"] = self.usual_share
         super().__init__(loader, model, **options)
         if not self.view.draws_by_index:
-            raise TypeError(
-                f"{type(self).__name__} draws from a subset: pass a DataLoader over a map-style dataset, "
-                f"got {type(loader).__name__}"
-            )
+            expected = f"{type(self).__name__} draws from a subset: pass a DataLoader over a map-style dataset"
+            raise TypeError(f"{expected}, got {type(loader).__name__}")
         self.share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
         self.n_B = self.n_b
         self.subset = torch.ones(self.view.dataset_length or 0, dtype=torch.bool)
@@ -77,9 +75,8 @@ class EpochPruningSelector(Selector):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if len(state["subset"]) != len(self.subset):
-            raise ValueError(
-                f"this state cannot be loaded: it is of {len(state['subset'])} examples, got a dataset of {len(self.subset)}"
-            )
+            sizes = f"{len(state['subset'])} examples, got a dataset of {len(self.subset)}"
+            raise ValueError(f"this state cannot be loaded: it is of {sizes}")
         self.subset, self._subset_of = state["subset"].cpu().clone(), state["subset_of"]
         for name in self.remembered:
             setattr(self, name, copy.deepcopy(state[name]))

@@ -30,10 +30,7 @@ class GradientNormSelector(Selector):
 class GradientNormImportanceSampler(Selector):
     """Draws examples with replacement in proportion to their gradient norm, and weights them for an unbiased gradient.
 
-    For classifiers. Train on ``selector.mean_loss(losses)``, which applies the weights, or use ``selector.last.weights``.
-
-    References:
-        Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
+    Train on ``selector.mean_loss(losses)``, which applies the weights. For the paper, see ``GradientNormSelector``.
     """
 
     def score(self, candidates: Candidates) -> Tensor:

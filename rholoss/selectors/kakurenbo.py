@@ -60,10 +60,8 @@ class KakurenboSelector(LossPruningSelector):
         if math.isnan(bound):
             raise ValueError("bound must be the highest loss of a hidden example, such as -ln(0.7) for a cross-entropy, got nan")
         if list(stages) != sorted(set(stages)) or len(stages) >= len(DECAY):
-            raise ValueError(
-                f"stages must be the first epochs of up to {len(DECAY[1:])} later stages, ascending, such as (25, 50, 75), "
-                f"got {stages!r}"
-            )
+            what = f"the first epochs of up to {len(DECAY[1:])} later stages, ascending, such as (25, 50, 75)"
+            raise ValueError(f"stages must be {what}, got {stages!r}")
         super().__init__(loader, model, **options)
         self.bound = bound
         self.stages = stages
@@ -84,13 +82,8 @@ class KakurenboSelector(LossPruningSelector):
         hidden = ~self.subset
         if not bool(hidden.any()):
             return
-        scorer = DatasetScorer(
-            self.loader,
-            task=self.scorer.task,
-            batch_size=self.scorer.chunk_size,
-            seed=self.generator.initial_seed(),
-            positions=by_position(self.dataset, hidden).nonzero()[:, 0],
-        )
+        how: Any = {"task": self.scorer.task, "batch_size": self.scorer.chunk_size, "seed": self.generator.initial_seed()}
+        scorer = DatasetScorer(self.loader, positions=by_position(self.dataset, hidden).nonzero()[:, 0], **how)
         index, losses = scorer.run(self.model, view=epoch)
         self.losses[index.to(self.losses.device)] = losses.to(self.losses.device)
         self.timer.count_between(len(index))

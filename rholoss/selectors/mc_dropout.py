@@ -14,11 +14,7 @@ from rholoss.selector import Selector
 
 
 class DropoutSelector(Selector):
-    """Base class of methods that use K passes with dropout. For classifiers. Other arguments: see ``Selector``.
-
-    Args:
-        passes: K, forward passes with dropout, at least 1.
-    """
+    """Base class of methods that use K = ``passes`` passes with dropout, at least 1. For classifiers. See also ``Selector``."""
 
     def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[SelectorOptions]) -> None:
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
@@ -58,10 +54,8 @@ class BaldSelector(DropoutSelector):
         logits = self.logits(candidates)
         self._checked, first = True, not self._checked
         if first and self.passes > 1 and bool((logits == logits[0]).all()):
-            raise ValueError(
-                f"{type(self).__name__} needs a model with dropout: {self.passes} passes in train mode gave the same outputs, so "
-                "every score is 0"
-            )
+            same = f"{self.passes} passes in train mode gave the same outputs, so every score is 0"
+            raise ValueError(f"{type(self).__name__} needs a model with dropout: {same}")
         return functional.bald(logits)
 
 

@@ -53,10 +53,7 @@ class PrefilteredRhoLossSelector(StoreSelector):
         self.oldest = oldest
         self.formula = RhoLossFormula(max_irreducible_loss, bounded)
         if not self.view.draws_by_index or options.get("batch_size") is not None:
-            raise ValueError(
-                "prefiltered candidates are drawn by the sampler: pass a DataLoader over a map-style dataset, and keep=, not "
-                "batch_size="
-            )
+            raise ValueError("the sampler draws what to prefilter: pass a DataLoader over a map-style dataset, and keep=")
         n = self.view.dataset_length or 0
         self._loss = torch.zeros(n)  # of each example, when it was last scored
         self._when = torch.full((n,), -1)  # the step of that; -1: never
@@ -89,7 +86,6 @@ class PrefilteredRhoLossSelector(StoreSelector):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if len(state["loss"]) != len(self._loss):
-            raise ValueError(
-                f"this state cannot be loaded: it remembers {len(state['loss'])} examples, got a dataset of {len(self._loss)}"
-            )
+            sizes = f"{len(state['loss'])} examples, got a dataset of {len(self._loss)}"
+            raise ValueError(f"this state cannot be loaded: it remembers {sizes}")
         self._loss, self._when, self._mean = (state[name].cpu().clone() for name in ("loss", "when", "mean"))

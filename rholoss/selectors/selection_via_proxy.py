@@ -40,9 +40,7 @@ def proxy_scores(
         progress: see ``IrreducibleLossStore.from_model``.
     """
     if by not in _MEASURES:
-        raise ValueError(
-            f"by must be one of {sorted(_MEASURES)}, got {by!r}; for forgetting, pass scores=ForgettingCounts(...).scores()"
-        )
+        raise ValueError(f"by must be one of {sorted(_MEASURES)}, got {by!r}; or pass scores=ForgettingCounts(...).scores()")
     scorer, report, seen = DatasetScorer(data, forward=forward), reporter(progress, what="ranking"), 0
 
     def count(n: int) -> None:
@@ -116,10 +114,8 @@ class SelectionViaProxy(Selector):
             scores = proxy_scores(proxy, loader, by, forward=self.scorer.task.forward)
         self.scores = scores.float()
         if self.scores.shape != (self.view.dataset_length,) or bool(self.scores.isnan().any()):
-            expected, got = (self.view.dataset_length,), tuple(self.scores.shape)
-            raise ValueError(
-                f"scores must be one number per example of the dataset, shape {expected}, none of them NaN, got shape {got}"
-            )
+            expected = f"one number per example of the dataset, shape {(self.view.dataset_length,)}, none of them NaN"
+            raise ValueError(f"scores must be {expected}, got shape {tuple(self.scores.shape)}")
         share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
         self.n_B = self.n_b
         self.members = torch.zeros(len(self.scores), dtype=torch.bool)

@@ -29,10 +29,8 @@ class StoreSelector(Selector):
 
     def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[SelectorOptions]) -> None:
         if not isinstance(store, IrreducibleLossStore):
-            raise TypeError(
-                f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; make one with "
-                "IrreducibleLossStore.from_model(il_model, dataset), .load(path), or of losses by index"
-            )
+            cure = "make one with IrreducibleLossStore.from_model(il_model, dataset), .load(path), or of losses by index"
+            raise TypeError(f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; {cure}")
         super().__init__(loader, model, **options)
         refuse_gaps(store, self.view.drawable() if self.needs_all else None, self.view.dataset_length)
         refuse_other_data(store, loader)

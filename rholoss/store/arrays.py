@@ -18,19 +18,11 @@ from rholoss.store.serialization import read_store
 
 @dataclass(frozen=True, eq=False)
 class StoreArrays:
-    """Losses by id.
+    """Losses by id. Mapped arrays are shared by their copies, and pickled as the place of their files."""
 
-    Mapped arrays are shared by their copies. They are pickled as the place of their files, and mapped again when unpickled.
-
-    Attributes:
-        losses: shape (N,), float32, in the order of the ids.
-        ids: shape (N,), int64, ascending; None for indices 0 to N-1.
-        files: that the arrays are mapped from, named by their checksums; empty for arrays in memory.
-    """
-
-    losses: Tensor
-    ids: Tensor | None
-    files: tuple[str, ...] = ()
+    losses: Tensor  # (N,) float32, in the order of the ids
+    ids: Tensor | None  # (N,) int64, ascending; None for indices 0 to N-1
+    files: tuple[str, ...] = ()  # that the arrays are mapped from, named by their checksums
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> StoreArrays:
@@ -41,19 +33,14 @@ class StoreArrays:
 
     @classmethod
     def sorted(cls, losses: Tensor, ids: Tensor) -> StoreArrays:
-        """Losses in the order of their ids.
-
-        Raises:
-            ValueError: the ids do not match the losses, or repeat.
-        """
+        """Losses in the order of their ids; a ValueError if the ids do not match the losses, or repeat."""
         if ids.shape != losses.shape:
             raise ValueError(f"expected one id per irreducible loss, got {len(ids):,} ids for {len(losses):,} losses")
         ids, order = ids.sort(stable=True)
         repeated = ids[1:][ids[1:] == ids[:-1]].unique()
         if len(repeated):
-            raise ValueError(
-                f"{len(repeated):,} ids appear more than once: {some(repeated.tolist())}; every example has one irreducible loss"
-            )
+            which = some(repeated.tolist())
+            raise ValueError(f"{len(repeated):,} ids appear more than once: {which}; every example has one irreducible loss")
         return cls(losses[order], ids)
 
     def to(self, device: torch.device | str) -> StoreArrays:

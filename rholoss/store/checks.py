@@ -15,13 +15,7 @@ _CHUNK = 1 << 20  # indices to look up at a time
 
 
 def refuse_gaps(store: IrreducibleLossStore, index: Tensor | None, dataset_length: int | None) -> None:
-    """Raise a ValueError if a store lacks a finite irreducible loss of an example that may be drawn.
-
-    Args:
-        store: the store.
-        index: the indices that may be drawn, int64; None if unknown until sampled.
-        dataset_length: N, or None if unknown.
-    """
+    """Raise a ValueError if a store lacks a finite irreducible loss of an index that may be drawn, int64; None: unknown."""
     if store.ids is None and dataset_length is not None and dataset_length != len(store):
         raise ValueError(
             f"this store holds the irreducible losses of {len(store):,} examples, but the loader's dataset has "
@@ -34,18 +28,13 @@ def refuse_gaps(store: IrreducibleLossStore, index: Tensor | None, dataset_lengt
 
 
 def refuse_other_data(store: IrreducibleLossStore, data: Any) -> None:
-    """Raise a ValueError if the store's fingerprint shows other data, labels or another order; see ``fingerprint``.
-
-    Nothing is checked if the store has no fingerprint or the data cannot be read by index.
-    """
+    """Raise a ValueError if the store's fingerprint, where it has one, shows other data, labels or another order."""
     saved = store.meta.data
     now = fingerprint(data) if saved else None
     how = difference(saved, now) if saved and now else None
     if how:
-        raise ValueError(
-            f"this store was made from other data than the loader reads: {how}. Make the store again from this dataset; if only "
-            "the transform of its examples has changed, pass store.rebind(dataset)"
-        )
+        cure = "Make the store again from this dataset; if only its transform has changed, pass store.rebind(dataset)"
+        raise ValueError(f"this store was made from other data than the loader reads: {how}. {cure}")
 
 
 def warn_of_other_loss(store: IrreducibleLossStore, loss: Loss) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from rholoss.data.fingerprint import difference
 
 BINS = 10
-_WORDS = {"code": "forward or loss function of the same name"}
 
 
 class CalibrationCounts:
@@ -156,21 +155,15 @@ class StoreMetadata:
         for name in ("loss", "forward", "views", "code"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if None not in (mine, theirs) and mine != theirs:
-                raise ValueError(
-                    f"these stores were made with another {_WORDS.get(name, name)}, {mine!r} and {theirs!r}, and cannot "
-                    "be merged: their numbers mean different things"
-                )
+                what = "forward or loss function of the same name" if name == "code" else name
+                raise ValueError(f"these stores were made with another {what}, {mine!r} and {theirs!r}, and cannot be merged")
         plans = [None if each.cross_fit is None else each.cross_fit.plan for each in (self, other)]
         if plans[0] != plans[1]:
-            raise ValueError(
-                "these stores are of different cross-fits, or one of them is of none, and cannot be merged: an example could be "
-                "scored by a model that trained on it; score all folds with the same data, folds and seed"
-            )
+            why = "an example could be scored by a model that trained on it; score all folds with the same data, folds and seed"
+            raise ValueError(f"these stores are of different cross-fits, or one of them is of none, and cannot be merged: {why}")
         if plans[0] is None and self.models and other.models and self.models != other.models:
-            raise ValueError(
-                f"these stores were made by different models, {_names(self.models)} and {_names(other.models)}, and cannot be "
-                "merged: their numbers cannot be compared"
-            )
+            both = f"{_names(self.models)} and {_names(other.models)}"
+            raise ValueError(f"these stores were made by different models, {both}, and cannot be merged")
 
     def merged(self, other: StoreMetadata) -> StoreMetadata:
         """The metadata of the union of two stores."""

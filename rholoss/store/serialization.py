@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import atomic_write, open_npz, remove_on_failure, write_npz
+from rholoss.files import StrPath, atomic_write, open_npz, remove_on_failure, write_npz
 
 FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
@@ -22,21 +22,15 @@ _ARRAY = re.compile(rf"({'|'.join(_FIELDS)})-[0-9a-f]{{8}}\.npy")  # named by ch
 _BLOCK = 1 << 20
 
 
-def write_store(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def write_store(path: StrPath, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Write one ``.npz`` file; if that fails with an OSError, an existing file is unchanged."""
     write_npz(path, _header(meta), {name: np.asarray(array, dtype=_FIELDS[name]) for name, array in arrays.items()})
 
 
-def write_mapped(
-    path: str | os.PathLike[str], n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]
-) -> None:
-    """Write a folder of arrays that can be memory-mapped.
+def write_mapped(path: StrPath, n: int, pieces: Iterable[Mapping[str, np.ndarray]], meta: Mapping[str, Any]) -> None:
+    """Write a folder of arrays of n rows that can be memory-mapped, given in pieces to join, all with the same fields.
 
-    Args:
-        path: the folder. An existing store stays readable until the new one is complete, and remains if that fails.
-        n: total number of rows.
-        pieces: arrays by field, joined along the rows and written one at a time; all with the same fields.
-        meta: JSON values by string.
+    An existing store stays readable until the new one is complete, and remains if that fails.
     """
     path = os.fsdecode(path)
     header = json.loads(_header(meta))
@@ -82,13 +76,8 @@ def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str
     return checksums
 
 
-def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the metadata of a store; the arrays of a folder are memory-mapped, copied on write.
-
-    Raises:
-        OSError: the file does not exist or cannot be read.
-        ValueError: it is not a store, is damaged, or has a newer format.
-    """
+def read_store(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the metadata of a store, checked; the arrays of a folder are memory-mapped, copied on write."""
     path = os.fsdecode(path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
         raise ValueError(f"{path} is a folder without a {MANIFEST}: it is not a store, or its writing has not finished")
@@ -100,10 +89,8 @@ def read_store(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
             raise
         why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
-        raise ValueError(
-            f"{path} is not a store that can be read ({why}): expected a .npz file or a folder written by "
-            "IrreducibleLossStore.save; copy it again, or make the store again"
-        ) from error
+        expected = "expected a .npz file or a folder from IrreducibleLossStore.save; copy it again, or make the store again"
+        raise ValueError(f"{path} is not a store that can be read ({why}): {expected}") from error
     if header["format"] > FORMAT:
         raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():

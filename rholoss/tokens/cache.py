@@ -49,9 +49,7 @@ class ReferenceLossCache:
         if values.dtype not in (torch.float32, torch.float16):
             raise ValueError(f"values must be float32 or float16, got {values.dtype}")
         if int(lengths.sum()) != len(values):
-            raise ValueError(
-                f"lengths add up to {int(lengths.sum()):,}, but there are {len(values):,} values; give one per token"
-            )
+            raise ValueError(f"lengths add up to {int(lengths.sum()):,}, but there are {len(values):,} values, one per token")
         self.index, self.lengths, self.values, self.meta = index, lengths, values, dict(meta or {})
         self._starts = lengths.cumsum(0) - lengths
         self._sorted, self._order = index.sort()
@@ -84,10 +82,8 @@ class ReferenceLossCache:
         for which, losses, mask in batches:
             index, own = as_index(which).cpu(), mask.bool()
             if losses.ndim != 2 or losses.shape != own.shape or len(losses) != len(index):
-                raise ValueError(
-                    f"losses and mask must have shape ({len(index)}, T) for {len(index)} indices, got {tuple(losses.shape)} "
-                    f"and {tuple(own.shape)}"
-                )
+                expected, got = f"({len(index)}, T) for {len(index)} indices", f"{tuple(losses.shape)} and {tuple(own.shape)}"
+                raise ValueError(f"losses and mask must have shape {expected}, got {got}")
             parts.append((index, own.sum(1).cpu(), losses.detach()[own].to(dtype).cpu()))
         if not parts:
             raise ValueError("there must be at least one batch of (index, losses, mask), got none")
@@ -118,11 +114,10 @@ class ReferenceLossCache:
             raise ValueError(f"mask must have shape ({len(rows)}, T) for {len(rows)} indices, got {tuple(mask.shape)}")
         there, here = own.sum(1), self.lengths[rows]
         if (differ := there != here).any():
-            raise ValueError(
-                f"{int(differ.sum())} of {len(rows)} examples have another length than in the cache: index "
-                f"{int(self.index[rows][differ][0])} has {int(there[differ][0])} positions in the batch and "
-                f"{int(here[differ][0])} in the cache; tokenize, truncate and pack as for the cache, or make it again"
-            )
+            first, n_there, n_here = (int(of[differ][0]) for of in (self.index[rows], there, here))
+            what = f"{int(differ.sum())} of {len(rows)} examples have another length than in the cache"
+            such = f"index {first} has {n_there} positions in the batch and {n_here} in the cache"
+            raise ValueError(f"{what}: {such}; tokenize, truncate and pack as for the cache, or make it again")
         found = torch.zeros(own.shape)
         steps = own.cumsum(1) - 1
         found[own] = self.values[(self._starts[rows][:, None] + steps)[own]].float()
@@ -132,8 +127,7 @@ class ReferenceLossCache:
         """Write one ``.npz`` file, atomically: on an OSError, an earlier file stays as it was."""
         header = json.dumps({"format": FORMAT, "kind": KIND, "meta": self.meta})
         offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
-        arrays: dict[str, Any] = {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()}
-        write_npz(path, header, arrays)
+        write_npz(path, header, {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceLossCache:
@@ -152,10 +146,8 @@ class ReferenceLossCache:
                     raise ValueError("its offsets do not fit")
                 return cls(index, lengths, values, meta=header["meta"])
             except Exception as error:  # a damaged file can fail in any way
-                raise ValueError(
-                    f"{path} is not a cache that can be read ({error}): expected a .npz file written by ReferenceLossCache.save; "
-                    "copy it again, or make it again"
-                ) from error
+                expected = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
+                raise ValueError(f"{path} is not a cache that can be read ({error}): {expected}") from error
 
     def _rows(self, index: Any) -> Tensor:
         """Positions of the examples in ``self.index``, shape (n,)."""
@@ -163,10 +155,9 @@ class ReferenceLossCache:
         place = torch.searchsorted(self._sorted, wanted).clamp(max=max(len(self) - 1, 0))
         missing = self._sorted[place] != wanted if len(self) else torch.ones_like(wanted, dtype=torch.bool)
         if missing.any():
-            raise KeyError(
-                f"{int(missing.sum())} of {len(wanted)} examples are not in the cache of {len(self):,}: indices "
-                f"{some(wanted[missing].tolist())}; score them too, or look up indices of the dataset that it was made of"
-            )
+            what = f"{int(missing.sum())} of {len(wanted)} examples are not in the cache of {len(self):,}"
+            cure = "score them too, or look up indices of the dataset that it was made of"
+            raise KeyError(f"{what}: indices {some(wanted[missing].tolist())}; {cure}")
         return self._order[place]
 
 

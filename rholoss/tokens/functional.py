@@ -104,10 +104,9 @@ def select_tokens(loss: Tensor, reference_loss: Tensor, mask: Tensor, keep: floa
     check_shape("mask", mask, loss, "give the one that came with the losses")
     excess = loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) - reference_loss.detach()
     if excess.device.type == "cpu" and (bad := mask & ~excess.isfinite()).any():
-        raise ValueError(
-            f"loss minus reference_loss must be finite for valid tokens, got NaN or infinity for {int(bad.sum()):,} of "
-            f"{int(mask.sum()):,}; find out which of the two it is, and give the label -100 to tokens without such a loss"
-        )
+        got = f"NaN or infinity for {int(bad.sum()):,} of {int(mask.sum()):,}"
+        cure = "find out which of the two it is, and give the label -100 to tokens without such a loss"
+        raise ValueError(f"loss minus reference_loss must be finite for valid tokens, got {got}; {cure}")
     rows = excess.masked_fill(~mask, -torch.inf).reshape(len(mask) if per == "sequence" else 1, -1)
     order = rows.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
@@ -118,10 +117,8 @@ def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities of checked logits, shape (n * T, V), at least float32."""
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != labels.shape or not logits.is_floating_point():
         got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
-        n, length = labels.shape
-        raise ValueError(
-            f"logits must have shape ({n}, {length}, V) for labels ({n}, {length}), floating, got {got}; shift nothing yourself"
-        )
+        shape = ", ".join(map(str, labels.shape))
+        raise ValueError(f"logits must have shape ({shape}, V) for labels ({shape}), floating, got {got}; shift nothing yourself")
     return logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
 

@@ -133,9 +133,8 @@ class RhoTokenLoss:
         given = [document_ids] if isinstance(document_ids, Tensor) else document_ids
         ids: list[Tensor | None] = [None] * len(labels) if given is None else list(given)
         if not labels or len(ids) != len(labels):
-            raise ValueError(
-                f"expected labels of at least one micro-batch, and document_ids of all or none, got {len(labels)} and {len(ids)}"
-            )
+            got = f"{len(labels)} and {len(ids)}"
+            raise ValueError(f"expected labels of at least one micro-batch, and document_ids of all or none, got {got}")
         masks = [self._mask(each, of) for each, of in zip(labels, ids, strict=True)]
         total = torch.stack([functional.how_many(mask, self.keep, self.per).sum() for mask in masks]).sum()
         ranks = 1

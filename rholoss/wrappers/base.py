@@ -41,9 +41,8 @@ class WrapperSelector(Selector):
         sizes = {rule.n_B for rule in self._rules}
         if len(sizes) > 1:
             names = " and ".join(dict.fromkeys(type(part).__name__ for part in self.parts()))
-            raise ValueError(
-                f"{names} cannot be parts of one {type(self).__name__}: one trains on all that it draws, the other does not"
-            )
+            together = f"{names} cannot be parts of one {type(self).__name__}"
+            raise ValueError(f"{together}: one trains on all that it draws, the other does not")
         if sizes != {None}:
             self.n_B = self.n_b
         self.compares_candidates = any(part.compares_candidates for part in self.parts())
@@ -106,11 +105,7 @@ class WrapperSelector(Selector):
 
 
 class MethodWrapper(WrapperSelector):
-    """Base class of wrappers around one method, which always decides. Other arguments: see ``Selector``.
-
-    Args:
-        method: the selector that scores and chooses, built on the same loader and model.
-    """
+    """Base class of wrappers around one ``method``, a selector on the same loader and model, which always decides."""
 
     def __init__(self, loader: Any, model: Any, method: Selector, **options: Unpack[SelectorOptions]) -> None:
         super().__init__(loader, model, **options)

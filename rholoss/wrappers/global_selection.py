@@ -67,10 +67,8 @@ class GlobalSelector(MethodWrapper):
         self.ranks = Ranks(group)
         super().__init__(loader, model, method, **options)
         if self.compares_candidates:
-            raise ValueError(
-                f"{type(method).__name__} scores candidates by comparing them with each other, so the scores of several ranks "
-                "cannot be ranked together; let it choose on each rank from its own candidates"
-            )
+            why = f"{type(method).__name__} compares candidates with each other, so ranks cannot pool their scores"
+            raise ValueError(f"{why}; let it choose on each rank from its own candidates")
         self._seed = self.generator.initial_seed()
         if self.ranks.rank:  # random scores, such as those of uniform sampling, must not repeat between ranks
             self.generator.manual_seed(derived_seed("rank", self._seed, self.ranks.rank))
@@ -85,10 +83,8 @@ class GlobalSelector(MethodWrapper):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         mine, saved = (self.ranks.rank, self.ranks.size), (state["rank"], state["ranks"])
         if saved != mine:
-            raise ValueError(
-                f"this state cannot be loaded: expected that of rank {mine[0]} of {mine[1]}, got that of rank {saved[0]} of "
-                f"{saved[1]}; save the state of every rank, and load each on its own"
-            )
+            got = f"expected that of rank {mine[0]} of {mine[1]}, got that of rank {saved[0]} of {saved[1]}"
+            raise ValueError(f"this state cannot be loaded: {got}; save the state of every rank, and load each on its own")
         super().load_extra_state(state)
 
     def draw(self) -> Iterator[IndexedBatch]:
@@ -112,10 +108,8 @@ class GlobalSelector(MethodWrapper):
             chosen, weights = checked_choice(self.choose(everyones, score, n), n, sum(sizes))
         digests = self.ranks.all_gather_numbers(derived_seed(*chosen.tolist()))
         if len(digests.unique(dim=0)) > 1:  # otherwise a rank would wait for rows that nobody sends
-            raise ValueError(
-                f"{type(self.method).__name__} does not choose the same on every rank; its choose() may use the scores, the "
-                "indices, the step and candidates.rand()"
-            )
+            cure = "its choose() may use the scores, the indices, the step and candidates.rand()"
+            raise ValueError(f"{type(self.method).__name__} does not choose the same on every rank; {cure}")
         share = Share.of(self.ranks.rank, chosen, sizes)
         batch = exchange(share)
         candidates.notes["from_elsewhere"] = torch.tensor(n // self.ranks.size - len(share.sent[self.ranks.rank]))
@@ -125,10 +119,8 @@ class GlobalSelector(MethodWrapper):
     def _check_alike(self, gathered: Tensor) -> None:
         for name, values in zip(("step", "n_b", "seed"), gathered.T[1:4].tolist(), strict=True):
             if len(set(values)) > 1:
-                raise ValueError(
-                    f"{name} must be the same on every rank, got {values}; build the selector of every rank alike, and resume "
-                    "them from states of the same step"
-                )
+                cure = "build the selector of every rank alike, and resume them from states of the same step"
+                raise ValueError(f"{name} must be the same on every rank, got {values}; {cure}")
 
     def _everyones(self, candidates: Candidates, index: Tensor) -> Candidates:
         """The candidates of all ranks, without batches; the generator is in the same state on each rank."""

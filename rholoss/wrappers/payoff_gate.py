@@ -74,13 +74,11 @@ class PayoffGatedSelector(WrapperSelector):
             raise ValueError(f"cost must be the duration of a step over that of a plain step, above 0, got {cost!r}")
         if every < 1 or batches < 2:
             raise ValueError(f"every must be at least 1 and batches at least 2, got every={every!r} and batches={batches!r}")
-        self.method = method
-        self.otherwise = otherwise
+        self.method, self.otherwise = method, otherwise
         self.uniform = UniformSelector(loader, keep=options.get("keep"), batch_size=options.get("batch_size"))
         self.check_parts()
         self.given_cost = cost
-        self.every = every
-        self.batches = batches
+        self.every, self.batches = every, batches
         self.decides = method
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
@@ -191,9 +189,8 @@ def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
         raise TypeError(f"validation must be a dataset, a loader or a list of batches, got {type(validation).__name__}")
     if hasattr(validation, "__getitem__") and not isinstance(validation, (list, IterableDataset)):
         size = max(1, min(size, len(validation)))
-        validation = DataLoader(
-            validation, size, collate_fn=getattr(LoaderView(loader).loader, "collate_fn", None), drop_last=True
-        )
+        collate = getattr(LoaderView(loader).loader, "collate_fn", None)
+        validation = DataLoader(validation, size, collate_fn=collate, drop_last=True)
     with seeded(0):  # reading them must not move the user's generators
         batches = list(validation)
     if not batches:

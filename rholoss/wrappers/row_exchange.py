@@ -1,7 +1,7 @@
 """Moves rows of batches between ranks."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,10 +27,7 @@ class Share:
 
     @classmethod
     def of(cls, rank: int, chosen: Tensor, sizes: list[int]) -> "Share":
-        """The share of a rank: as many rows as any other's, its own candidates first.
-
-        ``chosen`` are ascending positions in the candidates of all ranks, in rank order; ``sizes`` counts those of each rank.
-        """
+        """As many rows as any other's, own candidates first; ``chosen``: ascending positions in the candidates of all ranks."""
         n_b, ends = len(chosen) // len(sizes), torch.tensor(sizes).cumsum(0)
         owner = torch.searchsorted(ends, chosen, right=True)
         counts = torch.bincount(owner, minlength=len(sizes))
@@ -70,14 +67,12 @@ class Exchange:
         rank, there = next((rank, other) for rank, other in enumerate(everyones) if other != here)
         if len(here) != len(there):
             fields = [name for name, _ in here], [name for name, _ in there]
-            raise ValueError(
-                f"batches must have the same fields on every rank, got {fields[0]} on rank 0, {fields[1]} on rank {rank}"
-            )
+            got = f"{fields[0]} on rank 0, {fields[1]} on rank {rank}"
+            raise ValueError(f"batches must have the same fields on every rank, got {got}")
         (name, layout), (_, other) = next((a, b) for a, b in zip(here, there, strict=True) if a != b)
-        raise ValueError(
-            f"rows of {name} must be alike on every rank, as they move between ranks: got {layout} on rank 0, {other} on "
-            f"rank {rank}; pad to a fixed length, or convert to one dtype, in the collate_fn"
-        )
+        what = f"rows of {name} must be alike on every rank, as they move between ranks"
+        cure = "pad to a fixed length, or convert to one dtype, in the collate_fn"
+        raise ValueError(f"{what}: got {layout} on rank 0, {other} on rank {rank}; {cure}")
 
     def __call__(self, share: Share) -> Any:
         """The rows of a share, as a batch of the same type."""
@@ -89,14 +84,13 @@ class Exchange:
         arrived = {True: iter(self._tensors(tensors, share)), False: iter(self._others(others, share))}
         return self._with(next(arrived[isinstance(column, Tensor)]) for column in self._columns)
 
-    def _with(self, columns: Iterable[Any]) -> Any:
+    def _with(self, columns: Iterator[Any]) -> Any:
         """The batch with other columns, in the order of its own."""
-        replacements = iter(columns)
-        return cut(self._batch, _EachColumn(lambda _: next(replacements)), self._n)
+        return cut(self._batch, _EachColumn(lambda _: next(columns)), self._n)
 
     def _names(self) -> list[str | None]:
         marks = [object() for _ in self._columns]  # a batch may hold the same tensor twice
-        marked = self._with(marks)
+        marked = self._with(iter(marks))
         return [name_of(mark, marked) for mark in marks]
 
     def _tensors(self, columns: list[Tensor], share: Share) -> list[Tensor]:
@@ -112,8 +106,8 @@ class Exchange:
         if not columns:
             return []
         sent = [[_taken(column, Rows(to)) for column in columns] for to in share.sent]
-        arrived = self._ranks.all_to_all_objects(sent)
-        return [_put_together(column, parts) for column, parts in zip(columns, zip(*arrived, strict=True), strict=True)]
+        arrived = zip(*self._ranks.all_to_all_objects(sent), strict=True)
+        return [_put_together(column, parts) for column, parts in zip(columns, arrived, strict=True)]
 
 
 class _EachColumn:

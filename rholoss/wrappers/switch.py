@@ -51,9 +51,7 @@ class SwitchSelector(WrapperSelector):
         self.unit = unit
         self.check_parts()
         if unit == "step" and any(self.rule_of(part).members is not None for part in self.parts()):
-            raise ValueError(
-                "a method that chooses what to train on for an epoch can be switched by epoch only; pass unit='epoch'"
-            )
+            raise ValueError("a method that chooses what an epoch trains on can be switched by epoch only; pass unit='epoch'")
 
     def part_at(self, step: int, epoch: int) -> Selector:
         now = epoch if self.unit == "epoch" else step
@@ -79,8 +77,7 @@ def rho_loss_then_uniform(
     """
     start = from_step if from_epoch is None else from_epoch
     if start is None or start < 1 or (from_step is not None and from_epoch is not None):
-        raise ValueError(
-            f"pass either from_epoch or from_step, at least 1, got from_epoch={from_epoch} and from_step={from_step}"
-        )
+        got = f"from_epoch={from_epoch} and from_step={from_step}"
+        raise ValueError(f"pass either from_epoch or from_step, at least 1, got {got}")
     stages = {0: RhoLossSelector(loader, model, store, **options), start: UniformSelector(loader, **options)}
     return SwitchSelector(loader, model, stages, unit="step" if from_epoch is None else "epoch", **options)
