@@ -94,10 +94,8 @@ class ScoredCounts:
 
     def add(self, n: int, by_model: bool) -> None:
         """Count n more examples."""
-        if by_model:
-            self.by_model += n
-        else:
-            self.by_others += n
+        self.by_model += n * by_model
+        self.by_others += n * (not by_model)
 
 
 class StepTimer:

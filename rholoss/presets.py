@@ -74,7 +74,9 @@ def fast_rho_loss(
         >>> [len(y) for x, y in loader]
         [10, 10, 10]
     """
-    holdout, validation = _datasets(holdout, validation)
+    holdout, validation = found = [dataset_of(data) for data in (holdout, validation)]
+    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in found):
+        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
     shape, classes = _shapes(loader, model, options)
     networks = _Networks(_factory(proxy, store, shape, classes), device_of(model), options.get("seed", 0))
     if store is None:
@@ -113,14 +115,6 @@ class _Networks(NamedTuple):
         device = self.device or torch.device("cpu")
         with fork_rng(device, derived_seed("fast", self.seed, *parts)):
             return self.make().to(device)
-
-
-def _datasets(*given: Any) -> list[Any]:
-    """The datasets of holdout and validation; refused if they are lists of batches."""
-    found = [dataset_of(data) for data in given]
-    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in found):
-        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
-    return found
 
 
 def _factory(proxy: Any, store: IrreducibleLossStore | None, shape: tuple[int, ...], classes: int) -> Callable[[], nn.Module]:
@@ -168,9 +162,7 @@ def _make_store(loader: DataLoader[Any], holdout: Any, validation: Any, networks
     seed = networks.seed
 
     def fit(network: nn.Module, training: Any, chosen_by: Any) -> Any:
-        def optimizer(parameters: Any) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(parameters, lr=_LR)
-
+        optimizer = partial(torch.optim.AdamW, lr=_LR)
         scheduler = partial(LambdaLR, lr_lambda=up_and_down(_EPOCHS * math.ceil(len(training) / _BATCH)))
         own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
         data = (DataLoader(part, batch_size=_BATCH, **own) for part in (training, chosen_by))

@@ -150,16 +150,14 @@ class SelectionCounts:
         if strays:
             among = f"0 to {self.n - 1}" if self.ids is None else f"the {self.n:,} ids"
             what = f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}"
-            raise ValueError(
-                f"{what}; n must be the length of the whole dataset; where indices are ids, pass all of them as ids="
-            )
+            raise ValueError(f"{what}; n must be the length of the whole dataset; if indices are ids, pass them all as ids=")
 
     def add(self, state: Mapping[str, Any]) -> None:
         """Add the counts of a ``state``."""
         self.settle()
         device, before = self.selected.device, len(self.when)
-        self.selected[: self.n] += state["selected"].to(device)
-        self.drawn[: self.n] += state["drawn"].to(device)
+        for name in ("selected", "drawn"):
+            getattr(self, name)[: self.n] += state[name].to(device)
         self.first[: self.n] = torch.minimum(self.first[: self.n], state["first"].to(device))
         self._rows.append(state["rows"].float())
         self.when += [(step, epoch, n_b, n_B, bool(known)) for step, epoch, n_b, n_B, known in state["when"].tolist()]

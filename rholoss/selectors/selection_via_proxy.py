@@ -37,7 +37,7 @@ def proxy_scores(
         data: the dataset, or a loader over it; examples that the loader does not draw get -inf.
         by: the measure: the entropy of the prediction, in nats, or one minus its highest probability.
         forward: see ``Selector``.
-        progress: see ``IrreducibleLossStore.from_model``.
+        progress: see ``ScoringOptions``.
     """
     if by not in _MEASURES:
         raise ValueError(f"by must be one of {sorted(_MEASURES)}, got {by!r}; or pass scores=ForgettingCounts(...).scores()")

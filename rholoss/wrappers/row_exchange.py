@@ -105,9 +105,12 @@ class Exchange:
     def _others(self, columns: list[Any], share: Share) -> list[Any]:
         if not columns:
             return []
-        sent = [[_taken(column, Rows(to)) for column in columns] for to in share.sent]
+        sent = [
+            [rows.array(column) if isinstance(column, np.ndarray) else rows.sequence(column) for column in columns]
+            for rows in map(Rows, share.sent)
+        ]
         arrived = zip(*self._ranks.all_to_all_objects(sent), strict=True)
-        return [_put_together(column, parts) for column, parts in zip(columns, arrived, strict=True)]
+        return [_joined(column, parts) for column, parts in zip(columns, arrived, strict=True)]
 
 
 class _EachColumn:
@@ -138,9 +141,5 @@ def _like(column: Tensor, rows: Tensor) -> Tensor:
     return like
 
 
-def _taken(column: Any, rows: Rows) -> Any:
-    return rows.array(column) if isinstance(column, np.ndarray) else rows.sequence(column)
-
-
-def _put_together(column: Any, parts: tuple[Any, ...]) -> Any:
+def _joined(column: Any, parts: tuple[Any, ...]) -> Any:
     return np.concatenate(parts) if isinstance(column, np.ndarray) else type(column)(chain.from_iterable(parts))

@@ -47,8 +47,7 @@ class SwitchSelector(WrapperSelector):
             raise ValueError(f"unit must be 'epoch' or 'step', got {unit!r}")
         if 0 not in stages or min(stages) < 0:
             raise ValueError(f"stages must have a selector from 0 on, and none before it, got stages from {sorted(stages)}")
-        self.stages = dict(sorted(stages.items()))
-        self.unit = unit
+        self.stages, self.unit = dict(sorted(stages.items())), unit
         self.check_parts()
         if unit == "step" and any(self.rule_of(part).members is not None for part in self.parts()):
             raise ValueError("a method that chooses what an epoch trains on can be switched by epoch only; pass unit='epoch'")
