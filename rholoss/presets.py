@@ -82,7 +82,8 @@ def fast_rho_loss(
     if store is None:
         store = _make_store(loader, holdout, validation, networks, _task(options))
     limit = math.log(classes)
-    method = _method(loader, model, store, None if proxy == "model" else networks.fresh("proxy"), limit, options)
+    network = None if proxy == "model" else networks.fresh("proxy")
+    method = _method(loader, model, store, network, {"max_irreducible_loss": limit, **options})
     if validation is None:
         return method
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **options)
@@ -132,14 +133,12 @@ def _factory(proxy: Any, store: IrreducibleLossStore | None, shape: tuple[int, .
     return proxy if callable(proxy) else channels_last
 
 
-def _method(
-    loader: Any, model: nn.Module, store: IrreducibleLossStore, network: Any, limit: float, options: SelectorOptions
-) -> Selector:
+def _method(loader: Any, model: nn.Module, store: IrreducibleLossStore, network: Any, options: dict[str, Any]) -> Selector:
     """RHO-LOSS scored by a co-trained network, or by the model in training if that is None."""
     if network is None:
-        return RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **options)
+        return RhoLossSelector(loader, model, store, **options)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    return ProxyRhoLossSelector(loader, model, store, network, proxy_optimizer=optimizer, max_irreducible_loss=limit, **options)
+    return ProxyRhoLossSelector(loader, model, store, network, proxy_optimizer=optimizer, **options)
 
 
 def _shapes(loader: DataLoader[Any], model: nn.Module, options: SelectorOptions) -> tuple[tuple[int, ...], int]:

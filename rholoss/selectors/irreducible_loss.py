@@ -58,7 +58,6 @@ class GatedUniformSelector(StoreSelector):
         self.max_irreducible_loss = checked_limit(max_irreducible_loss)
 
     def score(self, candidates: Candidates) -> Tensor:
-        irreducible_loss = self.irreducible_loss(candidates)
-        below = (irreducible_loss <= self.max_irreducible_loss).float()
+        below = (self.irreducible_loss(candidates) <= self.max_irreducible_loss).float()
         candidates.notes["gated"] = 1 - below.mean()
         return candidates.rand() + below

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.cost import ScoredCounts
 from rholoss.data.subset import by_position
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.options import SelectorOptions
@@ -84,4 +85,4 @@ class KakurenboSelector(LossPruningSelector):
         scorer = DatasetScorer(self.loader, positions=by_position(self.dataset, hidden).nonzero()[:, 0], **how)
         index, losses = scorer.run(self.model, view=epoch)
         self.losses[index.to(self.losses.device)] = losses.to(self.losses.device)
-        self.timer.count_between(len(index))
+        self.timer.count(ScoredCounts(by_model=len(index)), len(index), steps=0)

@@ -47,8 +47,8 @@ class Share:
 class Exchange:
     """Moves rows of a batch to the ranks that train on them; they arrive in the order of the ranks that sent them.
 
-    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays. The
-    ``digest`` is the same number on two ranks if the rows of their candidate batches are interchangeable.
+    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays. Two
+    ranks have the same ``digest`` if the rows of their candidate batches are interchangeable.
     """
 
     def __init__(self, ranks: Ranks, batch: Any, n: int) -> None:

@@ -13,6 +13,8 @@ from rholoss.selectors.uniform import UniformSelector
 from rholoss.store import IrreducibleLossStore
 from rholoss.wrappers.base import WrapperSelector
 
+Unit = Literal["epoch", "step"]
+
 
 class SwitchSelector(WrapperSelector):
     """Uses one selector after another, by a schedule. Other arguments: see ``Selector``.
@@ -34,13 +36,7 @@ class SwitchSelector(WrapperSelector):
     """
 
     def __init__(
-        self,
-        loader: Any,
-        model: Any,
-        stages: Mapping[int, Selector],
-        *,
-        unit: Literal["epoch", "step"],
-        **options: Unpack[SelectorOptions],
+        self, loader: Any, model: Any, stages: Mapping[int, Selector], *, unit: Unit, **options: Unpack[SelectorOptions]
     ) -> None:
         super().__init__(loader, model, **options)
         if unit not in ("epoch", "step"):
