@@ -68,7 +68,7 @@ class GlobalSelector(MethodWrapper):
         self.ranks = Ranks(group)
         super().__init__(loader, model, method, **options)
         if self.compares_candidates:
-            why = f"{type(method).__name__} compares candidates with each other, so ranks cannot pool their scores"
+            why = f"{type(method).__name__} scores candidates by comparing them with each other, so ranks cannot pool scores"
             raise ValueError(f"{why}; let it choose on each rank from its own candidates")
         self._seed = self.generator.initial_seed()
         if self.ranks.rank:  # random scores, such as those of uniform sampling, must not repeat between ranks
@@ -144,7 +144,5 @@ class _NoScorer(Scorer):
     """Refuses to run a model: a rank has no batches of the other ranks."""
 
     def run(self, *args: Any, **options: Any) -> Any:
-        raise ValueError(
-            "a choice from the candidates of all ranks uses their scores and indices, and cannot run a model on them; remove "
-            "what else choose() reads, for example compare_every="
-        )
+        why = "a choice from the candidates of all ranks uses their scores and indices, and cannot run a model on them"
+        raise ValueError(f"{why}; remove what else choose() reads, for example compare_every=")
