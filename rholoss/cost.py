@@ -78,10 +78,9 @@ class Cost:
         parts = [("waiting for data", self.waiting), ("selecting", self.selecting), ("training", self.training)]
         phases = ", ".join(f"{1000 * seconds:.3g} ms {name}" for name, seconds in parts if not math.isnan(seconds))
         others = f" and {self.scored_by_others:,.0f} by another model" if self.scored_by_others else ""
-        return (
-            f"selection costs {self.ratio:.2f}x a step; it pays if it needs at least {self.ratio:.2f}x fewer steps ({phases}; "
-            f"a step scores {self.scored:,.0f} examples{others} to train on {self.n_b:,})"
-        )
+        details = f"{phases}; a step scores {self.scored:,.0f} examples{others} to train on {self.n_b:,}"
+        ratio = f"{self.ratio:.2f}x"
+        return f"selection costs {ratio} a step; it pays if it needs at least {ratio} fewer steps ({details})"
 
 
 @dataclass
@@ -93,10 +92,8 @@ class ScoredCounts:
 
     def add(self, n: int, by_model: bool) -> None:
         """Count n more examples."""
-        if by_model:
-            self.by_model += n
-        else:
-            self.by_others += n
+        self.by_model += n * by_model
+        self.by_others += n * (not by_model)
 
 
 class StepTimer:
@@ -125,17 +122,12 @@ class StepTimer:
                 self._settle()
         self._phase, self._since = phase, now
 
-    def count(self, scored: ScoredCounts, loaded: int) -> None:
-        """Count the scored and the loaded examples of a step."""
-        self.steps += 1
+    def count(self, scored: ScoredCounts, loaded: int, steps: int = 1) -> None:
+        """Count the scored and the loaded examples of a step, or of none."""
+        self.steps += steps
         self.scored.by_model += scored.by_model
         self.scored.by_others += scored.by_others
         self.loaded += loaded
-
-    def count_between(self, scored: int) -> None:
-        """Count examples that the model in training scored between two steps, and that were loaded only for that."""
-        self.scored.by_model += scored
-        self.loaded += scored
 
     def stop(self) -> None:
         """End the phase in progress without counting it."""

@@ -1,6 +1,7 @@
 """Cheaper forward passes for scoring: on smaller inputs, or through a part of the network.
 
 Pass them as ``forward=`` to the selector and, for the same view of the data, to what makes the store. Training inputs stay whole.
+Each one calls its own argument ``forward``, or ``default_forward`` if that is None, with the changed batch.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,7 @@ from rholoss.scoring import Forward, default_forward
 
 
 def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
-    """Score images at ``scale`` times their height and width, in (0, 1], for networks that take images of any size.
-
-    ``forward`` is called with the smaller batch; None for the default. 0.5 takes a quarter of the work.
-    """
+    """Score images of any size at ``scale`` times their height and width, in (0, 1]; 0.5 takes a quarter of the work."""
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be the fraction of height and width to keep, in (0, 1], got {scale!r}")
 
@@ -31,10 +29,7 @@ def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
 
 
 def shorter(length: int, forward: Forward | None = None) -> Forward:
-    """Score sequences by their first tokens: integer and boolean tensors (n, T, ...) are cut to T = ``length``, at least 1.
-
-    ``forward`` is called with the shorter batch; None for the default.
-    """
+    """Score sequences by their first tokens: integer and boolean tensors (n, T, ...) are cut to T = ``length``, at least 1."""
     if length < 1:
         raise ValueError(f"length must be a number of tokens, at least 1, got {length!r}")
 
@@ -47,8 +42,7 @@ def shorter(length: int, forward: Forward | None = None) -> Forward:
 def channels_last(forward: Forward | None = None) -> Forward:
     """Score images in channels-last memory order, which is often faster for convolutions; no value changes.
 
-    Convert the weights too: ``model.to(memory_format=torch.channels_last)``. ``forward`` is called with the batch; None for the
-    default.
+    Convert the weights too: ``model.to(memory_format=torch.channels_last)``.
     """
 
     def order(tensor: Tensor) -> Tensor:
@@ -60,11 +54,7 @@ def channels_last(forward: Forward | None = None) -> Forward:
 def on_changed(change: Callable[[Tensor], Tensor], forward: Forward | None = None) -> Forward:
     """A forward pass on a changed batch: ``change`` is called with each tensor, then ``forward`` (None: the default)."""
     then = forward or default_forward
-
-    def changed(model: Any, batch: Any) -> tuple[Any, Any]:
-        return then(model, each_tensor(batch, change))
-
-    return changed
+    return lambda model, batch: then(model, each_tensor(batch, change))
 
 
 def compiled(forward: Forward | None = None, **options: Any) -> Forward:
@@ -95,8 +85,7 @@ class ShallowExit(nn.Module):
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.trunk = trunk
-        self.head = head
+        self.trunk, self.head = trunk, head
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         with preserve_state(self.trunk, device_of(self.trunk)):  # eval mode keeps its running statistics

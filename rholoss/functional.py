@@ -94,12 +94,8 @@ def drawn(log_weight: Tensor, uniform: Tensor, n_b: int) -> Tensor:
 def importance_sample(score: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw positions with replacement, with probability p_i in proportion to the score, and weights for an unbiased mean loss.
 
-    Args:
-        score: shape (n_B,), at least 0; if all are 0 the draw is uniform.
-        uniform: one number in [0, 1) per draw, shape (n_b,).
-
-    Returns:
-        Positions (n_b,), int64, ascending, each as often as drawn; and weights 1 / (n_B p_i), shape (n_b,).
+    Scores (n_B,) are at least 0; if all are 0 the draw is uniform. ``uniform`` are n_b numbers in [0, 1). Returns positions
+    (n_b,), int64, ascending, each as often as drawn; and weights 1 / (n_B p_i), shape (n_b,).
     """
     n_B = len(score)
     mass = score.double().clamp(min=0)
@@ -192,13 +188,8 @@ def log_rank_probability(score: Tensor, pressure: float) -> Tensor:
 def gram(logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
     """Inner products of the cross-entropy's gradients with respect to the last layer's weights, shape (n_B, n_B), float64.
 
-    K_ij = <p_i - y_i, p_j - y_j> <h_i, h_j>, with p = softmax(z). Without features the second factor is 1: the gradients with
-    respect to the logits.
-
-    Args:
-        logits: z, shape (n_B, C).
-        targets: y, classes, shape (n_B,), int64.
-        features: h, the last layer's inputs, shape (n_B, d).
+    K_ij = <p_i - y_i, p_j - y_j> <h_i, h_j>, with p = softmax(z) of logits z (n_B, C), classes y (n_B,), int64, and the last
+    layer's inputs h (n_B, d). Without these features the second factor is 1: the gradients with respect to the logits.
     """
     check_logits(logits, 2)
     error = logits.double().softmax(-1) - F.one_hot(targets.long(), logits.shape[-1])
@@ -238,12 +229,8 @@ def divbs_order(gram: Tensor, n_b: int) -> Tensor:
 def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Which examples InfoBatch keeps for an epoch, shape (N,), bool, and the weights of their losses, shape (N,).
 
-    Each example with a loss below the mean is kept with probability ``kept`` and weight 1 / kept, all others with weight 1.
-
-    Args:
-        losses: of each example when it was last trained on, shape (N,); NaN if it never was.
-        kept: 1 - r, in (0, 1].
-        uniform: numbers in [0, 1), shape (N,).
+    Each example with a loss below the mean is kept with probability ``kept`` = 1 - r, in (0, 1], and weight 1 / kept, all others
+    with weight 1. A loss is NaN if the example was never trained on; ``uniform`` are numbers in [0, 1), shape (N,).
     """
     low = losses < losses.nanmean()
     return ~low | (uniform < kept), torch.where(low, 1 / kept, 1.0)
@@ -252,14 +239,9 @@ def infobatch_part(losses: Tensor, kept: float, uniform: Tensor) -> tuple[Tensor
 def kakurenbo_part(losses: Tensor, hide: float, bound: float) -> Tensor:
     """Which examples KAKURENBO trains on in an epoch, shape (N,), bool; the others are hidden.
 
-    Hidden are the ``hide`` N examples with the lowest losses, except those with a loss above ``bound``. The paper's exception,
-    anything but a correct prediction with a confidence of at least tau, is for the cross-entropy and tau above 0.5 the same as a
-    loss above -ln(tau).
-
-    Args:
-        losses: of each example, shape (N,); an example with NaN is trained on.
-        hide: F_t, the highest fraction to hide, in [0, 1].
-        bound: the highest loss of a hidden example.
+    Hidden are the ``hide`` N examples, ``hide`` in [0, 1], with the lowest losses, except those with a loss above ``bound`` or of
+    NaN. The paper's exception, anything but a correct prediction with a confidence of at least tau, is for the cross-entropy and
+    tau above 0.5 the same as a loss above -ln(tau).
     """
     lowest = losses.argsort(stable=True)[: round(hide * len(losses))]  # NaN comes last
     part = torch.ones_like(losses, dtype=torch.bool)
@@ -271,11 +253,7 @@ def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float =
     """The sigmoid loss of each pair, -log sigmoid(z_ij (scale <x_i, y_j> + bias)), shape (n_B, n_B), in nats; z_ij is 1 for i = j
     and -1 for others.
 
-    Args:
-        firsts: embeddings x, such as those of images, shape (n_B, d).
-        seconds: embeddings y of their counterparts, such as texts, shape (n_B, d).
-        scale: a factor above 0.
-        bias: a number.
+    ``firsts`` are embeddings x, such as those of images, and ``seconds`` embeddings y, such as those of texts, each (n_B, d).
 
     References:
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
@@ -287,13 +265,9 @@ def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float =
 def jest_choice(pair_scores: Tensor, n_b: int, chunks: int, uniform: Tensor) -> Tensor:
     """Positions of a batch drawn jointly, chunk by chunk, without replacement: shape (n_b,), int64, ascending.
 
-    Each chunk is drawn in proportion to exp(s_ii + the sum of s_ij + s_ji over the j drawn before).
-
-    Args:
-        pair_scores: s, the model's loss of each pair minus that of the reference model, shape (n_B, n_B).
-        n_b: how many to draw.
-        chunks: how many chunks, at least 1; n_b at most are used.
-        uniform: numbers in [0, 1), shape (chunks, n_B).
+    Each of the ``chunks``, at least 1, is drawn in proportion to exp(s_ii + the sum of s_ij + s_ji over the j drawn before). Here
+    s are the ``pair_scores``: the model's loss of each pair minus that of the reference model, shape (n_B, n_B). ``uniform`` are
+    numbers in [0, 1), shape (chunks, n_B).
     """
     chunks = min(chunks, n_b)
     own, both = pair_scores.diagonal(), pair_scores + pair_scores.T

@@ -74,13 +74,16 @@ def fast_rho_loss(
         >>> [len(y) for x, y in loader]
         [10, 10, 10]
     """
-    holdout, validation = _datasets(holdout, validation)
+    holdout, validation = found = [dataset_of(data) for data in (holdout, validation)]
+    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in found):
+        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
     shape, classes = _shapes(loader, model, options)
     networks = _Networks(_factory(proxy, store, shape, classes), device_of(model), options.get("seed", 0))
     if store is None:
         store = _make_store(loader, holdout, validation, networks, _task(options))
     limit = math.log(classes)
-    method = _method(loader, model, store, None if proxy == "model" else networks.fresh("proxy"), limit, options)
+    network = None if proxy == "model" else networks.fresh("proxy")
+    method = _method(loader, model, store, network, {"max_irreducible_loss": limit, **options})
     if validation is None:
         return method
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **options)
@@ -115,14 +118,6 @@ class _Networks(NamedTuple):
             return self.make().to(device)
 
 
-def _datasets(*given: Any) -> list[Any]:
-    """The datasets of holdout and validation; refused if they are lists of batches."""
-    found = [dataset_of(data) for data in given]
-    if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in found):
-        raise TypeError("holdout and validation must be datasets of examples, got lists of batches")
-    return found
-
-
 def _factory(proxy: Any, store: IrreducibleLossStore | None, shape: tuple[int, ...], classes: int) -> Callable[[], nn.Module]:
     """What makes a small network: ``proxy``, or the default for inputs of a shape."""
     if not (proxy is None or proxy == "model" or callable(proxy)):
@@ -138,14 +133,12 @@ def _factory(proxy: Any, store: IrreducibleLossStore | None, shape: tuple[int, .
     return proxy if callable(proxy) else channels_last
 
 
-def _method(
-    loader: Any, model: nn.Module, store: IrreducibleLossStore, network: Any, limit: float, options: SelectorOptions
-) -> Selector:
+def _method(loader: Any, model: nn.Module, store: IrreducibleLossStore, network: Any, options: dict[str, Any]) -> Selector:
     """RHO-LOSS scored by a co-trained network, or by the model in training if that is None."""
     if network is None:
-        return RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **options)
+        return RhoLossSelector(loader, model, store, **options)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    return ProxyRhoLossSelector(loader, model, store, network, proxy_optimizer=optimizer, max_irreducible_loss=limit, **options)
+    return ProxyRhoLossSelector(loader, model, store, network, proxy_optimizer=optimizer, **options)
 
 
 def _shapes(loader: DataLoader[Any], model: nn.Module, options: SelectorOptions) -> tuple[tuple[int, ...], int]:
@@ -168,9 +161,7 @@ def _make_store(loader: DataLoader[Any], holdout: Any, validation: Any, networks
     seed = networks.seed
 
     def fit(network: nn.Module, training: Any, chosen_by: Any) -> Any:
-        def optimizer(parameters: Any) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(parameters, lr=_LR)
-
+        optimizer = partial(torch.optim.AdamW, lr=_LR)
         scheduler = partial(LambdaLR, lr_lambda=up_and_down(_EPOCHS * math.ceil(len(training) / _BATCH)))
         own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
         data = (DataLoader(part, batch_size=_BATCH, **own) for part in (training, chosen_by))

@@ -1,5 +1,7 @@
 """What was chosen and why, and the checks on what a method returns."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from rholoss.candidates import Candidates
+from rholoss.cost import StepTimer
+from rholoss.data.index import IndexedBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,3 +152,35 @@ def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, st
         why = "check what score() computes, and that each has a finite irreducible loss where one is used"
     what = f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {step}"
     return ValueError(f"{what}: indices {index[bad].tolist()[:5]}; {why}")
+
+
+class SelectedPass:
+    """One pass over the selected batches. As a loader's, it begins when it is made, and goes on after an error of one batch."""
+
+    def __init__(
+        self,
+        candidates: Any,
+        select: Callable[[IndexedBatch], Any],
+        timer: StepTimer,
+        device: torch.device,
+        finite_check: FiniteCheck,
+    ) -> None:
+        self._candidates, self._select = candidates, select
+        self._timer, self._device, self._finite_check = timer, device, finite_check
+
+    def __iter__(self) -> SelectedPass:
+        return self
+
+    def __next__(self) -> Any:
+        self._timer.enter("waiting", self._device)
+        try:
+            indexed = next(self._candidates)
+        except StopIteration:
+            self._timer.stop()
+            self._finite_check.wait()  # an accelerator reports a score that is not finite a step later
+            raise
+        return self._select(indexed)
+
+    def close(self) -> None:
+        """End the pass, as a ``break`` out of a loop does: the next iteration begins another one."""
+        self._candidates.close()

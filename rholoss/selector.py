@@ -22,32 +22,7 @@ from rholoss.data.loader_view import LoaderView
 from rholoss.isolation import derived_seed, device_of
 from rholoss.options import SelectorOptions, refuse_unknown
 from rholoss.scoring import Forward, Loss, Scorer, Task
-from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice, checked_prefilter
-
-
-class SelectedBatches:
-    """One pass over the selected batches. As a loader's, it begins when it is made, and goes on after an error of one batch."""
-
-    def __init__(self, selector: Selector, candidates: Any) -> None:
-        self._selector, self._candidates = selector, candidates
-
-    def __iter__(self) -> SelectedBatches:
-        return self
-
-    def __next__(self) -> Any:
-        selector = self._selector
-        selector.timer.enter("waiting", selector.scoring_device)
-        try:
-            indexed = next(self._candidates)
-        except StopIteration:
-            selector.timer.stop()
-            selector.finite_check.wait()  # an accelerator reports a score that is not finite a step later
-            raise
-        return selector.select_from(indexed)
-
-    def close(self) -> None:
-        """End the pass, as a ``break`` out of a loop does: the next iteration begins another one."""
-        self._candidates.close()
+from rholoss.selection import FiniteCheck, SelectedPass, Selection, check_score, checked_choice, checked_prefilter
 
 
 class Selector(ABC):
@@ -160,7 +135,7 @@ class Selector(ABC):
     def __iter__(self) -> Iterator[Any]:
         self._passes.count()
         self.begin_epoch(self.epoch)
-        return SelectedBatches(self, self.draw())
+        return SelectedPass(self.draw(), self.select_from, self.timer, self.scoring_device, self.finite_check)
 
     def draw(self) -> Iterator[IndexedBatch]:
         """The candidate batches of an epoch, or the rest of one."""

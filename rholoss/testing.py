@@ -132,7 +132,7 @@ def _mappings(problem: _Problem) -> None:
     selector = problem.build(loader={"collate_fn": _collate}, forward=_forward)
     for batch in selector:
         assert type(batch) is dict, f"a dict must be returned as a dict, got {type(batch).__name__}"
-        texts = [int(text) for text in batch["text"]]
+        texts = list(map(int, batch["text"]))
         assert selector.last is not None
         assert texts == problem.index_of(batch["x"]) == selector.last.index.tolist(), "all columns must be cut to the same rows"
         assert batch["task"] == "toy", "what belongs to the whole batch must stay as it is"

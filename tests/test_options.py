@@ -78,7 +78,7 @@ class TestTask:
         assert Task() == Task(default_forward, default_loss, None)
 
     def test_and_its_parts_are_refused_together(self, loader, net, data):
-        with pytest.raises(ValueError, match=r"pass task= or loss=, not both; the task says them already"):
+        with pytest.raises(ValueError, match=r"pass task= or loss=, not both; the task already has them"):
             TrainLossSelector(loader, net, task=Task(), loss=loss)
         with pytest.raises(ValueError, match=r"pass task= or forward=, dtype=, not both"):
             IrreducibleLossStore.from_model(net, data, task=Task(), forward=forward, dtype=torch.bfloat16)

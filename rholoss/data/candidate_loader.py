@@ -1,5 +1,7 @@
 """Candidate batches from the user's loader, resumable at any position."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

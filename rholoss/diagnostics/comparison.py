@@ -104,8 +104,7 @@ class ComparisonLog:
             raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
         if OWN in methods:
             raise ValueError(f"{OWN!r} is the name of the selector that the log is attached to; give the method another name")
-        self.methods = dict(methods)
-        self.every = every
+        self.methods, self.every = dict(methods), every
         self.names = [OWN, *methods]
         self.logs = {} if log is None else {name: log() for name in self.names}
         self.last: dict[str, Selection] | None = None
@@ -120,7 +119,7 @@ class ComparisonLog:
         self._uniform_overlap = 0.0
 
     def attach(self, selector: Selector) -> Self:
-        """Listen to a selector from now on; ``selector.listeners.remove(log)`` ends it. Raises as ``compare``."""
+        """As ``SelectionLog.attach``; raises as ``compare``."""
         check_methods(self.methods, selector)
         selector.listeners.append(self)
         return self

@@ -42,10 +42,8 @@ class SelectionCounts:
         self.n = n
         self.names = list(flags or {})
         self.ids = None if ids is None else as_index(ids).cpu()
-        self._sorted: Tensor | None = None
-        self._place: Tensor | None = None
-        if self.ids is not None:
-            self._sorted, self._place = _places(self.ids, n)
+        places: tuple[Tensor | None, Tensor | None] = (None, None) if self.ids is None else _places(self.ids, n)
+        self._sorted, self._place = places
         masks = [_mask(name, flag, n) for name, flag in (flags or {}).items()]
         self.flags = pad(torch.stack(masks), (0, 2)) if masks else torch.zeros(0, n + 2, dtype=torch.bool)
         self._quantiles = torch.tensor(QUANTILES)
@@ -126,10 +124,8 @@ class SelectionCounts:
         return counts[: self.n].cpu()
 
     def rows(self) -> Tensor:
-        """A row for each selection, on the CPU, shape (S, 2 (F + 1) + Q (F + 2)), float64.
-
-        Numbers of the selected and of the candidates in each group; then Q quantiles of the finite scores of all candidates, of
-        those with each flag, and of the selected.
+        """The row of each selection, on the CPU, shape (S, 2 (F + 1) + Q (F + 2)), float64: numbers of the selected and of the
+        candidates in each group; then Q quantiles of the finite scores of all candidates, of each flag's, and of the selected.
         """
         self.settle()
         width = 2 * (len(self.names) + 1) + len(QUANTILES) * (len(self.names) + 2)
@@ -150,16 +146,14 @@ class SelectionCounts:
         if strays:
             among = f"0 to {self.n - 1}" if self.ids is None else f"the {self.n:,} ids"
             what = f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}"
-            raise ValueError(
-                f"{what}; n must be the length of the whole dataset; where indices are ids, pass all of them as ids="
-            )
+            raise ValueError(f"{what}; n must be the length of the whole dataset; if indices are ids, pass them all as ids=")
 
     def add(self, state: Mapping[str, Any]) -> None:
         """Add the counts of a ``state``."""
         self.settle()
         device, before = self.selected.device, len(self.when)
-        self.selected[: self.n] += state["selected"].to(device)
-        self.drawn[: self.n] += state["drawn"].to(device)
+        for name in ("selected", "drawn"):
+            getattr(self, name)[: self.n] += state[name].to(device)
         self.first[: self.n] = torch.minimum(self.first[: self.n], state["first"].to(device))
         self._rows.append(state["rows"].float())
         self.when += [(step, epoch, n_b, n_B, bool(known)) for step, epoch, n_b, n_B, known in state["when"].tolist()]

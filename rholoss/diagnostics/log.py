@@ -46,9 +46,8 @@ class SelectionLog:
     """
 
     def __init__(self, n: int, flags: Mapping[str, Any] | None = None, *, ids: Any = None, correct: bool = False) -> None:
-        for name in flags or {}:
-            if name in ("correct", "candidates", "selected"):
-                raise ValueError(f"a flag cannot be called {name!r}, which the log has a meaning for; choose another name")
+        for name in {"correct", "candidates", "selected"} & set(flags or {}):
+            raise ValueError(f"a flag cannot be called {name!r}, which the log has a meaning for; choose another name")
         self._counts = SelectionCounts(n, flags, ids)
         self.asks = correct
         self._latest: Selection | None = None

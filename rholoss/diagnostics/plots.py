@@ -28,11 +28,12 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
     lines = [(name, f"{name}, in the data", f"{name}/data") for name in log.flags]
     if "correct/selected" in records[0]:
         lines.append(("correct", "already correct, of the candidates", "correct/candidates"))
+    shares = {key: [100 * record[key] for record in records] for key in records[0]}
     for i, (name, reference, key) in enumerate(lines):
         label = f"{name}, selected" if name != "correct" else "already correct, selected"
-        axes.plot(step, _percent(records, f"{name}/selected"), color=f"C{i}", label=label)
-        axes.plot(step, _percent(records, key), color=f"C{i}", linestyle="--", linewidth=1, label=reference)
-    axes.plot(step, _percent(records, "repeated"), color="tab:gray", linestyle=":", label="selected before")
+        axes.plot(step, shares[f"{name}/selected"], color=f"C{i}", label=label)
+        axes.plot(step, shares[key], color=f"C{i}", linestyle="--", linewidth=1, label=reference)
+    axes.plot(step, shares["repeated"], color="tab:gray", linestyle=":", label="selected before")
     axes.set(xlabel="step", ylabel="share, %", ylim=(0, None))
     return _with_legend(figure, axes)
 
@@ -59,10 +60,7 @@ def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
 
 
 def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
-    """Median, middle half and middle nine tenths of the finite scores of a batch, by step.
-
-    One panel each for the candidates, for those with each flag, and for the selected. ``every``: steps per point, at least 1.
-    """
+    """Median, middle half and nine tenths of the finite scores of candidates, of each flag and of the selected, by step."""
     records, step = _records(log.scores_over_time(every))
     names = ["candidates", *log.flags, "selected"]
     figure = _figure(3.2 * len(names), 3.8)
@@ -117,10 +115,6 @@ def _records(records: list[dict[str, float]]) -> tuple[list[dict[str, float]], l
     if not records:
         raise ValueError("nothing was selected yet; attach the log to a selector, or update it, before you plot it")
     return records, [record["step"] for record in records]
-
-
-def _percent(records: list[dict[str, float]], key: str) -> list[float]:
-    return [100 * record[key] for record in records]
 
 
 def _with_legend(figure: Figure, axes: Any) -> Figure:

@@ -36,10 +36,8 @@ class SelectorCheckpoint(Callback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self.KEY not in checkpoint:
-            raise ValueError(
-                "this checkpoint holds no state of a selector: resume from one that was saved with SelectorCheckpoint, or remove "
-                "SelectorCheckpoint to start the selector from scratch"
-            )
+            cure = "resume from one that was saved with SelectorCheckpoint, or remove it to start the selector from scratch"
+            raise ValueError(f"this checkpoint holds no state of a selector: {cure}")
         self._state = checkpoint[self.KEY]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -51,8 +49,6 @@ class SelectorCheckpoint(Callback):
 
 def _selector_of(trainer: Any) -> Selector:
     if not isinstance(trainer.train_dataloader, Selector):
-        raise TypeError(
-            f"SelectorCheckpoint needs a selector to train on, got {type(trainer.train_dataloader).__name__}; pass it to "
-            "trainer.fit(module, selector), or return it from train_dataloader"
-        )
+        got = f"SelectorCheckpoint needs a selector to train on, got {type(trainer.train_dataloader).__name__}"
+        raise TypeError(f"{got}; pass it to trainer.fit(module, selector), or return it from train_dataloader")
     return trainer.train_dataloader

@@ -38,17 +38,14 @@ class SelectionMixin:
         super().__init_subclass__(**kwargs)
         first = next(base for base in cls.__mro__ if "get_train_dataloader" in vars(base))
         if not issubclass(first, SelectionMixin):
-            raise TypeError(
-                f"{cls.__name__} would train on what {first.__name__} loads, without selection: expected SelectionMixin before "
-                f"it, as in class {cls.__name__}(SelectionMixin, {first.__name__})"
-            )
+            why = f"{cls.__name__} would train on what {first.__name__} loads, without selection"
+            cure = f"expected SelectionMixin before it, as in class {cls.__name__}(SelectionMixin, {first.__name__})"
+            raise TypeError(f"{why}: {cure}")
 
     def make_selector(self, loader: DataLoader[Any]) -> Selector:
         """The selector around the Trainer's own training loader, which Accelerate has prepared; called by each ``train``."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no selector: expected a method make_selector(loader) that returns one, such as "
-            "RhoLossSelector(loader, self.model, store, keep=0.1)"
-        )
+        expected = "expected a method make_selector(loader) that returns one, such as RhoLossSelector(loader, self.model, store)"
+        raise NotImplementedError(f"{type(self).__name__} has no selector: {expected}")
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         made = self.make_selector(super().get_train_dataloader())  # type: ignore[misc]
@@ -88,10 +85,9 @@ class SelectionMixin:
     def _resume(self, selector: Selector, path: Path) -> tuple[int, int]:
         """Load the state of a selector; returns ``passed`` and ``first`` of ``SelectedBatches``."""
         if not path.exists():
-            raise FileNotFoundError(
-                f"this checkpoint holds no state of a selector: expected {path}; resume from one that {type(self).__name__} "
-                "saved, with as many processes, or start a new run from its weights"
-            )
+            what = f"this checkpoint holds no state of a selector: expected {path}"
+            cure = f"resume from one that {type(self).__name__} saved, with as many processes"
+            raise FileNotFoundError(f"{what}; {cure}, or start a new run from its weights")
         from transformers.trainer_utils import has_length
 
         args: Any = self.args  # type: ignore[attr-defined]
@@ -110,20 +106,15 @@ class SelectionMixin:
 class SelectedBatches(DataLoader[Any]):
     """The selected batches of an epoch as a ``DataLoader``, in which a ``Trainer`` can skip batches.
 
-    Args:
-        selector: what chooses the batches.
-        passed: batches that the Trainer skips because it trained on them before the checkpoint. They are neither read nor chosen
-            again: the first iteration yields None for each.
-        first: the selector's epoch when the Trainer counts 0.
+    The first iteration yields None for each of the ``passed`` batches, which the Trainer trained on before the checkpoint and
+    skips: they are neither read nor chosen again. ``first`` is the selector's epoch when the Trainer counts 0.
     """
 
     def __init__(self, selector: Selector, passed: int = 0, first: int = 0) -> None:
         self.selector, self.first = selector, first
-        # A DataLoader draws a seed when it is iterated; its own generator keeps that off the global one.
         self.dataset: _Selected
-        super().__init__(
-            _Selected(selector, passed), batch_size=None, collate_fn=lambda batch: batch, generator=torch.Generator()
-        )
+        own = torch.Generator()  # a DataLoader draws a seed when it is iterated; this keeps that off the global generator
+        super().__init__(_Selected(selector, passed), batch_size=None, collate_fn=lambda batch: batch, generator=own)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch of the Trainer, or resume it if it is in progress."""
@@ -134,8 +125,7 @@ class SelectedBatches(DataLoader[Any]):
 
 class _Selected(IterableDataset[Any]):
     def __init__(self, selector: Selector, passed: int) -> None:
-        self.selector = selector
-        self.passed = passed
+        self.selector, self.passed = selector, passed
 
     def __iter__(self) -> Iterator[Any]:
         passed, self.passed = self.passed, 0

@@ -49,7 +49,5 @@ class BoltzmannRhoLossSelector(StoreSelector):
     def _temperature(self, step: int) -> float:
         temperature = at(self.temperature, step)
         if not temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0 nats, got {temperature} at step {step}; RhoLossSelector is its limit at 0"
-            )
+            raise ValueError(f"temperature must be above 0 nats, got {temperature} at step {step}; RhoLossSelector is for 0")
         return temperature

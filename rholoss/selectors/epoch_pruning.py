@@ -19,9 +19,8 @@ from rholoss.selector import Selector
 class EpochPruningSelector(Selector):
     """Base class of methods that choose a subset of the dataset when an epoch begins, and read no other example.
 
-    The loader's sampler draws batches of n_b from the subset, and all of them are kept. Nothing is scored, and no model is
-    needed. Iterating the selector chooses the subset; ``set_epoch`` does so earlier, and then ``len(selector)`` is the length of
-    that epoch. The loader is a ``DataLoader`` over a map-style dataset. Arguments: see ``Selector``.
+    The loader, a ``DataLoader`` over a map-style dataset, draws batches of n_b from the subset, all of them kept. Nothing is
+    scored. Iterating the selector chooses the subset, or ``set_epoch`` before, after which ``len(selector)`` is of that epoch.
 
     Attributes:
         share: the fraction of the dataset that a method keeps, in (0, 1]: ``keep``, or n_b / n_B with ``batch_size``, or
@@ -30,8 +29,7 @@ class EpochPruningSelector(Selector):
     """
 
     usual_share: ClassVar[float] = 0.5
-    remembered: ClassVar[tuple[str, ...]] = ()
-    """Names of further attributes that the state holds."""
+    remembered: ClassVar[tuple[str, ...]] = ()  # names of further attributes that the state holds
 
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
         if options.get("keep") is None and options.get("batch_size") is None:

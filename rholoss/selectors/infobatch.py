@@ -47,8 +47,7 @@ class InfoBatchSelector(LossPruningSelector):
         if self.full_from is not None and epoch >= self.full_from:
             return torch.ones(n, dtype=torch.bool)
         subset, weights = functional.infobatch_part(self.losses.cpu(), self.share, torch.rand(n, generator=generator))
-        if bool((weights != 1).any()):
-            self.weights = weights
+        self.weights = weights if bool((weights != 1).any()) else None
         return subset
 
     def score(self, candidates: Candidates) -> Tensor:

@@ -36,9 +36,8 @@ class GatedUniformSelector(StoreSelector):
     """Samples uniformly from the candidates whose irreducible loss is at most a limit. Runs no forward pass.
 
     It skips examples that the irreducible-loss model finds improbable, such as wrong labels. It does not skip examples that are
-    already learned. If fewer than n_b candidates are within the limit, others fill the batch, sampled uniformly.
-
-    Other arguments: see ``StoreSelector``; no model is needed.
+    already learned. If fewer than n_b candidates are within the limit, others fill the batch, sampled uniformly. Other arguments:
+    see ``StoreSelector``; no model is needed.
 
     Args:
         max_irreducible_loss: the limit in nats, above 0, such as the chance level ``math.log(number of classes)``.
@@ -59,7 +58,6 @@ class GatedUniformSelector(StoreSelector):
         self.max_irreducible_loss = checked_limit(max_irreducible_loss)
 
     def score(self, candidates: Candidates) -> Tensor:
-        irreducible_loss = self.irreducible_loss(candidates)
-        below = (irreducible_loss <= self.max_irreducible_loss).float()
+        below = (self.irreducible_loss(candidates) <= self.max_irreducible_loss).float()
         candidates.notes["gated"] = 1 - below.mean()
         return candidates.rand() + below

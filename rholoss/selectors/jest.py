@@ -21,9 +21,8 @@ class JestSelector(Selector):
 
     Each chunk is drawn in proportion to exp(s), where s sums that difference over an example's own pair and its pairs with the
     examples drawn before. For losses that are sums over pairs, such as the sigmoid loss of images and texts. The score is that
-    of the own pair. A step costs n_B forward passes and n_B^2 pair losses of each of the two models.
-
-    Other arguments: see ``Selector``; a ``forward`` without targets returns None for them.
+    of the own pair. A step costs n_B forward passes and n_B^2 pair losses of each of the two models. Other arguments: see
+    ``Selector``; a ``forward`` without targets returns None for them.
 
     Args:
         reference: the reference model, on the same device.
@@ -50,9 +49,7 @@ class JestSelector(Selector):
         super().__init__(loader, model, **options)
         if chunks < 1:
             raise ValueError(f"chunks must be how many parts to draw a batch in, at least 1, got {chunks!r}")
-        self.reference = reference
-        self.pair_losses = pair_losses
-        self.chunks = chunks
+        self.reference, self.pair_losses, self.chunks = reference, pair_losses, chunks
 
     def score(self, candidates: Candidates) -> Tensor:
         pairs = candidates.memory[self] = self._pair_scores(candidates)

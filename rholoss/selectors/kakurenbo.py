@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.cost import ScoredCounts
 from rholoss.data.subset import by_position
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.options import SelectorOptions
@@ -25,9 +26,8 @@ class KakurenboSelector(LossPruningSelector):
     The loop reports its losses, ``selector.record_losses(losses)``; without them nothing is hidden. It also multiplies the
     learning rate of each epoch by ``selector.learning_rate_scale``, as the paper does. When the next epoch begins, or
     ``set_epoch`` announces it, a forward pass in eval mode updates the losses of the hidden examples, ``chunk_size`` at a time.
-    Nothing else is scored. An epoch has fewer steps, at least one: ``len(selector)``. As in the paper, F is 0.3 by default.
-
-    Other arguments: see ``LossPruningSelector``; the model is needed, and ``mode`` has no effect.
+    Nothing else is scored. An epoch has fewer steps, at least one: ``len(selector)``. As in the paper, F is 0.3 by default. Other
+    arguments: see ``LossPruningSelector``; the model is needed, and ``mode`` has no effect.
 
     Args:
         bound: the highest loss of a hidden example. The default, -ln(0.7) nats, hides only correct predictions with a confidence
@@ -63,8 +63,7 @@ class KakurenboSelector(LossPruningSelector):
             what = f"the first epochs of up to {len(DECAY[1:])} later stages, ascending, such as (25, 50, 75)"
             raise ValueError(f"stages must be {what}, got {stages!r}")
         super().__init__(loader, model, **options)
-        self.bound = bound
-        self.stages = stages
+        self.bound, self.stages = bound, stages
         self.learning_rate_scale = 1.0
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:
@@ -86,4 +85,4 @@ class KakurenboSelector(LossPruningSelector):
         scorer = DatasetScorer(self.loader, positions=by_position(self.dataset, hidden).nonzero()[:, 0], **how)
         index, losses = scorer.run(self.model, view=epoch)
         self.losses[index.to(self.losses.device)] = losses.to(self.losses.device)
-        self.timer.count_between(len(index))
+        self.timer.count(ScoredCounts(by_model=len(index)), len(index), steps=0)

@@ -43,9 +43,8 @@ class LazyRhoLossSelector(StoreSelector):
 
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         losses = self.look_up(candidates).to(candidates.device)
-        lacks = ~torch.isfinite(losses)
-        candidates.notes["unknown"] = lacks.float().mean()
-        unknown = torch.nonzero(lacks).flatten()
+        candidates.notes["unknown"] = (~torch.isfinite(losses)).float().mean()
+        unknown = torch.nonzero(~torch.isfinite(losses)).flatten()
         if not len(unknown):
             return losses
         scored = candidates.at(unknown).under(self.irreducible_model, mode="eval").loss

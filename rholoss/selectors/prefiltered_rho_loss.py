@@ -49,8 +49,7 @@ class PrefilteredRhoLossSelector(StoreSelector):
         if not (0 < share <= 1 and 0 <= oldest <= 1):
             raise ValueError(f"share must be in (0, 1] and oldest in [0, 1], got share={share!r} and oldest={oldest!r}")
         super().__init__(loader, model, store, **options)
-        self.share = share
-        self.oldest = oldest
+        self.share, self.oldest = share, oldest
         self.formula = RhoLossFormula(max_irreducible_loss, bounded)
         if not self.view.draws_by_index or options.get("batch_size") is not None:
             raise ValueError("the sampler draws what to prefilter: pass a DataLoader over a map-style dataset, and keep=")

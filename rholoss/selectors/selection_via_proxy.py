@@ -16,6 +16,7 @@ from rholoss.registry import register
 from rholoss.scoring import Forward
 from rholoss.selector import Selector
 
+Measure = Literal["entropy", "least_confidence"]
 _MEASURES = {
     "entropy": lambda logits: functional.predictive_entropy(logits[None]),
     "least_confidence": functional.least_confidence,
@@ -23,12 +24,7 @@ _MEASURES = {
 
 
 def proxy_scores(
-    proxy: Any,
-    data: Any,
-    by: Literal["entropy", "least_confidence"] = "entropy",
-    *,
-    forward: Forward | None = None,
-    progress: Progress = None,
+    proxy: Any, data: Any, by: Measure = "entropy", *, forward: Forward | None = None, progress: Progress = None
 ) -> Tensor:
     """How uncertain a proxy is of each example, shape (N,).
 
@@ -37,7 +33,7 @@ def proxy_scores(
         data: the dataset, or a loader over it; examples that the loader does not draw get -inf.
         by: the measure: the entropy of the prediction, in nats, or one minus its highest probability.
         forward: see ``Selector``.
-        progress: see ``IrreducibleLossStore.from_model``.
+        progress: see ``ScoringOptions``.
     """
     if by not in _MEASURES:
         raise ValueError(f"by must be one of {sorted(_MEASURES)}, got {by!r}; or pass scores=ForgettingCounts(...).scores()")
@@ -102,7 +98,7 @@ class SelectionViaProxy(Selector):
         proxy: Any = None,
         *,
         scores: Tensor | None = None,
-        by: Literal["entropy", "least_confidence"] = "entropy",
+        by: Measure = "entropy",
         **options: Unpack[SelectorOptions],
     ) -> None:
         if (proxy is None) == (scores is None):

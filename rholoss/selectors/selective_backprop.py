@@ -46,8 +46,7 @@ class SelectiveBackpropSelector(Selector):
         super().__init__(loader, model, **options)
         if window is not None and window < 1:
             raise ValueError(f"window must be a number of losses, at least 1, or None for ranks, got {window!r}")
-        self.window = window
-        self.beta = beta
+        self.window, self.beta = window, beta
         self._history = torch.zeros(0)
         self._exponent(0, 1)
 

@@ -76,7 +76,7 @@ class ReferenceLossCache:
             batches: (index, losses, mask) of each batch: indices, shape (n,), int64; their ``reference_losses``, shape (n, T);
                 and which positions are tokens rather than padding, shape (n, T), such as an attention mask.
             dtype: ``torch.float16`` takes half the space, with a relative error of at most 1 in 2,000.
-            meta: how they were made.
+            meta: see ``ReferenceLossCache``.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for which, losses, mask in batches:

@@ -76,8 +76,7 @@ class RhoTokenLoss:
 
     def __init__(self, keep: float = 0.6, *, per: Per = "batch", shift: bool = True, ignore_index: int = -100) -> None:
         self.keep, self.per = functional.checked(keep, per)
-        self.shift = shift
-        self.ignore_index = ignore_index
+        self.shift, self.ignore_index = shift, ignore_index
         self.selected: Tensor | None = None
 
     def __call__(
@@ -91,13 +90,9 @@ class RhoTokenLoss:
     ) -> Tensor:
         """The losses of the selected tokens, summed and divided by ``num_tokens``; 0, with a gradient of 0, if none is valid.
 
-        Args:
-            logits: see ``token_losses``.
-            labels: see ``token_losses``.
-            document_ids: see ``token_losses``.
-            reference_loss: in nats, shape (n, T), at each token's own position; any value at tokens that are not valid.
-            num_tokens: the divisor: None for the number selected here; ``RhoTokenLoss.num_tokens`` of the whole step for
-                accumulation and several processes; 1 for the sum.
+        ``reference_loss``: in nats, shape (n, T), at each token's own position; any value at tokens that are not valid.
+        ``num_tokens``: None for the number selected here; ``RhoTokenLoss.num_tokens`` of the whole step for accumulation and
+        several processes; 1 for the sum. Other arguments: see ``token_losses``.
 
         Raises:
             ValueError: see ``select_tokens``; on an accelerator the loss is NaN instead.

@@ -52,12 +52,9 @@ class WrapperSelector(Selector):
         return next(rule for own, rule in zip(self.parts(), self._rules, strict=True) if own is part)
 
     def draw_rule(self) -> DrawRule:
-        rules = self._rules
-        return DrawRule(
-            members=self._members if any(rule.members is not None for rule in rules) else None,
-            prefilter=self.prefilter_of_part if any(rule.prefilter for rule in rules) else None,
-            n_B=rules[0].n_B,
-        )
+        members = self._members if any(rule.members is not None for rule in self._rules) else None
+        prefilter = self.prefilter_of_part if any(rule.prefilter for rule in self._rules) else None
+        return DrawRule(members=members, prefilter=prefilter, n_B=self._rules[0].n_B)
 
     def _members(self) -> Tensor:
         rule = self.rule_of(self.part_at(self.step, self._epoch))

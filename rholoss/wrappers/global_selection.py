@@ -67,7 +67,7 @@ class GlobalSelector(MethodWrapper):
         self.ranks = Ranks(group)
         super().__init__(loader, model, method, **options)
         if self.compares_candidates:
-            why = f"{type(method).__name__} compares candidates with each other, so ranks cannot pool their scores"
+            why = f"{type(method).__name__} scores candidates by comparing them with each other, so ranks cannot pool scores"
             raise ValueError(f"{why}; let it choose on each rank from its own candidates")
         self._seed = self.generator.initial_seed()
         if self.ranks.rank:  # random scores, such as those of uniform sampling, must not repeat between ranks
@@ -135,30 +135,30 @@ class _NoScorer(Scorer):
     """Refuses to run a model: a rank has no batches of the other ranks."""
 
     def run(self, *args: Any, **options: Any) -> Any:
-        raise ValueError(
-            "a choice from the candidates of all ranks uses their scores and indices, and cannot run a model on them; remove "
-            "what else choose() reads, for example compare_every="
-        )
+        why = "a choice from the candidates of all ranks uses their scores and indices, and cannot run a model on them"
+        raise ValueError(f"{why}; remove what else choose() reads, for example compare_every=")
 
 
 class _WhileAllHaveOne:
     """Candidate batches, until a rank has none left. A rank that fails reports to the others."""
 
     def __init__(self, ranks: Ranks, candidates: Any) -> None:
-        self._ranks, self._candidates = ranks, candidates
+        self._ranks, self._candidates, self._ended = ranks, candidates, False
 
     def __iter__(self) -> Iterator[IndexedBatch]:
         return self
 
     def __next__(self) -> IndexedBatch:
+        if self._ended:
+            raise StopIteration
         with self._ranks.sharing_errors():
             indexed: IndexedBatch | None = next(self._candidates, None)
-        if indexed is None or not bool(self._ranks.all_gather_numbers(1)[:, 0].all()):
-            if indexed is None:
-                self._ranks.all_gather_numbers(0)
-            self._candidates.close()
+        self._ended = not bool(self._ranks.all_gather_numbers(int(indexed is not None))[:, 0].all())
+        if indexed is None or self._ended:
+            self.close()
             raise StopIteration
         return indexed
 
     def close(self) -> None:
+        """End the pass of this rank."""
         self._candidates.close()

@@ -77,8 +77,7 @@ class PayoffGatedSelector(WrapperSelector):
         self.method, self.otherwise = method, otherwise
         self.uniform = UniformSelector(loader, keep=options.get("keep"), batch_size=options.get("batch_size"))
         self.check_parts()
-        self.given_cost = cost
-        self.every, self.batches = every, batches
+        self.given_cost, self.every, self.batches = cost, every, batches
         self.decides = method
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)

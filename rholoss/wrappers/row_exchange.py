@@ -47,8 +47,8 @@ class Share:
 class Exchange:
     """Moves rows of a batch to the ranks that train on them; they arrive in the order of the ranks that sent them.
 
-    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays. The
-    ``digest`` is the same number on two ranks if the rows of their candidate batches are interchangeable.
+    Rows of tensors travel as bytes, in one collective; lists and arrays are pickled. What belongs to a whole batch stays. Two
+    ranks have the same ``digest`` if the rows of their candidate batches are interchangeable.
     """
 
     def __init__(self, ranks: Ranks, batch: Any, n: int) -> None:
@@ -105,9 +105,12 @@ class Exchange:
     def _others(self, columns: list[Any], share: Share) -> list[Any]:
         if not columns:
             return []
-        sent = [[_taken(column, Rows(to)) for column in columns] for to in share.sent]
+        sent = [
+            [rows.array(column) if isinstance(column, np.ndarray) else rows.sequence(column) for column in columns]
+            for rows in map(Rows, share.sent)
+        ]
         arrived = zip(*self._ranks.all_to_all_objects(sent), strict=True)
-        return [_put_together(column, parts) for column, parts in zip(columns, arrived, strict=True)]
+        return [_joined(column, parts) for column, parts in zip(columns, arrived, strict=True)]
 
 
 class _EachColumn:
@@ -138,9 +141,5 @@ def _like(column: Tensor, rows: Tensor) -> Tensor:
     return like
 
 
-def _taken(column: Any, rows: Rows) -> Any:
-    return rows.array(column) if isinstance(column, np.ndarray) else rows.sequence(column)
-
-
-def _put_together(column: Any, parts: tuple[Any, ...]) -> Any:
+def _joined(column: Any, parts: tuple[Any, ...]) -> Any:
     return np.concatenate(parts) if isinstance(column, np.ndarray) else type(column)(chain.from_iterable(parts))

@@ -13,6 +13,8 @@ from rholoss.selectors.uniform import UniformSelector
 from rholoss.store import IrreducibleLossStore
 from rholoss.wrappers.base import WrapperSelector
 
+Unit = Literal["epoch", "step"]
+
 
 class SwitchSelector(WrapperSelector):
     """Uses one selector after another, by a schedule. Other arguments: see ``Selector``.
@@ -34,21 +36,14 @@ class SwitchSelector(WrapperSelector):
     """
 
     def __init__(
-        self,
-        loader: Any,
-        model: Any,
-        stages: Mapping[int, Selector],
-        *,
-        unit: Literal["epoch", "step"],
-        **options: Unpack[SelectorOptions],
+        self, loader: Any, model: Any, stages: Mapping[int, Selector], *, unit: Unit, **options: Unpack[SelectorOptions]
     ) -> None:
         super().__init__(loader, model, **options)
         if unit not in ("epoch", "step"):
             raise ValueError(f"unit must be 'epoch' or 'step', got {unit!r}")
         if 0 not in stages or min(stages) < 0:
             raise ValueError(f"stages must have a selector from 0 on, and none before it, got stages from {sorted(stages)}")
-        self.stages = dict(sorted(stages.items()))
-        self.unit = unit
+        self.stages, self.unit = dict(sorted(stages.items())), unit
         self.check_parts()
         if unit == "step" and any(self.rule_of(part).members is not None for part in self.parts()):
             raise ValueError("a method that chooses what an epoch trains on can be switched by epoch only; pass unit='epoch'")
