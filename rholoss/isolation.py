@@ -107,6 +107,19 @@ def undistributed(model: Any) -> Any:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def unwrapped(model: Any) -> Any:
+    """The user's own model inside ``DataParallel``, DDP, FSDP, ``torch.compile`` and adapters such as those of PEFT."""
+    while True:
+        inside = getattr(model, "_orig_mod", None)  # of a compiled module
+        if inside is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
+            inside = model.module
+        if inside is None and callable(getattr(model, "get_base_model", None)):
+            inside = model.get_base_model()
+        if inside is None or inside is model:
+            return model
+        model = inside
+
+
 def device_of(model: Any) -> torch.device | None:
     """The device of a model's parameters or buffers, or None without any."""
     module = module_of(model)

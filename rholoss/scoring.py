@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rholoss.batches import RowRange, cut, move
-from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed
+from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed, unwrapped
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -30,7 +30,7 @@ _PASS_FORWARD = "pass forward=(model, batch) -> (outputs, targets)"
 def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
     """Call a model as usual: ``model(x)`` for a pair (x, y), ``model(**inputs)`` for a mapping with ``labels`` or ``label``.
 
-    The inputs are the mapping's other tensors, by name. If the outputs have ``logits``, these are returned as outputs.
+    The inputs are all other entries of the mapping, by name. If the outputs have ``logits``, these are returned as outputs.
 
     Args:
         model: any callable.
@@ -46,7 +46,7 @@ def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
         name = next((name for name in ("labels", "label") if name in batch), None)
         if name is None:
             raise TypeError(f"expected a mapping with 'labels' or 'label', got the keys {list(batch)}; {_PASS_FORWARD}")
-        inputs = {key: value for key, value in batch.items() if key != name and isinstance(value, Tensor)}
+        inputs = {key: value for key, value in batch.items() if key != name}
         try:
             outputs = model(**inputs)
         except TypeError as error:
@@ -185,7 +185,7 @@ class Scorer:
         """Refuse a causal language model of ``transformers`` with the default loss, which does not shift its labels."""
         if self.task.loss is not default_loss or self.task.forward is not default_forward:
             return
-        module: Any = module_of(undistributed(model))
+        module: Any = module_of(unwrapped(model))
         config = getattr(module, "__dict__", {}).get("config")
         if getattr(config, "is_encoder_decoder", True) is False and getattr(module, "can_generate", bool)():
             what = f"{type(module).__name__} predicts the next token, but the default loss does not shift its labels"

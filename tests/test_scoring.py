@@ -1,5 +1,6 @@
 """The default forward and loss, their errors, and the hooks."""
 
+import types
 from collections import UserDict
 from dataclasses import dataclass
 
@@ -89,12 +90,74 @@ class Tagger(nn.Module):
 @pytest.mark.parametrize("wrap", [lambda z: z, lambda z: Output(z), lambda z: {"logits": z}])
 @pytest.mark.parametrize("name", ["labels", "label"])
 @pytest.mark.parametrize("mapping", [dict, UserDict])
-def test_a_mapping_is_passed_by_name_without_its_labels_and_its_strings(wrap, name, mapping):
+def test_a_mapping_is_passed_by_name_without_its_labels(wrap, name, mapping):
     model = Tagger(wrap)
-    batch = mapping({"x": torch.randn(3, 6), name: torch.tensor([0, 1, 2]), "text": ["a", "b", "c"]})
+    batch = mapping({"x": torch.randn(3, 6), name: torch.tensor([0, 1, 2])})
     outputs, targets = default_forward(model, batch)
     assert torch.equal(outputs, model.layer(batch["x"]))
     assert targets is batch[name]
+
+
+class Counts(nn.Module):
+    """Takes an input that is no tensor, and adds its lengths."""
+
+    def forward(self, x, pieces=()):
+        return x + torch.tensor([[len(each)] for each in pieces] or [[0]])
+
+
+def test_inputs_that_are_no_tensors_reach_the_model_or_are_refused():
+    batch = {"x": torch.zeros(2, 3), "pieces": [[1, 2], [3]], "labels": torch.zeros(2)}
+    assert default_forward(Counts(), batch)[0][:, 0].tolist() == [2, 1]
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'text'; the batch has \['x', 'text'\]: pass forward="):
+        default_forward(Tagger(lambda z: z), {"x": torch.zeros(2, 6), "labels": torch.zeros(2), "text": ["a", "b"]})
+
+
+class Adapter(nn.Module):
+    """As PEFT's: keeps the model inside."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+    def get_base_model(self):
+        return self.base_model
+
+    def forward(self, **inputs):
+        return self.base_model(**inputs)
+
+
+class Causal(nn.Module):
+    """What a causal language model of transformers looks like from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 5)
+        self.config = types.SimpleNamespace(is_encoder_decoder=False)
+
+    def can_generate(self):
+        return True
+
+    def forward(self, input_ids):
+        return self.layer(input_ids.float()[..., None])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model,
+        nn.DataParallel,
+        Adapter,
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.compile(Adapter(model), backend="eager"),
+        lambda model: Adapter(nn.DataParallel(model)),
+        lambda model: model.forward,
+    ],
+)
+def test_a_causal_model_is_refused_through_every_wrapper(wrap):
+    tokens = torch.randint(5, (8, 4))
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+    with pytest.raises(ValueError, match=r"Causal predicts the next token.* pass loss=rholoss.tokens.causal_loss"):
+        IrreducibleLossStore.from_model(wrap(Causal()), data, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_an_error_of_one_batch_does_not_end_the_epoch(workers, keep):
         while True:
             try:
                 good.append(next(iterator).long().tolist())
-            except StopIteration:
+            except StopIteration:  # noqa: PERF203
                 return good, bad
             except OSError:
                 bad += 1

@@ -168,7 +168,9 @@ class TestBadLosses:
 
         with pytest.raises(ValueError, match=r"the loss of \d+ of 100 examples .* is negative: indices .*a constant added"):
             IrreducibleLossStore.from_model(net, data, loss=shifted)
-        with pytest.raises(ValueError, match="must be at least 0, got 1 that are negative: indices 9; add one constant to the loss"):
+        with pytest.raises(
+            ValueError, match="must be at least 0, got 1 that are negative: indices 9; add one constant to the loss"
+        ):
             IrreducibleLossStore([0.5, -0.5], ids=[3, 9])
 
 
