@@ -17,27 +17,17 @@ Start with ``IrreducibleLossStore`` (for each example, its loss under a model th
 """
 
 from rholoss._version import __version__ as __version__
-from rholoss.candidates import Candidates as Candidates
-from rholoss.data import DrawRule as DrawRule
-from rholoss.data import IndexedBatch as IndexedBatch
-from rholoss.data import IndexedBatches as IndexedBatches
-from rholoss.data import IndexedSubset as IndexedSubset
-from rholoss.data import hash_ids as hash_ids
-from rholoss.data import split as split
-from rholoss.irreducible import Checkpoints as Checkpoints
-from rholoss.irreducible import Fit as Fit
-from rholoss.irreducible import cross_fit as cross_fit
-from rholoss.irreducible import fit_irreducible_model as fit_irreducible_model
-from rholoss.presets import fast_rho_loss as fast_rho_loss
-from rholoss.registry import build_selector as build_selector
-from rholoss.registry import register as register
-from rholoss.registry import selector_names as selector_names
-from rholoss.report import Report as Report
-from rholoss.scoring import Task as Task
-from rholoss.selection import Selection as Selection
-from rholoss.selector import Selector as Selector
-from rholoss.selectors import RhoLossSelector as RhoLossSelector
-from rholoss.store import IrreducibleLossStore as IrreducibleLossStore
+from rholoss.candidates import Candidates
+from rholoss.data import DrawRule, IndexedBatch, IndexedBatches, IndexedSubset, hash_ids, split
+from rholoss.irreducible import Checkpoints, Fit, cross_fit, fit_irreducible_model
+from rholoss.presets import fast_rho_loss
+from rholoss.registry import build_selector, register, selector_names
+from rholoss.report import Report
+from rholoss.scoring import Task
+from rholoss.selection import Selection
+from rholoss.selector import Selector
+from rholoss.selectors import RhoLossSelector
+from rholoss.store import IrreducibleLossStore
 
 __all__ = [
     "Candidates",

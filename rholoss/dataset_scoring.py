@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 from typing_extensions import Unpack
 
-from rholoss.data.candidate_loader import CandidateLoader
-from rholoss.data.loader_view import LoaderView
+from rholoss.data import CandidateLoader, LoaderView
 from rholoss.isolation import device_of, seeded
 from rholoss.options import ScoringOptions, refuse_unknown
 from rholoss.scoring import Reduce, Scorer, Task

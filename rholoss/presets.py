@@ -13,8 +13,7 @@ from typing_extensions import Unpack
 
 from rholoss.batches import move
 from rholoss.data.subset import dataset_of, split
-from rholoss.irreducible.cross_fit import cross_fit
-from rholoss.irreducible.fit import fit_irreducible_model
+from rholoss.irreducible import cross_fit, fit_irreducible_model
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
 from rholoss.options import SelectorOptions
 from rholoss.scoring import Task

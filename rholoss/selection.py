@@ -154,33 +154,29 @@ def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, st
     return ValueError(f"{what}: indices {index[bad].tolist()[:5]}; {why}")
 
 
+@dataclass(eq=False)
 class SelectedPass:
-    """One pass over the selected batches. As a loader's, it begins when it is made, and goes on after an error of one batch."""
+    """One pass over the selected batches. As a loader's, it begins when it is made, and survives an error of one batch."""
 
-    def __init__(
-        self,
-        candidates: Any,
-        select: Callable[[IndexedBatch], Any],
-        timer: StepTimer,
-        device: torch.device,
-        finite_check: FiniteCheck,
-    ) -> None:
-        self._candidates, self._select = candidates, select
-        self._timer, self._device, self._finite_check = timer, device, finite_check
+    candidates: Any
+    select: Callable[[IndexedBatch], Any]
+    timer: StepTimer
+    device: torch.device
+    finite_check: FiniteCheck
 
     def __iter__(self) -> SelectedPass:
         return self
 
     def __next__(self) -> Any:
-        self._timer.enter("waiting", self._device)
+        self.timer.enter("waiting", self.device)
         try:
-            indexed = next(self._candidates)
+            indexed = next(self.candidates)
         except StopIteration:
-            self._timer.stop()
-            self._finite_check.wait()  # an accelerator reports a score that is not finite a step later
+            self.timer.stop()
+            self.finite_check.wait()  # an accelerator reports a score that is not finite a step later
             raise
-        return self._select(indexed)
+        return self.select(indexed)
 
     def close(self) -> None:
         """End the pass, as a ``break`` out of a loop does: the next iteration begins another one."""
-        self._candidates.close()
+        self.candidates.close()

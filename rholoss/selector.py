@@ -1,7 +1,5 @@
 """The loop around every method: wraps a loader and a model, yields selected batches."""
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,10 +13,9 @@ from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import Cost, StepTimer
-from rholoss.data.candidate_loader import CandidateLoader, DrawRule
+from rholoss.data import CandidateLoader, DrawRule, IndexedBatch, LoaderView
 from rholoss.data.epoch_state import EpochState
-from rholoss.data.index import IndexedBatch, as_index
-from rholoss.data.loader_view import LoaderView
+from rholoss.data.index import as_index
 from rholoss.isolation import derived_seed, device_of
 from rholoss.options import SelectorOptions, refuse_unknown
 from rholoss.scoring import Forward, Loss, Scorer, Task

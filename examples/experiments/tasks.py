@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 
 from experiments import corruptions
 from experiments.images import plain as plain
-from experiments.models import make_model as make_model
-from experiments.models import model_names as model_names
+from experiments.models import make_model as make_model, model_names as model_names
 from experiments.sources import SOURCES, Asked, Examples, Source, joined, only_relevant, some
 from rholoss.isolation import derived_seed
 

@@ -44,22 +44,14 @@ class DrawRule:
 
 
 class CandidateIterator:
-    """One pass over the candidate batches, or the rest of one.
-
-    It begins as it is made, as an iterator of a ``DataLoader`` does. An error of one batch does not end it.
-    """
+    """One pass over the candidate batches, or the rest of one. As a loader's, it survives an error of one batch."""
 
     def __init__(self, loader: CandidateLoader, state: EpochState, n_b: int, drop_last: bool) -> None:
         self._loader, self._state, self._n_b, self._drop_last = loader, state, n_b, drop_last
         self._this = state.enter()
         self._ends = max(1, loader.view.loader.num_workers) if loader.view.is_stream else 1  # of each worker of a stream
         self._last = n_b  # examples in the latest batch
-        self._items: Iterator[Any] = iter(())
-        try:
-            self._items = loader.items(state.skip)
-        except BaseException:
-            self.close()
-            raise
+        self._items: Iterator[Any] = loader.items(state.skip)
 
     def __iter__(self) -> CandidateIterator:
         return self
@@ -78,20 +70,15 @@ class CandidateIterator:
         except StopIteration:
             spent = self._state.iteration is self._this and self._state.position == 0 and not self._loader.has_sampler
             self.close()
-            if spent:
-                raise ValueError(
-                    "nothing to iterate: expected batches that can be iterated again, got a spent iterator"
-                ) from None
-            raise
+            why = "nothing to iterate: expected batches that can be iterated again, got a spent iterator"
+            raise (ValueError(why) if spent else StopIteration) from None
         except Exception:
             self._state.advance(self._this)  # the batch is gone, and the next one can be read
             raise
         if not self._ends:
             self.close()
-            raise ValueError(
-                f"a candidate batch has {self._last} examples, fewer than n_b = {self._n_b}, and it is not the last; "
-                "pass a smaller batch_size, or larger batches"
-            )
+            what = f"a candidate batch has {self._last} examples, fewer than n_b = {self._n_b}, and it is not the last"
+            raise ValueError(f"{what}; pass a smaller batch_size, or larger batches")
         self._state.advance(self._this)
         return check_indexed(item, self._loader.view.loader)
 

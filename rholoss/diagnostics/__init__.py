@@ -5,10 +5,7 @@
 accelerator is only synchronized when a number is read.
 """
 
-from rholoss.diagnostics.agreement import overlaps as overlaps
-from rholoss.diagnostics.agreement import rank_correlations as rank_correlations
-from rholoss.diagnostics.comparison import ComparisonLog as ComparisonLog
-from rholoss.diagnostics.comparison import compare as compare
-from rholoss.diagnostics.log import SelectionLog as SelectionLog
-from rholoss.diagnostics.log import already_correct as already_correct
+from rholoss.diagnostics.agreement import overlaps as overlaps, rank_correlations as rank_correlations
+from rholoss.diagnostics.comparison import ComparisonLog as ComparisonLog, compare as compare
+from rholoss.diagnostics.log import SelectionLog as SelectionLog, already_correct as already_correct
 from rholoss.functional import spearman as spearman

@@ -1,7 +1,5 @@
 """Selection in the ``Trainer`` of Hugging Face transformers, with the state of the selector in its checkpoints."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

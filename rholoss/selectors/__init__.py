@@ -3,22 +3,30 @@
 from rholoss.selectors.boltzmann_rho_loss import BoltzmannRhoLossSelector as BoltzmannRhoLossSelector
 from rholoss.selectors.co_training import CoTrainingSelector as CoTrainingSelector
 from rholoss.selectors.divbs import DivBSSelector as DivBSSelector
-from rholoss.selectors.epoch_pruning import EpochPruningSelector as EpochPruningSelector
-from rholoss.selectors.epoch_pruning import LossPruningSelector as LossPruningSelector
-from rholoss.selectors.gradient_norm import GradientNormImportanceSampler as GradientNormImportanceSampler
-from rholoss.selectors.gradient_norm import GradientNormSelector as GradientNormSelector
+from rholoss.selectors.epoch_pruning import (
+    EpochPruningSelector as EpochPruningSelector,
+    LossPruningSelector as LossPruningSelector,
+)
+from rholoss.selectors.gradient_norm import (
+    GradientNormImportanceSampler as GradientNormImportanceSampler,
+    GradientNormSelector as GradientNormSelector,
+)
 from rholoss.selectors.infobatch import InfoBatchSelector as InfoBatchSelector
-from rholoss.selectors.irreducible_loss import GatedUniformSelector as GatedUniformSelector
-from rholoss.selectors.irreducible_loss import IrreducibleLossSelector as IrreducibleLossSelector
+from rholoss.selectors.irreducible_loss import (
+    GatedUniformSelector as GatedUniformSelector,
+    IrreducibleLossSelector as IrreducibleLossSelector,
+)
 from rholoss.selectors.jest import JestSelector as JestSelector
 from rholoss.selectors.kakurenbo import KakurenboSelector as KakurenboSelector
 from rholoss.selectors.lazy_rho_loss import LazyRhoLossSelector as LazyRhoLossSelector
-from rholoss.selectors.mc_dropout import BaldSelector as BaldSelector
-from rholoss.selectors.mc_dropout import ConditionalEntropySelector as ConditionalEntropySelector
-from rholoss.selectors.mc_dropout import DropoutSelector as DropoutSelector
-from rholoss.selectors.mc_dropout import EntropySelector as EntropySelector
-from rholoss.selectors.mc_dropout import LossMinusConditionalEntropySelector as LossMinusConditionalEntropySelector
-from rholoss.selectors.mc_dropout import LossPlusConditionalEntropySelector as LossPlusConditionalEntropySelector
+from rholoss.selectors.mc_dropout import (
+    BaldSelector as BaldSelector,
+    ConditionalEntropySelector as ConditionalEntropySelector,
+    DropoutSelector as DropoutSelector,
+    EntropySelector as EntropySelector,
+    LossMinusConditionalEntropySelector as LossMinusConditionalEntropySelector,
+    LossPlusConditionalEntropySelector as LossPlusConditionalEntropySelector,
+)
 from rholoss.selectors.online_rho_loss import OnlineRhoLossSelector as OnlineRhoLossSelector
 from rholoss.selectors.prefiltered_rho_loss import PrefilteredRhoLossSelector as PrefilteredRhoLossSelector
 from rholoss.selectors.proxy_rho_loss import ProxyRhoLossSelector as ProxyRhoLossSelector

@@ -5,11 +5,11 @@ Start with ``RhoTokenLoss``, the loss of a training loop, and ``reference_losses
 """
 
 from rholoss.tokens.cache import ReferenceLossCache as ReferenceLossCache
-from rholoss.tokens.functional import select_tokens as select_tokens
-from rholoss.tokens.functional import sequence_loss as sequence_loss
-from rholoss.tokens.functional import token_losses as token_losses
-from rholoss.tokens.functional import token_mask as token_mask
-from rholoss.tokens.heads import causal_loss as causal_loss
-from rholoss.tokens.heads import tagging_loss as tagging_loss
-from rholoss.tokens.loss import RhoTokenLoss as RhoTokenLoss
-from rholoss.tokens.loss import reference_losses as reference_losses
+from rholoss.tokens.functional import (
+    select_tokens as select_tokens,
+    sequence_loss as sequence_loss,
+    token_losses as token_losses,
+    token_mask as token_mask,
+)
+from rholoss.tokens.heads import causal_loss as causal_loss, tagging_loss as tagging_loss
+from rholoss.tokens.loss import RhoTokenLoss as RhoTokenLoss, reference_losses as reference_losses

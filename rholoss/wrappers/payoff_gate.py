@@ -16,8 +16,7 @@ from rholoss import functional
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import break_even
-from rholoss.data.candidate_loader import DrawRule
-from rholoss.data.loader_view import LoaderView
+from rholoss.data import DrawRule, LoaderView
 from rholoss.isolation import derived_seed, seeded
 from rholoss.options import SelectorOptions
 from rholoss.selection import Selection

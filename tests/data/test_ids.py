@@ -1,8 +1,7 @@
 """Names become ids."""
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rholoss import hash_ids
 

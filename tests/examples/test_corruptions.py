@@ -3,8 +3,7 @@
 import pytest
 import torch
 from experiments import corruptions
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 SHARES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**40)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import CLASSES, FEATURES, make_net
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, make_data, make_net
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_data, make_net
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from shard_runs import content
 
 from rholoss import IrreducibleLossStore, hash_ids

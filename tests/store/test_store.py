@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_data, make_net
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, WeightedRandomSampler
 

@@ -9,8 +9,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from rholoss import DrawRule, IrreducibleLossStore, Selector
 from rholoss.schedules import Linear
-from rholoss.selectors import InfoBatchSelector, PrefilteredRhoLossSelector, RepeatedRandomSubsetSelector, UniformSelector
-from rholoss.selectors import RhoLossSelector as Rho
+from rholoss.selectors import (
+    InfoBatchSelector,
+    PrefilteredRhoLossSelector,
+    RepeatedRandomSubsetSelector,
+    RhoLossSelector as Rho,
+    UniformSelector,
+)
 from rholoss.testing import check_selector
 from rholoss.wrappers import KeepScheduleSelector, PayoffGatedSelector, StaleSelector, SwitchSelector
 
