@@ -29,26 +29,9 @@ from rholoss.selector import Selector
 from rholoss.selectors import RhoLossSelector
 from rholoss.store import IrreducibleLossStore
 
+# fmt: off
 __all__ = [
-    "Candidates",
-    "Checkpoints",
-    "DrawRule",
-    "Fit",
-    "IndexedBatch",
-    "IndexedBatches",
-    "IndexedSubset",
-    "IrreducibleLossStore",
-    "Report",
-    "RhoLossSelector",
-    "Selection",
-    "Selector",
-    "Task",
-    "build_selector",
-    "cross_fit",
-    "fast_rho_loss",
-    "fit_irreducible_model",
-    "hash_ids",
-    "register",
-    "selector_names",
-    "split",
+    "Candidates", "Checkpoints", "DrawRule", "Fit", "IndexedBatch", "IndexedBatches", "IndexedSubset", "IrreducibleLossStore",
+    "Report", "RhoLossSelector", "Selection", "Selector", "Task", "build_selector", "cross_fit", "fast_rho_loss",
+    "fit_irreducible_model", "hash_ids", "register", "selector_names", "split",
 ]

@@ -26,10 +26,7 @@ class Taker(Protocol):
 
 
 class Rows:
-    """Rows by position, shape (n_b,), int64, on any device.
-
-    Positions are copied to the host only for columns there, so a batch on the accelerator is cut without synchronization.
-    """
+    """Rows by position, (n_b,) int64, on any device. They are copied to the host only for columns that are there."""
 
     def __init__(self, positions: Tensor) -> None:
         self.positions = positions

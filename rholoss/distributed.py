@@ -43,10 +43,7 @@ class Ranks:
         return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")
 
     def all_gather_numbers(self, *numbers: int, error: Exception | None = None) -> Tensor:
-        """Gather up to 5 numbers from every rank: shape (W, 5), int64, on the CPU.
-
-        With ``error``, this rank has failed and the others raise a RuntimeError with its reason.
-        """
+        """Up to 5 numbers from every rank, (W, 5) int64, on the CPU; with ``error``, the others raise a RuntimeError with it."""
         self._gathered += 1
         mine = torch.tensor([error is not None, *numbers], dtype=torch.int64)
         sent = pad(mine, (0, _NUMBERS + 1 - len(mine)))

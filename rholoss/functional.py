@@ -136,10 +136,7 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ascending ranks from 1, shape (n,), float64; equal values share their mean rank.
-
-    NaN is an error on the CPU; on an accelerator, where a check would synchronize, it makes all ranks NaN.
-    """
+    """Ascending ranks from 1, (n,) float64; equal values share their mean rank. NaN is an error, or all NaN on an accelerator."""
     values = (values.long() if values.dtype == torch.bool else values).contiguous()
     bad = values.isnan().any()
     if values.device.type == "cpu" and bool(bad):

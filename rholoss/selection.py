@@ -67,10 +67,7 @@ def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
 
 
 def checked_choice(choice: Any, n_b: int, n_B: int) -> tuple[Tensor, Tensor | None]:
-    """A choice with ascending positions; refused unless it is n_b positions, distinct without weights.
-
-    On an accelerator only shapes are checked.
-    """
+    """A choice with ascending positions; refused unless it is n_b of them, distinct where there are no weights."""
     if not isinstance(choice, tuple) or len(choice) != 2:
         raise TypeError(f"choose must return (positions, weights), where weights may be None, got {_describe(choice)}")
     positions, weights = choice

@@ -262,3 +262,14 @@ def test_a_loss_that_is_not_finite_has_no_percentile(window, data, net):
     selector = SelectiveBackpropSelector(DataLoader(data, batch_size=4), net, window=window, keep=0.25)
     with pytest.raises(ValueError, match="SelectiveBackpropSelector: the score of 16 of 16 .*has training diverged"):
         next(iter(selector))
+
+
+class EvenIndices(Hardest):
+    """Draws the even ones only, in every epoch."""
+
+    def draw_rule(self):
+        return DrawRule(members=torch.arange(len(self.dataset)) % 2 == 0)
+
+
+def test_a_method_whose_members_never_change_keeps_the_contract():
+    check_selector(EvenIndices)

@@ -46,8 +46,8 @@ class DrawRule:
 class CandidateIterator:
     """One pass over the candidate batches, or the rest of one. As a loader's, it survives an error of one batch."""
 
-    def __init__(self, loader: CandidateLoader, state: EpochState, n_b: int, drop_last: bool) -> None:
-        self._loader, self._state, self._n_b, self._drop_last = loader, state, n_b, drop_last
+    def __init__(self, loader: CandidateLoader, state: EpochState, n_b: int, drop_last: bool, may_be_empty: bool) -> None:
+        self._loader, self._state, self._n_b, self._drop_last, self._may_be_empty = loader, state, n_b, drop_last, may_be_empty
         self._this = state.enter()
         self._ends = max(1, loader.view.loader.num_workers) if loader.view.is_stream else 1  # of each worker of a stream
         self._last = n_b  # examples in the latest batch
@@ -68,7 +68,7 @@ class CandidateIterator:
         try:
             item = next(self._items)
         except StopIteration:
-            spent = self._state.iteration is self._this and self._state.position == 0 and not self._loader.has_sampler
+            spent = self._state.iteration is self._this and self._state.position == 0 and not self._may_be_empty
             self.close()
             why = "nothing to iterate: expected batches that can be iterated again, got a spent iterator"
             raise (ValueError(why) if spent else StopIteration) from None
@@ -150,7 +150,7 @@ class CandidateLoader:
 
         Only the last batch may have fewer than ``n_b`` examples; in a stream, the last of each worker. ``drop_last`` drops it.
         """
-        return CandidateIterator(self, self._state, n_b, drop_last)
+        return CandidateIterator(self, self._state, n_b, drop_last, self._sampler is not None)
 
     def items(self, skip: int) -> Iterator[Any]:
         """The loader's items after the first ``skip``, as an uninterrupted epoch would yield them."""
@@ -172,11 +172,6 @@ class CandidateLoader:
         with fork_rng():
             torch.set_rng_state(state.began[0].cpu())
             return iter(self.batches) if is_restored else skipped(iter(self.batches), skip)
-
-    @property
-    def has_sampler(self) -> bool:
-        """Whether a sampler draws the batches, so that there may be none."""
-        return self._sampler is not None
 
     def __len__(self) -> int:
         return len(self.batches)

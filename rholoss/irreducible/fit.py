@@ -200,10 +200,7 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _batches(view: LoaderView) -> Iterable[Any]:
-    """An epoch's batches.
-
-    Of a loader that draws every example once they are shuffled, without a last batch of one example, as BatchNorm fails on one.
-    """
+    """An epoch's batches; if each example is drawn once, shuffled, without a last batch of one, which BatchNorm cannot take."""
     loader = view.loader
     if view.reports_index:
         return (indexed.batch for indexed in view.given)
@@ -252,10 +249,7 @@ class Fit:
         return _best(self.epochs)
 
     def seen_among(self, dataset: Any, positions: Tensor | None) -> int:
-        """How many examples of a dataset, at the positions or in all, this fit has seen; 0 if unknown.
-
-        In the dataset that it was fitted on, examples are compared by index; in another one, by the content of a sample.
-        """
+        """How many examples of a dataset this fit has seen: by index in its own, by the content of a sample in another one."""
         base, indices = origin(dataset)
         if positions is not None:
             indices = positions if indices is None else indices[positions]

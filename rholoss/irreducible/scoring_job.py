@@ -35,10 +35,7 @@ class Scored(NamedTuple):
 
 
 class ScoringJob:
-    """The computation of irreducible losses with a model, or several, whose losses are averaged.
-
-    ``settings`` has all that determines the losses, as JSON values: fields of ``StoreMetadata``.
-    """
+    """Computes the mean loss under one model or several; ``settings`` determines it: fields of ``StoreMetadata``, as JSON."""
 
     def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:
         self.views = views = options.get("views", 1)

@@ -66,10 +66,7 @@ def rho_loss_then_uniform(
     from_step: int | None = None,
     **options: Unpack[SelectorOptions],
 ) -> SwitchSelector:
-    """RHO-LOSS first, then uniform sampling, from an epoch (``from_epoch``) or from a step (``from_step``) on, at least 1.
-
-    Other arguments: see ``StoreSelector``.
-    """
+    """RHO-LOSS, then uniform sampling from epoch ``from_epoch`` or step ``from_step`` on, at least 1; see ``StoreSelector``."""
     start = from_step if from_epoch is None else from_epoch
     if start is None or start < 1 or (from_step is not None and from_epoch is not None):
         got = f"from_epoch={from_epoch} and from_step={from_step}"
