@@ -153,18 +153,21 @@ def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, st
 
 @dataclass(eq=False)
 class SelectedPass:
-    """One pass over the selected batches. As a loader's, it begins when it is made, and survives an error of one batch."""
+    """One pass over the selected batches; it begins with the first. As a loader's, it survives an error of one batch."""
 
-    candidates: Any
+    begin: Callable[[], Any]
     select: Callable[[IndexedBatch], Any]
     timer: StepTimer
     device: torch.device
     finite_check: FiniteCheck
+    candidates: Any = None
 
     def __iter__(self) -> SelectedPass:
         return self
 
     def __next__(self) -> Any:
+        if self.candidates is None:
+            self.candidates = self.begin()
         self.timer.enter("waiting", self.device)
         try:
             indexed = next(self.candidates)
@@ -176,4 +179,5 @@ class SelectedPass:
 
     def close(self) -> None:
         """End the pass, as a ``break`` out of a loop does: the next iteration begins another one."""
-        self.candidates.close()
+        if self.candidates is not None:
+            self.candidates.close()

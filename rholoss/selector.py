@@ -130,9 +130,12 @@ class Selector(ABC):
         """Restore what ``extra_state`` returned."""
 
     def __iter__(self) -> Iterator[Any]:
+        return SelectedPass(self._begin, self.select_from, self.timer, self.scoring_device, self.finite_check)
+
+    def _begin(self) -> Iterator[IndexedBatch]:
         self._passes.count()
         self.begin_epoch(self.epoch)
-        return SelectedPass(self.draw(), self.select_from, self.timer, self.scoring_device, self.finite_check)
+        return self.draw()
 
     def draw(self) -> Iterator[IndexedBatch]:
         """The candidate batches of an epoch, or the rest of one."""

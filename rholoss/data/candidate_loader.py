@@ -16,7 +16,6 @@ from rholoss.data.loader_view import LoaderView
 from rholoss.data.samplers import (
     CandidateBatchSampler,
     MemberSampler,
-    RandomStates,
     ResumableSampler,
     sharded,
     sharded_as,
@@ -112,7 +111,6 @@ class CandidateLoader:
         self._state = EpochState() if state is None else state
         self._n_B = n_B
         self._sampler: ResumableSampler | None = None
-        self._before: RandomStates | None = None  # the random states before the latest iteration began
         self.batches: Any = view.drawing(**self._changes(n_B, members, prefilter, least))
 
     def _changes(self, n_B: int | None, members: Any, prefilter: Any, least: int) -> dict[str, Any]:
@@ -156,8 +154,7 @@ class CandidateLoader:
         """The loader's items after the first ``skip``, as an uninterrupted epoch would yield them."""
         state = self._state
         if self._sampler is not None:
-            self._before = self._sampler.states()
-            self._sampler.rewind = self._before if state.seed_was_drawn else None
+            self._sampler.rewind = self._sampler.states() if state.seed_was_drawn else None
             state.seed_was_drawn = False
             if not skip:
                 return iter(self.batches)
@@ -194,14 +191,9 @@ class CandidateLoader:
     def state(self) -> dict[str, Any]:
         """The position, the random states at the start of the epoch, and the current states of the generators."""
         reader = self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
-        now = {} if self._sampler is None else self._sampler.own_states()
-        state = self._state.state()
-        if state["position"] == 0:  # an iteration has begun, and has taken nothing: it begins again
-            state |= {"position": None, "began": None, "is_next": True}
-            now = self._before[1] if self._before is not None else now
         return {
-            **state,
-            "generators": now,
+            **self._state.state(),
+            "generators": {} if self._sampler is None else self._sampler.own_states(),
             "workers": getattr(reader, "persistent_workers", False) and getattr(reader, "_iterator", None) is not None,
             "N": self.view.dataset_length,
         }

@@ -1,4 +1,4 @@
-"""keep=1 is plain training: what is read, what is drawn, when it begins, and what an error does, as over the loader itself."""
+"""keep=1 is plain training: what is read, what is drawn, and what an error does, as over the loader itself."""
 
 import copy
 
@@ -75,16 +75,6 @@ def test_the_same_with_workers(persistent):
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_iterator_begins_as_it_is_made(workers):
-    runs = []
-    for wrap in (lambda loader: loader, wrapped):
-        torch.manual_seed(0)
-        loaders = [wrap(made("shuffled", batch_size=4, num_workers=workers)) for _ in range(2)]
-        runs.append([[batch.tolist() for batch in both] for both in zip(*loaders, strict=True)])
-    assert runs[0] == runs[1]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_an_error_of_one_batch_does_not_end_the_epoch(workers, keep):
@@ -137,26 +127,6 @@ def test_a_run_that_resumes_after_an_error_skips_the_broken_batch_as_well():
     resumed.load_state_dict(state)
     follow(resumed, 99, rest)
     assert part + rest == whole
-
-
-@pytest.mark.parametrize("generator", [True, False])
-def test_a_state_of_an_iteration_that_has_taken_nothing_begins_it_again(generator):
-    def make():
-        own = torch.Generator().manual_seed(1) if generator else None
-        return wrapped(DataLoader(range(N), batch_size=4, shuffle=True, generator=own), keep=0.5)
-
-    torch.manual_seed(0)
-    selector = make()
-    list(selector)
-    before = torch.get_rng_state()
-    iterator = iter(selector)
-    state = copy.deepcopy(selector.state_dict())
-    expected = [batch.tolist() for batch in iterator]
-    resumed = make()
-    resumed.load_state_dict(state)
-    assert resumed.next_epoch == 1
-    torch.set_rng_state(before)
-    assert [batch.tolist() for batch in resumed] == expected
 
 
 class Sized(IterableDataset):

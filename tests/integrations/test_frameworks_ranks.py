@@ -191,4 +191,4 @@ class TestLightning:
 
     def test_a_loader_that_fabric_has_set_up_is_refused(self, ran):
         for _, refused in ran("fabric_trains"):
-            assert "in the place of fabric.setup_dataloaders" in refused
+            assert "without fabric.setup_dataloaders" in refused
