@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import secrets
+import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -39,10 +41,18 @@ def remove_on_failure(files: list[str], folder: str | None = None) -> Iterator[N
         raise
 
 
-def write_npz(path: StrPath, header: str, arrays: Mapping[str, Any]) -> None:
-    """Write a header and arrays to one ``.npz`` file, whole or not at all."""
+def open_regular(path: StrPath) -> IO[bytes]:
+    """A file to read; a ValueError for a pipe or a device, which could be waited for without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise ValueError("it is no regular file")
+    return open(path, "rb")
+
+
+def write_npz(path: StrPath, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write a header, with the names of the fields, and arrays to one ``.npz`` file, whole or not at all."""
+    text = json.dumps({**header, "fields": sorted(arrays)})
     with atomic_write(os.fsdecode(path)) as file:
-        np.savez(file, header=np.array(header), **arrays)
+        np.savez(file, header=np.array(text), **arrays)
 
 
 def open_npz(raw: IO[bytes]) -> tuple[Any, Mapping[str, np.ndarray]]:
@@ -51,8 +61,14 @@ def open_npz(raw: IO[bytes]) -> tuple[Any, Mapping[str, np.ndarray]]:
         raise ValueError("it is no .npz file")
     raw.seek(0)
     file = np.load(raw, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files:
+    if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file.files or file.zip is None:
         raise ValueError("it has no header")
-    if file.zip is None or file.zip.testzip() is not None:  # NumPy stops reading before the checksum
+    if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):  # could unpack to any size
+        raise ValueError("it is compressed")
+    if file.zip.testzip() is not None:  # NumPy stops reading before the checksum
         raise ValueError("a checksum does not fit")
-    return json.loads(str(file["header"])), file
+    header = json.loads(str(file["header"]))
+    fields = header.get("fields") if isinstance(header, dict) else None  # under a checksum, unlike the directory
+    if fields is not None and sorted(file.files) != sorted([*fields, "header"]):
+        raise ValueError("its fields are not those that its header names")
+    return header, file

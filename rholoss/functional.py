@@ -247,8 +247,7 @@ def kakurenbo_part(losses: Tensor, hide: float, bound: float) -> Tensor:
 
 
 def sigmoid_pair_losses(firsts: Tensor, seconds: Tensor, scale: Tensor | float = 1.0, bias: Tensor | float = 0.0) -> Tensor:
-    """The sigmoid loss of each pair, -log sigmoid(z_ij (scale <x_i, y_j> + bias)), shape (n_B, n_B), in nats; z_ij is 1 for i = j
-    and -1 for others.
+    """Sigmoid loss of each pair, -log sigmoid(z_ij (scale <x_i, y_j> + bias)), shape (n_B, n_B), in nats; z_ii is 1, others -1.
 
     ``firsts`` are embeddings x, such as those of images, and ``seconds`` embeddings y, such as those of texts, each (n_B, d).
 

@@ -267,7 +267,7 @@ def _resume(problem: _Problem) -> None:
     chosen, resumed = whole[at:], list(islice(follow(whole[at - 1][1]), 16))
     pairs = [(old, new) for (old, _), (new, _) in zip(chosen, resumed, strict=False)]
     assert len(pairs) > 2, "an epoch must yield batches after a resume as before"
-    cure = "keep what score remembers in extra_state"
+    cure = "keep what the method remembers in extra_state"
     assert all(old == new for old, new in pairs), (
         f"after load_state_dict the choices must be those that would have followed; {cure}"
     )

@@ -13,14 +13,7 @@ from torch.utils.data import BatchSampler
 from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import IndexedBatch, IndexedBatches, check_indexed, idle
 from rholoss.data.loader_view import LoaderView
-from rholoss.data.samplers import (
-    CandidateBatchSampler,
-    MemberSampler,
-    ResumableSampler,
-    sharded,
-    sharded_as,
-    skipped,
-)
+from rholoss.data.samplers import CandidateBatchSampler, MemberSampler, ResumableSampler, sharded, sharded_as, skipped
 from rholoss.isolation import fork_rng
 
 

@@ -28,8 +28,7 @@ def cross_fit(
 ) -> IrreducibleLossStore:
     """Score every example with models that did not train on it: for each fold, models fitted on the other folds.
 
-    No holdout is needed: the model in training can train on all data. Separate processes may score folds with ``only``; merge
-    their stores.
+    No holdout is needed: the model in training can train on all data. Processes may share the folds with ``only``; then merge.
 
     Args:
         data: a map-style dataset, a part of one, or a loader over one. Of a loader, the collate function and the workers are used

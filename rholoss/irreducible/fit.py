@@ -302,8 +302,7 @@ def fit_irreducible_model(
     Args:
         model: the model, on its device; trained in place. If it is in eval mode, it is put in train mode; otherwise every module
             keeps its mode, so that frozen modules stay frozen.
-        holdout: the examples to train on, or a ``DataLoader`` over them. They are shuffled in every epoch, unless the loader has
-            a custom sampler.
+        holdout: the examples to train on, or a ``DataLoader`` over them. Shuffled every epoch, except by a custom sampler.
         validation: the examples to choose the weights by, or a loader over them. Use neither test data, nor the holdout, nor
             examples to be scored.
         epochs: maximum number of passes over the holdout.
@@ -311,8 +310,7 @@ def fit_irreducible_model(
         optimizer: ``(parameters) -> optimizer``; None for AdamW with a learning rate of 1e-3 and a weight decay of 0.01.
         scheduler: ``(optimizer) -> scheduler`` of the learning rate, which takes a step after every batch, such as
             ``lambda optimizer: OneCycleLR(optimizer, 3e-3, total_steps=...)``; None for a constant rate.
-        batch_size: examples in a training batch of a dataset, 32 if None; a loader has its own. A last batch of one example is
-            dropped.
+        batch_size: examples in a training batch of a dataset, 32 if None; a loader has its own. A last one of 1 is dropped.
         task: ``forward`` and ``loss`` in one, see ``rholoss.Task``; or pass them separately:
         forward: ``(model, batch) -> (outputs, targets)``, the same as the selector's.
         loss: ``(outputs, targets) -> (n,)``, the same as the selector's.

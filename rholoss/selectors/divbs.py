@@ -22,9 +22,8 @@ class DivBSSelector(Selector):
     """Picks candidates one by one so that the span of their gradients holds as much of the mean gradient as possible.
 
     For classifiers. Once the picked candidates represent all of the mean gradient, the rest are drawn uniformly. The score is
-    n_b for the first pick, n_b - 1 for the second and so on, and below 1 for candidates that were not picked. A step costs a
-    forward pass per candidate, n_B^2 inner products, and n_b sequential picks of about n_B n_b operations each. Other arguments:
-    see ``Selector``.
+    n_b for the first pick, n_b - 1 for the second and so on, and below 1 for candidates that were not picked. A step costs
+    n_B forward passes, n_B^2 inner products, and n_b picks of about n_B n_b operations. Other arguments: see ``Selector``.
 
     Args:
         features: ``(model, batch) -> (logits, targets, features)``, such as ``lambda model, batch: (model.head(h :=

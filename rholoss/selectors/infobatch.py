@@ -23,8 +23,7 @@ class InfoBatchSelector(LossPruningSelector):
     score is the weight. As in the paper, r is 0.5 by default. Other arguments: see ``LossPruningSelector``.
 
     Args:
-        full_from: the epoch from which all examples are trained on, unweighted; the paper takes the last eighth of the epochs.
-            None: none.
+        full_from: the epoch from which all examples are trained on, unweighted (the paper: the last eighth); None: never.
 
     Attributes:
         weights: the weight of each example in this epoch, by index, shape (N,); None if all are 1.

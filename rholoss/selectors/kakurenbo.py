@@ -36,8 +36,7 @@ class KakurenboSelector(LossPruningSelector):
             paper's are four equal stages, such as (25, 50, 75) for 100 epochs. None by default.
 
     Attributes:
-        learning_rate_scale: factor of the learning rate in the latest epoch that began or was announced, at least 1: 1 / (1 -
-            fraction hidden).
+        learning_rate_scale: factor of the learning rate in the latest epoch begun or announced: 1 / (1 - fraction hidden).
 
     References:
         Nguyen et al., "KAKURENBO: Adaptively Hiding Samples in Deep Neural Network Training", NeurIPS 2023.

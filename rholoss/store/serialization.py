@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import StrPath, atomic_write, open_npz, remove_on_failure, write_npz
+from rholoss.files import StrPath, atomic_write, open_npz, open_regular, remove_on_failure, write_npz
 
 FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
@@ -33,7 +33,7 @@ def write_mapped(path: StrPath, n: int, pieces: Iterable[Mapping[str, np.ndarray
     An existing store stays readable until the new one is complete, and remains if that fails.
     """
     path = os.fsdecode(path)
-    header = json.loads(_header(meta))
+    header = json.loads(json.dumps(_header(meta)))  # an error before anything is written
     new = None if os.path.isdir(path) else path
     os.makedirs(path, exist_ok=True)
     old = {name for name in os.listdir(path) if _ARRAY.fullmatch(name)}
@@ -102,8 +102,8 @@ def read_store(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, header["meta"]
 
 
-def _header(meta: Mapping[str, Any]) -> str:
-    return json.dumps({"format": FORMAT, "kind": KIND, "meta": dict(meta)})
+def _header(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": FORMAT, "kind": KIND, "meta": dict(meta)}
 
 
 def _checked_header(header: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _checked_header(header: Any) -> dict[str, Any]:
 
 
 def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with open(path, "rb") as raw:
+    with open_regular(path) as raw:
         values, file = open_npz(raw)
         header = _checked_header(values)
         newer = header["format"] > FORMAT

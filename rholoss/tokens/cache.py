@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rholoss.data.index import as_index, some
-from rholoss.files import open_npz, write_npz
+from rholoss.files import open_npz, open_regular, write_npz
 
 FORMAT = 1
 KIND = "rholoss.ReferenceLossCache"
@@ -125,7 +124,7 @@ class ReferenceLossCache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one ``.npz`` file, atomically: on an OSError, an earlier file stays as it was."""
-        header = json.dumps({"format": FORMAT, "kind": KIND, "meta": self.meta})
+        header = {"format": FORMAT, "kind": KIND, "meta": self.meta}
         offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
         write_npz(path, header, {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()})
 
@@ -138,16 +137,18 @@ class ReferenceLossCache:
             ValueError: it is not a cache, is damaged, or has a newer format.
         """
         path = os.fsdecode(path)
-        with open(path, "rb") as file:
-            try:
+        try:
+            with open_regular(path) as file:
                 header, index, offsets, values = _read(file)
-                lengths = offsets[1:] - offsets[:-1]
-                if len(offsets) != len(index) + 1 or offsets[0] != 0:
-                    raise ValueError("its offsets do not fit")
-                return cls(index, lengths, values, meta=header["meta"])
-            except Exception as error:  # a damaged file can fail in any way
-                expected = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
-                raise ValueError(f"{path} is not a cache that can be read ({error}): {expected}") from error
+            lengths = offsets[1:] - offsets[:-1]
+            if len(offsets) != len(index) + 1 or offsets[0] != 0:
+                raise ValueError("its offsets do not fit")
+            return cls(index, lengths, values, meta=header["meta"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            expected = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
+            raise ValueError(f"{path} is not a cache that can be read ({error}): {expected}") from error
 
     def _rows(self, index: Any) -> Tensor:
         """Positions of the examples in ``self.index``, shape (n,)."""

@@ -8,8 +8,7 @@ from rholoss.tokens.functional import sequence_loss, token_losses
 def causal_loss(logits: Tensor, labels: Tensor, *, normalise: bool = True) -> Tensor:
     """The loss of every sequence under a causal language model: logits at position t predict token t + 1.
 
-    Pad on the right: with padding on the left, a model that counts positions from the start of a row reads a sequence differently
-    in each batch.
+    Pad on the right: with padding on the left, a model that counts positions from the start of a row would read them differently.
 
     Args:
         logits: shape (n, T, V), floating, not shifted.

@@ -35,8 +35,7 @@ def reference_losses(
 ) -> Tensor:
     """The reference model's loss of every token, in nats, shape (n, T), without gradients and side effects.
 
-    The model runs in eval mode. In packed rows, the value of a document's first token is not valid; the loss skips it if it gets
-    ``document_ids``.
+    The model runs in eval mode. In packed rows, a document's first value is not valid: pass ``document_ids`` to the loss.
 
     Args:
         model: the reference model, trained on high-quality data, with the vocabulary of the model in training.

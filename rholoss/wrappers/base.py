@@ -119,6 +119,8 @@ class MethodWrapper(WrapperSelector):
 def check_part(part: Selector, whole: Selector) -> None:
     """Refuse a selector whose loader, model or way of scoring differs from those of another."""
     names = type(part).__name__, type(whole).__name__
+    if not isinstance(part, Selector):
+        raise TypeError(f"{names[1]} expects selectors that are built, such as UniformSelector(loader), got {part!r}")
     if part.loader is not whole.loader or part.model not in (None, whole.model):
         raise ValueError(f"{names[0]} must be built on the same loader and model as {names[1]}")
     if part.model is not None and part.scorer != whole.scorer:

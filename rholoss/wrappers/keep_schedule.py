@@ -21,8 +21,7 @@ class KeepScheduleSelector(MethodWrapper):
     """Any method, with fewer candidates as the schedule rises, so that a step costs less.
 
     Of the n_B drawn candidates, a uniform sample of n_b / schedule(step) takes part. The others are not scored, and not loaded
-    either with ``keep=`` and ``num_workers=0``. n_b and the steps in an epoch stay the same. Other arguments: see
-    ``MethodWrapper``.
+    either with ``keep=`` and ``num_workers=0``. Nothing else changes, n_b included. Other arguments: see ``MethodWrapper``.
 
     Args:
         schedule: the fraction to keep by step, in (0, 1]: one of ``rholoss.schedules``, or any function of the step. A fraction

@@ -23,8 +23,7 @@ class StaleSelector(MethodWrapper):
     Keeps a copy of the model. Arguments: see ``MethodWrapper``.
 
     References:
-        Mindermann et al., ICML 2022, on parallel selection; Alain et al., "Variance Reduction in SGD by Distributed Importance
-        Sampling", 2015.
+        Mindermann et al., ICML 2022; Alain et al., "Variance Reduction in SGD by Distributed Importance Sampling", 2015.
     """
 
     def __init__(self, loader: Any, model: nn.Module, method: Selector, **options: Unpack[SelectorOptions]) -> None:

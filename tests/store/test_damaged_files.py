@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rholoss import IrreducibleLossStore
+from rholoss.tokens import ReferenceLossCache
 
 N = 300
 NAME = "il-of-mine"
@@ -232,3 +233,30 @@ def test_a_file_that_may_not_be_read_is_an_os_error(tmp_path, monkeypatch, mappe
     with pytest.raises(PermissionError, match=NAME):
         IrreducibleLossStore.load(tmp_path / NAME)
     assert Path(tmp_path / NAME).exists()
+
+
+def test_no_bit_of_the_directory_at_the_end_of_a_file_hides_a_field(tmp_path):
+    store = IrreducibleLossStore(torch.rand(8), torch.arange(8) * 2)
+    store.save(tmp_path / NAME)
+    content = (tmp_path / NAME).read_bytes()
+    for at in range(content.index(b"PK\x01\x02"), len(content)):
+        for bit in range(8):
+            (tmp_path / NAME).write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            outcome(store, tmp_path / NAME)
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    IrreducibleLossStore(torch.rand(8)).save(tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as old, zipfile.ZipFile(tmp_path / NAME, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *arguments, **options: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match=f"{NAME} is not a store that can be read .it is compressed"):
+        IrreducibleLossStore.load(tmp_path / NAME)
+
+
+@pytest.mark.parametrize("load", [IrreducibleLossStore.load, ReferenceLossCache.load])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, load):
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(ValueError, match="it is no regular file"):
+        load(tmp_path / NAME)
