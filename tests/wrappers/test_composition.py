@@ -1,6 +1,7 @@
 """Selectors made of selectors, methods with co-trained models, and what their state holds."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -42,6 +43,16 @@ def test_a_part_on_another_model_or_with_another_way_of_scoring_is_refused(loade
     ):
         with pytest.raises(ValueError, match=message):
             SwitchSelector(loader, model, {0: part}, unit="step")
+
+
+@pytest.mark.parametrize("part", ["rho_loss", UniformSelector, None])
+def test_a_part_that_is_no_selector_is_an_error_that_names_it(loader, part):
+    for build in (
+        lambda: SwitchSelector(loader, make_net(0), {0: part}, unit="step"),
+        lambda: StaleSelector(loader, make_net(0), part),
+    ):
+        with pytest.raises(TypeError, match=r"expects selectors that are built.*got " + re.escape(repr(part))):
+            build()
 
 
 def test_a_stale_stage_of_a_switch_begins_with_the_weights_of_its_first_step(loader):
