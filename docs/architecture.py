@@ -206,7 +206,7 @@ def box_lines(unit: str, width: float, sources: Mapping[str, str], graph: Graph)
     rests_on = ", ".join(sorted(target for target in direct(graph)[unit] if not target.startswith("_")))
     return [
         (name, "name"),
-        *((line, "") for line in textwrap.wrap(label_of(sources[module]), int((width - 10) / 6.5))),
+        *((line, "") for line in textwrap.wrap(label_of(sources[module]), int((width - 10) / 7))),
         *((line, "on") for line in textwrap.wrap(f"↓ {rests_on}" if rests_on else "", int((width - 10) / 6))),
     ]
 
