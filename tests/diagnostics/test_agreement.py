@@ -6,43 +6,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from watched_runs import Batch, slow_spearman
 
-from rholoss import (
-    Selection,
-)
 from rholoss.diagnostics import overlaps, spearman
-
-
-class Batch:
-    """A selected batch in plain numbers."""
-
-    def __init__(self, index, positions, scores, step, epoch=0, correct=None, notes=None):
-        self.index, self.positions, self.scores, self.step, self.epoch = index, sorted(positions), scores, step, epoch
-        self.correct, self.notes = correct, notes or {}
-        self.chosen = [index[position] for position in self.positions]
-
-    def selection(self, ids=None):
-        index = torch.tensor(self.index) if ids is None else ids[self.index]
-        positions = torch.tensor(self.positions)
-        weights = torch.ones(len(positions)) if len(set(self.positions)) < len(self.positions) else None
-        notes = {name: torch.tensor(value) for name, value in self.notes.items()}
-        scores = torch.tensor(self.scores)
-        return Selection(index[positions], positions, weights, scores, index, self.step, self.epoch, notes)
-
-    def add_to(self, log, ids=None):
-        log.update(self.selection(ids), None if self.correct is None else torch.tensor(self.correct))
-
-
-def slow_spearman(a, b):
-    def rank(values):
-        return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
-
-    x, y = rank(a), rank(b)
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    top = sum((p - mx) * (q - my) for p, q in zip(x, y, strict=True))
-    bottom = math.sqrt(sum((p - mx) ** 2 for p in x) * sum((q - my) ** 2 for q in y))
-    return top / bottom if bottom else math.nan
-
 
 pairs_of_scores = st.integers(1, 12).flatmap(
     lambda n: st.tuples(*[st.lists(st.sampled_from([-math.inf, -1.5, 0.0, 0.25, 3.0, 7.0]), min_size=n, max_size=n)] * 2)

@@ -1,6 +1,5 @@
 """The log of what was selected: each number against a slow and obvious computation in plain Python."""
 
-import copy
 import importlib
 import io
 import math
@@ -12,14 +11,13 @@ import pytest
 import torch
 from conftest import make_data, make_net
 from hypothesis import given, settings
-from torch import nn
 from torch.utils.data import DataLoader
+from watched_runs import Batch, assert_same, methods_of, train
 
 from rholoss import (
     IndexedBatches,
     IrreducibleLossStore,
     Selection,
-    Selector,
     build_selector,
     diagnostics,
     hash_ids,
@@ -51,32 +49,6 @@ def quantile(values, q):
     rank = q * (len(values) - 1)
     low, high = values[math.floor(rank)], values[math.ceil(rank)]
     return low + (high - low) * (rank - math.floor(rank))
-
-
-def assert_same(got, expected):
-    assert set(got) == set(expected)
-    for name, value in expected.items():
-        assert got[name] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
-
-
-class Batch:
-    """A selected batch in plain numbers."""
-
-    def __init__(self, index, positions, scores, step, epoch=0, correct=None, notes=None):
-        self.index, self.positions, self.scores, self.step, self.epoch = index, sorted(positions), scores, step, epoch
-        self.correct, self.notes = correct, notes or {}
-        self.chosen = [index[position] for position in self.positions]
-
-    def selection(self, ids=None):
-        index = torch.tensor(self.index) if ids is None else ids[self.index]
-        positions = torch.tensor(self.positions)
-        weights = torch.ones(len(positions)) if len(set(self.positions)) < len(self.positions) else None
-        notes = {name: torch.tensor(value) for name, value in self.notes.items()}
-        scores = torch.tensor(self.scores)
-        return Selection(index[positions], positions, weights, scores, index, self.step, self.epoch, notes)
-
-    def add_to(self, log, ids=None):
-        log.update(self.selection(ids), None if self.correct is None else torch.tensor(self.correct))
 
 
 def slow_record(batches, everything, flags):
@@ -347,42 +319,7 @@ def test_a_state_of_other_data_is_refused():
                 method(state)
 
 
-class Dropping(Selector):
-    """A listener's victim: draws, is co-trained and leaves a note."""
-
-    def score(self, candidates):
-        candidates.notes["drawn"] = candidates.rand(1)[0]
-        return candidates.rand()
-
-
 OTHERS = ["train_loss", "gradient_norm", "rho_loss", "bald", "uniform", "gradient_norm_importance_sampling", "online_rho_loss"]
-
-
-def methods_of(names, loader, model, **how):
-    store, other = IrreducibleLossStore.from_model(make_net(1), loader.dataset), make_net(2)
-    return {name: build_selector(name, loader, model, store=store, irreducible_model=other, **how) for name in names}
-
-
-def train(name, watch, mode="eval", epochs=2):
-    """A run of some steps with a selector that is watched or not; what it selected, the weights, and the watcher."""
-    torch.manual_seed(0)
-    data, model = make_data(60), make_net(0)
-    loader = DataLoader(data, batch_size=4, shuffle=True)
-    store = IrreducibleLossStore.from_model(make_net(1), data)
-    if name == "dropping":
-        selector = Dropping(loader, model, keep=0.25, mode=mode)
-    else:
-        selector = build_selector(name, loader, model, store=store, proxy=make_net(3), keep=0.25, mode=mode)
-    seen = watch(selector) if watch else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    chosen = []
-    for _ in range(epochs):
-        for x, y in selector:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            chosen.append((selector.last, copy.deepcopy(model)))
-    return chosen, (selector.state_dict()["generator"], torch.get_rng_state(), *model.state_dict().values()), seen
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
