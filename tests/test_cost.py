@@ -6,23 +6,13 @@ import pickle
 
 import pytest
 import torch
-from conftest import make_data, make_net
+from conftest import make_net
 from torch.utils.data import DataLoader, Dataset
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, build_selector
+from rholoss import RhoLossSelector, build_selector
 from rholoss.cost import StepTimer, break_even
 from rholoss.scoring import default_forward
 from rholoss.selectors import UniformSelector
-
-
-@pytest.fixture
-def loader():
-    return DataLoader(make_data(320), batch_size=8)
-
-
-@pytest.fixture
-def store():
-    return IrreducibleLossStore(torch.rand(320, generator=torch.Generator().manual_seed(1)))
 
 
 class TestBreakEven:

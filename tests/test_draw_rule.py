@@ -4,26 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import make_data, make_net
-from torch.utils.data import DataLoader, Dataset
+from conftest import ReadLog, make_data, make_net
+from torch.utils.data import DataLoader
 
 from rholoss import DrawRule, IndexedBatches, IndexedSubset, Selector, functional
 from rholoss.testing import check_selector
 
 N = 64
-
-
-class Seen(Dataset):
-    def __init__(self, data):
-        self.data = data
-        self.read = []
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        return self.data[index]
 
 
 class LongAgo(Selector):
@@ -76,7 +63,7 @@ def test_a_users_own_method_keeps_the_contract():
 
 
 def test_only_what_the_prefilter_returns_is_loaded():
-    data = Seen(make_data(N))
+    data = ReadLog(make_data(N))
     selector = LongAgo(DataLoader(data, batch_size=4), make_net(0), keep=0.25)
     assert len(selector) == 4
     assert data.read == []

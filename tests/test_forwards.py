@@ -4,22 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import make_data, make_net
+from conftest import make_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rholoss import IrreducibleLossStore, build_selector, forwards
+from rholoss import build_selector, forwards
 from rholoss.selectors import ProxyRhoLossSelector
-
-
-@pytest.fixture
-def loader():
-    return DataLoader(make_data(320), batch_size=8)
-
-
-@pytest.fixture
-def store():
-    return IrreducibleLossStore(torch.rand(320, generator=torch.Generator().manual_seed(1)))
 
 
 class TestSmallerInputs:

@@ -1,6 +1,6 @@
 """A training step on two ranks, run by tokens/test_token_loss.py in a process of its own, which forks cheaply.
 
-The model and the data of its other tests are here too.
+The model, the data and the oracles of the tests in tests/tokens are here too.
 """
 
 import sys
@@ -42,6 +42,35 @@ def micro_batch(seed, n=3, length=9):
 
 # two micro-batches for each of two ranks, of very different numbers of tokens
 STEP = [micro_batch(0), micro_batch(1, n=5, length=14), micro_batch(2, n=1, length=4), micro_batch(3, n=2, length=6)]
+
+
+TOKENS, LABELS, REFERENCE = micro_batch(7, n=4, length=10)
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 9]] * 3 + [[4] * 10])
+
+
+def oracle_losses(logits, labels, shift=True, documents=None):
+    """The loss of each valid token by (row, position), one at a time."""
+    losses = {}
+    for row in range(len(labels)):
+        for t in range(labels.shape[1]):
+            y = int(labels[row, t])
+            if y == -100 or (shift and t == 0):
+                continue
+            if shift and documents is not None and int(documents[row, t]) != int(documents[row, t - 1]):
+                continue
+            z = logits[row, t - 1 if shift else t]
+            losses[row, t] = z.exp().sum().log() - z[y]
+    return losses
+
+
+def oracle_choice(losses, reference, keep, per="batch"):
+    """The tokens to train on: the highest losses minus reference losses, of equal ones the earlier."""
+    rows = sorted({row for row, _ in losses})
+    chosen = []
+    for group in [list(losses)] if per == "batch" else [[at for at in losses if at[0] == row] for row in rows]:
+        ranked = sorted(group, key=lambda at: (-(losses[at].item() - reference[at].item()), at))
+        chosen += ranked[: max(1, round(keep * len(group)))] if group else []
+    return sorted(chosen)
 
 
 def step(rank, folder, per):

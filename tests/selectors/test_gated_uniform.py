@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import CLASSES, make_data
-from torch.utils.data import DataLoader, TensorDataset
+from conftest import make_learnable_data
+from torch.utils.data import DataLoader
 
 from rholoss import IrreducibleLossStore
 from rholoss.selectors import GatedUniformSelector
@@ -13,9 +13,7 @@ N = 640
 
 @pytest.fixture
 def data():
-    """Learnable data: the class is that of the largest of the first features."""
-    x, _ = make_data(N).tensors
-    return TensorDataset(x, x[:, :CLASSES].argmax(1))
+    return make_learnable_data(N)
 
 
 @pytest.fixture

@@ -4,37 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import make_data, make_net
+from conftest import ReadLog, make_data, make_net
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, split
 from rholoss.selectors import PrefilteredRhoLossSelector
-
-
-@pytest.fixture
-def loader():
-    return DataLoader(make_data(320), batch_size=8)
-
-
-@pytest.fixture
-def store():
-    return IrreducibleLossStore(torch.rand(320, generator=torch.Generator().manual_seed(1)))
-
-
-class Reads(Dataset):
-    """Remembers what was read."""
-
-    def __init__(self, n):
-        self.data = make_data(n)
-        self.read = []
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, i):
-        self.read.append(int(i))
-        return self.data[i]
 
 
 class TestPrefilter:
@@ -43,7 +18,7 @@ class TestPrefilter:
         return PrefilteredRhoLossSelector(loader, make_net(0), store, keep=0.1, **options)
 
     def test_only_the_list_is_read_and_scored(self, store):
-        data = Reads(320)
+        data = ReadLog(make_data(320))
         selector = self.make(data, store, share=0.25)
         for x, _ in selector:
             assert len(x) == 8
@@ -52,7 +27,7 @@ class TestPrefilter:
         assert selector.cost().scored == 20
 
     def test_the_list_is_that_of_the_highest_remembered_scores_and_the_oldest(self, store):
-        data = Reads(320)
+        data = ReadLog(make_data(320))
         selector = self.make(data, store, share=0.5, oldest=0.5)
         model = selector.model.eval()
         when = [-1] * 320
@@ -88,7 +63,7 @@ class TestPrefilter:
             assert torch.equal(selector.last.index, plain.last.index)
 
     def test_a_part_keeps_its_indices(self):
-        data = Reads(400)
+        data = ReadLog(make_data(400))
         part, _ = split(data, holdout=80, validation=0, seed=0)[:2]
         store = IrreducibleLossStore(torch.rand(400))
         loader = DataLoader(part, batch_size=8)

@@ -12,16 +12,6 @@ from rholoss import IrreducibleLossStore
 from rholoss.selectors import ProxyRhoLossSelector
 
 
-@pytest.fixture
-def loader():
-    return DataLoader(make_data(320), batch_size=8)
-
-
-@pytest.fixture
-def store():
-    return IrreducibleLossStore(torch.rand(320, generator=torch.Generator().manual_seed(1)))
-
-
 class TestCoTrainedProxy:
     def test_takes_one_step_on_each_selected_batch(self, loader, store):
         proxy = make_net(3).eval()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from token_runs import WORDS, TinyLM, micro_batch
+from token_runs import DOCUMENTS, LABELS, REFERENCE, TOKENS, WORDS, TinyLM, oracle_choice, oracle_losses
 
 from rholoss.tokens import (
     RhoTokenLoss,
@@ -13,34 +13,7 @@ from rholoss.tokens import (
     token_mask,
 )
 
-TOKENS, LABELS, REFERENCE = micro_batch(7, n=4, length=10)
 LEFT = torch.tensor([[-100, -100, 3, 1, 4], [-100, 1, 5, 9, 2]])  # padded on the left
-DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 9]] * 3 + [[4] * 10])
-
-
-def oracle_losses(logits, labels, shift=True, documents=None):
-    """The loss of each valid token by (row, position), one at a time."""
-    losses = {}
-    for row in range(len(labels)):
-        for t in range(labels.shape[1]):
-            y = int(labels[row, t])
-            if y == -100 or (shift and t == 0):
-                continue
-            if shift and documents is not None and int(documents[row, t]) != int(documents[row, t - 1]):
-                continue
-            z = logits[row, t - 1 if shift else t]
-            losses[row, t] = z.exp().sum().log() - z[y]
-    return losses
-
-
-def oracle_choice(losses, reference, keep, per="batch"):
-    """The tokens to train on: the highest losses minus reference losses, of equal ones the earlier."""
-    rows = sorted({row for row, _ in losses})
-    chosen = []
-    for group in [list(losses)] if per == "batch" else [[at for at in losses if at[0] == row] for row in rows]:
-        ranked = sorted(group, key=lambda at: (-(losses[at].item() - reference[at].item()), at))
-        chosen += ranked[: max(1, round(keep * len(group)))] if group else []
-    return sorted(chosen)
 
 
 def set_of(selected):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from token_runs import STEP, WORDS, TinyLM, micro_batch
+from token_runs import DOCUMENTS, LABELS, REFERENCE, STEP, TOKENS, WORDS, TinyLM, micro_batch, oracle_choice, oracle_losses
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,34 +23,7 @@ from rholoss.tokens import (
     token_losses,
 )
 
-TOKENS, LABELS, REFERENCE = micro_batch(7, n=4, length=10)
-DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 9]] * 3 + [[4] * 10])
 TOO_FEW = {"nothing": torch.full((2, 5), -100), "one": torch.tensor([[3, -100, -100], [2, 7, -100]])}
-
-
-def oracle_losses(logits, labels, shift=True, documents=None):
-    """The loss of each valid token by (row, position), one at a time."""
-    losses = {}
-    for row in range(len(labels)):
-        for t in range(labels.shape[1]):
-            y = int(labels[row, t])
-            if y == -100 or (shift and t == 0):
-                continue
-            if shift and documents is not None and int(documents[row, t]) != int(documents[row, t - 1]):
-                continue
-            z = logits[row, t - 1 if shift else t]
-            losses[row, t] = z.exp().sum().log() - z[y]
-    return losses
-
-
-def oracle_choice(losses, reference, keep, per="batch"):
-    """The tokens to train on: the highest losses minus reference losses, of equal ones the earlier."""
-    rows = sorted({row for row, _ in losses})
-    chosen = []
-    for group in [list(losses)] if per == "batch" else [[at for at in losses if at[0] == row] for row in rows]:
-        ranked = sorted(group, key=lambda at: (-(losses[at].item() - reference[at].item()), at))
-        chosen += ranked[: max(1, round(keep * len(group)))] if group else []
-    return sorted(chosen)
 
 
 def oracle_gradients(batches, keep, per="batch", shift=True, documents=None):

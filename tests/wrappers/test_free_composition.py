@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import make_data, make_net
-from torch.utils.data import DataLoader, Dataset
+from conftest import ReadLog, make_data, make_net
+from torch.utils.data import DataLoader
 
 from rholoss import DrawRule, IrreducibleLossStore, Selector
 from rholoss.schedules import Linear
@@ -57,21 +57,6 @@ def test_every_wrapper_of_every_wrapper_keeps_the_contract(outer, inner, method)
         check_selector(build)
 
 
-class Seen(Dataset):
-    """Remembers what was read."""
-
-    def __init__(self, data):
-        self.data = data
-        self.read = []
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        return self.data[index]
-
-
 class EvenOnly(Selector):
     """Loads the even ones of what is drawn, and keeps the highest."""
 
@@ -84,7 +69,7 @@ class EvenOnly(Selector):
 
 @pytest.mark.parametrize("wrapper", ["switch", "stale", "keep_schedule"])
 def test_what_a_part_leaves_out_before_loading_is_not_loaded_inside_a_wrapper(wrapper):
-    data = Seen(make_data(64))
+    data = ReadLog(make_data(64))
     loader, model = DataLoader(data, batch_size=4), make_net(0)
     selector = WRAPPERS[wrapper](loader, model, EvenOnly(loader, model, keep=0.25), {"keep": 0.25})
     for step, _ in enumerate(selector):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CLASSES, FEATURES, make_data, make_net
+from conftest import CLASSES, FEATURES, make_learnable_data, make_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,9 +18,7 @@ N = 640
 
 @pytest.fixture
 def data():
-    """Learnable data: the class is that of the largest of the first features."""
-    x, _ = make_data(N).tensors
-    return TensorDataset(x, x[:, :CLASSES].argmax(1))
+    return make_learnable_data(N)
 
 
 @pytest.fixture
@@ -30,8 +28,7 @@ def loader(data):
 
 @pytest.fixture
 def validation():
-    x, _ = make_data(160, seed=7).tensors
-    return TensorDataset(x, x[:, :CLASSES].argmax(1))
+    return make_learnable_data(160, seed=7)
 
 
 class Fixed(Selector):
