@@ -44,7 +44,7 @@ def remove_on_failure(files: list[str], folder: str | None = None) -> Iterator[N
 def open_regular(path: StrPath) -> IO[bytes]:
     """A file to read; a ValueError for a pipe or a device, which could be waited for without end."""
     if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-        raise ValueError("it is no regular file")
+        raise ValueError(f"{os.fsdecode(path)} cannot be read: it is no regular file")
     return open(path, "rb")
 
 

@@ -137,18 +137,16 @@ class ReferenceLossCache:
             ValueError: it is not a cache, is damaged, or has a newer format.
         """
         path = os.fsdecode(path)
-        try:
-            with open_regular(path) as file:
+        with open_regular(path) as file:
+            try:
                 header, index, offsets, values = _read(file)
-            lengths = offsets[1:] - offsets[:-1]
-            if len(offsets) != len(index) + 1 or offsets[0] != 0:
-                raise ValueError("its offsets do not fit")
-            return cls(index, lengths, values, meta=header["meta"])
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # a damaged file can fail in any way
-            expected = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
-            raise ValueError(f"{path} is not a cache that can be read ({error}): {expected}") from error
+                lengths = offsets[1:] - offsets[:-1]
+                if len(offsets) != len(index) + 1 or offsets[0] != 0:
+                    raise ValueError("its offsets do not fit")
+                return cls(index, lengths, values, meta=header["meta"])
+            except Exception as error:  # a damaged file can fail in any way
+                expected = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
+                raise ValueError(f"{path} is not a cache that can be read ({error}): {expected}") from error
 
     def _rows(self, index: Any) -> Tensor:
         """Positions of the examples in ``self.index``, shape (n,)."""

@@ -260,3 +260,14 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, load):
     os.mkfifo(tmp_path / NAME)
     with pytest.raises(ValueError, match="it is no regular file"):
         load(tmp_path / NAME)
+
+
+@pytest.mark.parametrize("load", [IrreducibleLossStore.load, ReferenceLossCache.load])
+def test_a_file_that_the_system_refuses_stays_an_os_error(tmp_path, monkeypatch, load):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / NAME).touch()
+    monkeypatch.setattr("builtins.open", forbidden)
+    with pytest.raises(PermissionError):
+        load(tmp_path / NAME)
