@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rholoss.devices import to_device
+
 _PER_BATCH = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
 
@@ -35,7 +37,7 @@ class Rows:
     def on(self, device: torch.device) -> Tensor:
         """The positions on a device, copied once."""
         if device not in self._on:
-            self._on[device] = self.positions.to(device)
+            self._on[device] = to_device(self.positions, device)
         return self._on[device]
 
     def tensor(self, column: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ def cut(batch: Any, rows: Taker, n: int) -> Any:
 def move(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor on ``device``; the same object if nothing had to move."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return to_device(batch, device)
     if isinstance(batch, _PER_BATCH):
         return batch
     to: Callable[[torch.device], Any] | None = getattr(batch, "to", None)

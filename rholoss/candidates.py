@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rholoss.batches import Rows, cut
 from rholoss.cost import ScoredCounts
+from rholoss.devices import to_device
 from rholoss.isolation import Mode, device_of
 from rholoss.scoring import Forward, Scorer
 
@@ -43,7 +44,7 @@ class Candidates:
         generator: torch.Generator,
     ) -> None:
         self.loader_index = index
-        self.index = index.to(device, non_blocking=True)
+        self.index = to_device(index, device)
         self.batch = batch
         self.device = self.index.device
         self.step, self.epoch = when
@@ -80,7 +81,7 @@ class Candidates:
         """The model's loss of each candidate, shape (n_B,), float32, in nats for a likelihood."""
         if self._loss is None:
             self._scorer.refuse_causal(self._model)
-            self._loss = self.per_example(self.losses_of)
+            self._loss = to_device(self.per_example(self.losses_of), self.device)
         return self._loss
 
     def per_example(self, fn: Callable[[Any, Any, int], Tensor]) -> Tensor:
@@ -110,7 +111,7 @@ class Candidates:
         if key not in self._others:
             other = self._fresh()
             other._model, other._mode = model, mode or self._mode
-            other.index = self.index.to(device_of(model) or self.device, non_blocking=True)
+            other.index = to_device(self.index, device_of(model) or self.device)
             other.device = other.index.device
             self._others[key] = other
         return self._others[key]
@@ -139,7 +140,8 @@ class Candidates:
 
     def at(self, positions: Tensor) -> Candidates:
         """Some of the candidates, by their positions in this batch, shape (m,), int64, with nothing computed."""
-        index, batch = self.loader_index[positions.to(self.loader_index.device)], cut(self.batch, Rows(positions), len(self))
+        rows = Rows(positions)
+        index, batch = self.loader_index[rows.on(self.loader_index.device)], cut(self.batch, rows, len(self))
         other = Candidates(index, batch, self._own_model, self._scorer, self.device, (self.step, self.epoch), self.generator)
         other.notes, other.scored = self.notes, self.scored
         is_same = self._model is self._own_model and self._mode == self._scorer.mode
@@ -151,7 +153,7 @@ class Candidates:
 
     def rand(self, n: int | None = None) -> Tensor:
         """Random numbers in [0, 1) from the selector's generator, shape (n_B,) or (n,), float32: the same on every device."""
-        return torch.rand(len(self) if n is None else n, generator=self.generator).to(self.device, non_blocking=True)
+        return to_device(torch.rand(len(self) if n is None else n, generator=self.generator), self.device)
 
     @property
     def computed_loss(self) -> Tensor | None:

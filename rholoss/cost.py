@@ -4,10 +4,13 @@ import math
 import statistics
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+
+from rholoss.devices import recorded
 
 Phase = Literal["waiting", "selecting", "training"]
 _RECENT = 256  # steps of the medians
@@ -41,7 +44,7 @@ class Cost:
     """What a step costs.
 
     Seconds are medians over the latest 256 steps, on the scoring device. They are NaN before the first measurement, and on
-    accelerators other than CUDA. A selector without a model measures on the host.
+    accelerators without timed events. A selector without a model measures on the host.
 
     Attributes:
         steps: batches selected by this object.
@@ -110,14 +113,12 @@ class StepTimer:
 
     def enter(self, phase: Phase, device: torch.device) -> None:
         """Begin a phase, and end the one before it."""
-        if device.type not in ("cpu", "cuda"):
-            return
         on_host = device.type == "cpu"
-        now = time.perf_counter() if on_host else _event(device)
-        if self._phase is not None:
+        now = time.perf_counter() if on_host else recorded(device, timing=True)
+        if self._phase is not None and now is not None:
             if on_host and type(self._since) is float:
                 self._seconds[self._phase].append(now - self._since)
-            elif not on_host and type(self._since) is not float:
+            elif not on_host and self._since is not None and type(self._since) is not float:
                 self._pending.append((self._phase, self._since, now))
                 self._settle()
         self._phase, self._since = phase, now
@@ -143,13 +144,8 @@ class StepTimer:
         """Read the events that have passed."""
         while self._pending and self._pending[0][2].query():
             phase, began, ended = self._pending.popleft()
-            self._seconds[phase].append(began.elapsed_time(ended) / 1000)
+            with suppress(RuntimeError, NotImplementedError):  # of a device whose events have no times
+                self._seconds[phase].append(began.elapsed_time(ended) / 1000)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_pending": deque(), "_phase": None, "_since": None}
-
-
-def _event(device: torch.device) -> Any:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event

@@ -39,8 +39,8 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         """The device that tensors must be on to be sent."""
-        is_nccl = dist.get_backend(self.group) == "nccl"
-        return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")
+        kinds = dist.Backend.backend_capability.get(dist.get_backend(self.group), ["cpu"])
+        return torch.device("cpu") if "cpu" in kinds else torch.device(kinds[0], getattr(torch, kinds[0]).current_device())
 
     def all_gather_numbers(self, *numbers: int, error: Exception | None = None) -> Tensor:
         """Up to 5 numbers from every rank, (W, 5) int64, on the CPU; with ``error``, the others raise a RuntimeError with it."""

@@ -22,6 +22,7 @@ def fork_rng(device: torch.device | None = None, seed: int | None = None) -> Ite
     """
     cpu = torch.get_rng_state()
     module: Any = None if device is None or device.type == "cpu" else getattr(torch, device.type, None)
+    module = module if hasattr(module, "get_rng_state") else None
     where = () if device is None or device.type == "mps" else (device,)
     accelerator = module.get_rng_state(*where) if module else None
     try:
@@ -121,9 +122,15 @@ def unwrapped(model: Any) -> Any:
 
 
 def device_of(model: Any) -> torch.device | None:
-    """The device of a model's parameters or buffers, or None without any."""
+    """The device of a model's parameters or buffers, or None without any; a ValueError if all are on the meta device."""
     module = module_of(model)
     layers: Iterable[nn.Module] = () if module is None else module.modules()
     held = (each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values()) if each is not None)
-    first = next(held, None)
-    return None if first is None else first.device
+    last = None
+    for last in held:
+        if not last.is_meta:
+            return last.device
+    if last is not None:
+        cure = "load them, or move it with model.to_empty(device=...) and initialize it, before it is used"
+        raise ValueError(f"{type(module).__name__} is on the meta device, where it has no weights; {cure}")
+    return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from rholoss.candidates import Candidates
 from rholoss.cost import StepTimer
 from rholoss.data.index import IndexedBatch
+from rholoss.devices import LateErrors, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Selection:
     def mean_loss(self, losses: Tensor) -> Tensor:
         """The mean of the selected examples' losses (n_b,), each times its weight if there are weights: a scalar."""
         self.check_losses(losses)
-        return losses.mean() if self.weights is None else (losses * self.weights.to(losses.device)).mean()
+        return losses.mean() if self.weights is None else (losses * to_device(self.weights, losses.device)).mean()
 
     def check_losses(self, losses: Tensor) -> None:
         """Raise a ValueError unless the losses are one per selected example."""
@@ -60,7 +61,8 @@ def check_score(score: Any, n_B: int, device: torch.device) -> Tensor:
     if score.shape != (n_B,):
         raise ValueError(f"score must be one value per candidate, shape ({n_B},), got {tuple(score.shape)}")
     if score.device != device:
-        raise ValueError(f"score must be on the scoring device, {device}, got {score.device}; compute it from the candidates")
+        cure = f"compute it from the candidates, or pass device='{score.device}' if the model has no parameters"
+        raise ValueError(f"score must be on the scoring device, {device}, got {score.device}; {cure}")
     if score.dtype == torch.bool or score.is_complex():
         raise TypeError(f"score must be a number that can be ranked, got dtype {score.dtype}; convert it with .float()")
     return score.detach() if score.is_floating_point() else score.detach().double()
@@ -109,37 +111,23 @@ class FiniteCheck:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Any, Tensor, Callable[[], Exception]]] = []
+        self._late = LateErrors()
 
     def __call__(self, name: str, score: Tensor, candidates: Candidates) -> Tensor:
         """The score (n_B,) of candidates, with -inf for what cannot be ranked; ``name`` is the method's, for the message."""
-        if score.device.type != "cuda":
+        if score.device.type == "cpu":
             if math.isnan(highest := float(score.max())) or highest == math.inf:  # NaN is the maximum wherever there is one
                 bad = score.isnan() | score.isposinf()
                 raise _not_rankable(name, bad, candidates.index, candidates.computed_loss, candidates.step)
             return score
         bad = score.isnan() | score.isposinf()
-        self._raise_if(lambda arrived: arrived.query())
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-        flag.copy_(bad.any(), non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(score.device))
         explain = partial(_not_rankable, name, bad, candidates.index, candidates.computed_loss, candidates.step)
-        self._pending.append((arrived, flag, explain))
+        self._late.raise_if(bad.any(), explain)
         return score.masked_fill(bad, -torch.inf)
 
     def wait(self) -> None:
         """Wait for all flags, and raise if one is set; for the end of an epoch."""
-        self._raise_if(lambda arrived: arrived.synchronize() is None)
-
-    def _raise_if(self, ready: Callable[[Any], bool]) -> None:
-        while self._pending and ready(self._pending[0][0]):
-            _, flag, explain = self._pending.pop(0)
-            if bool(flag):
-                raise explain()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_pending": []}
+        self._late.wait()
 
 
 def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, step: int) -> ValueError:
@@ -148,7 +136,7 @@ def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, st
     else:
         why = "check what score() computes, and that each has a finite irreducible loss where one is used"
     what = f"{name}: the score of {int(bad.sum())} of {len(bad)} candidates is NaN or infinite at step {step}"
-    return ValueError(f"{what}: indices {index[bad].tolist()[:5]}; {why}")
+    return ValueError(f"{what}: indices {index[bad].cpu().tolist()[:5]}; {why}")
 
 
 @dataclass(eq=False)

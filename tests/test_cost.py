@@ -136,7 +136,7 @@ class TestLedger:
                 return 1000 * (other.at - self.at)
 
         at = iter([1.0, 3.0, 4.0])
-        monkeypatch.setattr("rholoss.cost._event", lambda device: Event(next(at)))
+        monkeypatch.setattr("rholoss.cost.recorded", lambda device, timing: Event(next(at)))
         ledger = StepTimer()
         for phase in ("selecting", "training", "selecting"):
             ledger.enter(phase, torch.device("cuda"))

@@ -1,6 +1,14 @@
-"""Where batches are handed back, and on a GPU: no waiting, and the choices of the CPU."""
+"""Where batches are handed back, and on an accelerator: no waiting, and the choices of the CPU.
+
+Without a GPU, a pretend accelerator shows it: ``on_a_pretend_accelerator.py``.
+"""
 
 import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +16,9 @@ from conftest import make_data, make_net
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, selector_names
 
+HERE = Path(__file__).parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -32,6 +41,20 @@ def test_batches_stay_where_the_loader_left_them_unless_asked_for_elsewhere():
         assert batch["x"].device.type == batch["labels"].device.type == expected
         assert batch["x"].shape == (8, 6)
         assert len(batch["text"]) == 8
+
+
+def test_everything_on_a_pretend_accelerator():
+    registration = pytest.importorskip("torch.utils.backend_registration")
+    if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this PyTorch takes no device that is written in Python")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "on_a_pretend_accelerator.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=HERE.parent)
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", ran.stdout)
+    assert passed is not None
+    assert int(passed[1]) > len(selector_names())
+    assert "skipped" not in ran.stdout
 
 
 @needs_gpu

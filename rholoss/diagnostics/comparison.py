@@ -10,6 +10,7 @@ from typing_extensions import Self
 from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.data.index import IndexedBatch, as_index
+from rholoss.devices import to_device
 from rholoss.diagnostics.agreement import overlaps, rank_correlations
 from rholoss.diagnostics.log import SelectionLog, already_correct
 from rholoss.isolation import derived_seed
@@ -192,7 +193,7 @@ class ComparisonLog:
             raise ValueError(f"this state cannot be loaded: {expected}, got {state['names']} and {list(state['logs'])}")
 
     def _add(self, sums: Mapping[str, Tensor], batches: int, uniform_overlap: float) -> None:
-        self._sums = {name: total.to(sums[name].device) + sums[name] for name, total in self._sums.items()}
+        self._sums = {name: to_device(total, sums[name].device) + sums[name] for name, total in self._sums.items()}
         self.batches += batches
         self._uniform_overlap += uniform_overlap
 

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from rholoss.data.index import as_index, some
+from rholoss.devices import to_device
 from rholoss.selection import Selection
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -104,7 +105,7 @@ class SelectionCounts:
         drawn, chosen = slots.flatten(), chosen.T.flatten()
         self.selected.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
         self.drawn.index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
-        at = _on(slots.device, torch.tensor(steps, dtype=torch.int32)).repeat(len(chosen) // len(steps))
+        at = to_device(torch.tensor(steps, dtype=torch.int32), slots.device).repeat(len(chosen) // len(steps))
         self.first.scatter_reduce_(0, chosen, at, "amin")
 
     def _count_groups(self, flags: Tensor, correct: Tensor, scores: Tensor, positions: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class SelectionCounts:
     def _move(self, device: torch.device) -> None:
         for name in ("selected", "drawn", "first", "flags", "_quantiles", "_stray", "_sorted", "_place"):
             value = getattr(self, name)
-            setattr(self, name, None if value is None else value.to(device))
+            setattr(self, name, None if value is None else to_device(value, device))
 
 
 def _mask(name: str, flag: Any, n: int) -> Tensor:
@@ -198,11 +199,6 @@ def _stacked(rows: Iterable[Tensor], padding: float, width: int | None = None) -
     """Rows of different lengths as one tensor; a width adds a last column, which padded positions point to."""
     stacked = pad_sequence(list(rows), batch_first=True, padding_value=padding)
     return stacked if width is None else pad(stacked, (0, width + 1 - stacked.shape[1]), value=padding)
-
-
-def _on(device: torch.device, small: Tensor) -> Tensor:
-    """A small tensor on a device, copied asynchronously."""
-    return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small.to(device)
 
 
 def quantiles(values: Tensor, q: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
-from rholoss.batches import move
+from rholoss.batches import each_tensor, move
 from rholoss.data.fingerprint import digest, example_digests, fingerprint, spread
 from rholoss.data.index import copy_loader, is_readable
 from rholoss.data.indexed_dataset import attach_index
@@ -140,7 +140,7 @@ class FitRun:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
         with atomic_write(self.checkpoint) as file:
-            torch.save(state, file)
+            torch.save(each_tensor(state, lambda tensor: tensor.cpu()), file)  # for any device
 
     def resume(self) -> None:
         """Restore the checkpoint, if it exists."""
@@ -151,7 +151,7 @@ class FitRun:
             with zipfile.ZipFile(path) as file:
                 if file.testzip() is not None:
                     raise ValueError("a checksum does not fit")
-            state = torch.load(path, map_location=device_of(self.model), weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             saved = state["settings"]
         except Exception as error:  # a damaged file can fail in any way
             what = f"{path} is not the checkpoint of a fit, or is damaged ({error!r})"

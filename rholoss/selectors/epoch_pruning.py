@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
+from rholoss.devices import to_device
 from rholoss.isolation import derived_seed
 from rholoss.options import SelectorOptions
 from rholoss.selection import Selection
@@ -97,5 +98,5 @@ class LossPruningSelector(EpochPruningSelector):
         self.losses = torch.full((len(self.subset),), torch.nan)
 
     def after_loss(self, selection: Selection, losses: Tensor) -> None:
-        self.losses = self.losses.to(losses.device)
-        self.losses[selection.index.to(losses.device)] = losses.float()
+        self.losses = to_device(self.losses, losses.device)
+        self.losses[to_device(selection.index, losses.device)] = losses.float()

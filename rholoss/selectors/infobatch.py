@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selectors.epoch_pruning import LossPruningSelector
@@ -52,7 +53,7 @@ class InfoBatchSelector(LossPruningSelector):
     def score(self, candidates: Candidates) -> Tensor:
         if self.weights is None:
             return super().score(candidates)
-        return self.weights[candidates.loader_index.cpu()].to(candidates.device)
+        return to_device(self.weights[candidates.loader_index.cpu()], candidates.device)
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:
         positions = functional.top(score, n_b)

@@ -21,7 +21,7 @@ class IrreducibleLossSelector(StoreSelector):
         Mindermann et al., ICML 2022: a baseline there, "negative IL".
     """
 
-    scores_by_index = True
+    scores_by_index = looks_up_on_host = True
 
     def __init__(
         self, loader: Any, model: Any = None, store: IrreducibleLossStore | None = None, **options: Unpack[SelectorOptions]
@@ -43,7 +43,7 @@ class GatedUniformSelector(StoreSelector):
         max_irreducible_loss: the limit in nats, above 0, such as the chance level ``math.log(number of classes)``.
     """
 
-    scores_by_index = True
+    scores_by_index = looks_up_on_host = True
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.selector import Selector
 
@@ -67,4 +68,4 @@ class JestSelector(Selector):
         if learner.shape != (n, n) or reference.shape != (n, n):
             got = tuple(learner.shape), tuple(reference.shape)
             raise ValueError(f"pair_losses must return one loss per pair, shape ({n}, {n}), got {got[0]} and {got[1]}")
-        return learner.float() - reference.float().to(learner.device)
+        return learner.float() - to_device(reference.float(), learner.device)

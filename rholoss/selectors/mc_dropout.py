@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.devices import LateErrors
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selector import Selector
@@ -21,7 +22,7 @@ class DropoutSelector(Selector):
             raise ValueError(f"passes must be a whole number of forward passes, at least 1, got {passes!r}")
         super().__init__(loader, model, **options)
         self.passes = passes
-        self._checked = False
+        self._checked, self._late = False, LateErrors()
 
     def logits(self, candidates: Candidates) -> Tensor:
         """Logits of each pass, shape (K, n_B, C)."""
@@ -43,7 +44,7 @@ class BaldSelector(DropoutSelector):
     """Keeps the examples on which the passes disagree most: the mutual information of prediction and weights. Uses no label.
 
     Raises:
-        ValueError: at the first step, if all passes are the same: the model has no dropout.
+        ValueError: at the first step (on an accelerator, a little later), if all passes are the same: the model has no dropout.
 
     References:
         Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011.
@@ -53,9 +54,11 @@ class BaldSelector(DropoutSelector):
     def score(self, candidates: Candidates) -> Tensor:
         logits = self.logits(candidates)
         self._checked, first = True, not self._checked
-        if first and self.passes > 1 and bool((logits == logits[0]).all()):
+        if first and self.passes > 1:
             same = f"{self.passes} passes in train mode gave the same outputs, so every score is 0"
-            raise ValueError(f"{type(self).__name__} needs a model with dropout: {same}")
+            error = ValueError(f"{type(self).__name__} needs a model with dropout: {same}")
+            self._late.raise_if((logits == logits[0]).all(), lambda: error)
+        self._late.raise_arrived()
         return functional.bald(logits)
 
 

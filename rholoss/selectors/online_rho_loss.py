@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selectors.co_training import CoTrainingSelector
@@ -44,4 +45,4 @@ class OnlineRhoLossSelector(CoTrainingSelector):
 
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = candidates.under(self.irreducible_model, mode="eval").loss
-        return functional.reducible_loss(candidates.loss, irreducible_loss.to(candidates.device))
+        return functional.reducible_loss(candidates.loss, to_device(irreducible_loss, candidates.device))

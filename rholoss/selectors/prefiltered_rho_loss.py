@@ -25,14 +25,16 @@ class PrefilteredRhoLossSelector(StoreSelector):
     scored counts with the mean loss of the last step. For data that are more expensive to load or augment than to score.
     ``selector.last.notes["age"]`` is the mean number of steps since the listed examples were scored; NaN if none was.
 
-    Workers read ahead, so the remembered losses are as old as that; resuming is exact with ``num_workers=0``. Each step
-    synchronizes an accelerator. The loader is a ``DataLoader`` over a map-style dataset, with ``keep``. Other arguments: see
-    ``RhoLossSelector``.
+    Workers read ahead, so the remembered losses are as old as that; resuming is exact with ``num_workers=0``. The host waits
+    for an accelerator once per step, as the losses decide what is loaded next; the store stays on the CPU. The loader is a
+    ``DataLoader`` over a map-style dataset, with ``keep``. Other arguments: see ``RhoLossSelector``.
 
     Args:
         share: fraction of the n_B indices to load and score, in (0, 1]; at least n_b.
         oldest: fraction of the list chosen by age alone, in [0, 1].
     """
+
+    looks_up_on_host = True  # for the prefilter
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class PrefilteredRhoLossSelector(StoreSelector):
         """Positions to load: those with the highest remembered scores, and the oldest."""
         when = self._when[index]
         loss = torch.where(when < 0, self._mean, self._loss[index])
-        score = self.formula(loss, self.store[index.to(self.store.device)].to(loss.device), {})
+        score = self.formula(loss, self.store[index.to(self.store.device)].cpu(), {})
         count = min(len(index), max(self.n_b, round(self.share * len(index))))
         old = functional.top(-when.float(), round(self.oldest * count))
         score[old] = torch.inf

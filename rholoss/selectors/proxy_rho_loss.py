@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selectors.co_training import CoTrainingSelector
@@ -55,7 +56,7 @@ class ProxyRhoLossSelector(CoTrainingSelector, StoreSelector):
         self.compare_every = compare_every
 
     def score(self, candidates: Candidates) -> Tensor:
-        loss = candidates.under(self.proxy).loss.to(candidates.device)
+        loss = to_device(candidates.under(self.proxy).loss, candidates.device)
         return self.formula(loss, self.irreducible_loss(candidates), candidates.notes)
 
     def choose(self, candidates: Candidates, score: Tensor, n_b: int) -> tuple[Tensor, Tensor | None]:

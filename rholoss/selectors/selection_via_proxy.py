@@ -10,6 +10,7 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.dataset_scoring import DatasetScorer
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress, reporter
 from rholoss.registry import register
@@ -128,5 +129,5 @@ class SelectionViaProxy(Selector):
             raise ValueError("this state cannot be loaded: it is of another part of the dataset; pass the scores as they were")
 
     def score(self, candidates: Candidates) -> Tensor:
-        self.scores = self.scores.to(candidates.device)
+        self.scores = to_device(self.scores, candidates.device)
         return self.scores[candidates.index]

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rholoss import functional
 from rholoss.candidates import Candidates
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.schedules import Schedule, at
@@ -65,7 +66,7 @@ class SelectiveBackpropSelector(Selector):
     def _with(self, loss: Tensor) -> Tensor:
         """The latest losses, with these added."""
         assert self.window is not None
-        return torch.cat([self._history.to(loss.device), loss])[-max(self.window, len(loss)) :]
+        return torch.cat([to_device(self._history, loss.device), loss])[-max(self.window, len(loss)) :]
 
     def _exponent(self, step: int, candidates_per_kept: float) -> float:
         beta = candidates_per_kept - 1 if self.beta is None else at(self.beta, step)

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
+from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.selector import Selector
 from rholoss.store import IrreducibleLossStore
@@ -26,6 +27,8 @@ class StoreSelector(Selector):
 
     needs_all: ClassVar[bool] = True
     """Whether every example that may be drawn needs an irreducible loss."""
+    looks_up_on_host: ClassVar[bool] = False
+    """Whether the host needs the irreducible losses, so that the store stays where the loader's indices are."""
 
     def __init__(self, loader: Any, model: Any, store: IrreducibleLossStore, **options: Unpack[SelectorOptions]) -> None:
         if not isinstance(store, IrreducibleLossStore):
@@ -44,14 +47,15 @@ class StoreSelector(Selector):
         # On an accelerator this check would stall the queue; the check of the score finds the same.
         if losses.device.type == "cpu" and not bool(torch.isfinite(losses).all()):
             refuse_not_finite(losses, candidates.loader_index.cpu(), self.view.names(candidates.batch))
-        return losses.to(candidates.device, non_blocking=True)
+        return to_device(losses, candidates.device)
 
     def look_up(self, candidates: Candidates) -> Tensor:
         """The store's value of each candidate, shape (n_B,), float32, in nats, on the store's device; NaN if unknown."""
         if self.store.is_mapped:  # it stays on the disk, and the loader's index is on the CPU
             return self.store[candidates.loader_index.cpu()]
-        self.store = self.store.to(candidates.index.device)
-        return self.store[candidates.index]
+        index = candidates.loader_index if self.looks_up_on_host else candidates.index
+        self.store = self.store.to(index.device)
+        return self.store[index]
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "store": self.store}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rholoss.data.index import some
+from rholoss.devices import to_device
 from rholoss.store.serialization import read_store
 
 
@@ -45,7 +46,8 @@ class StoreArrays:
 
     def to(self, device: torch.device | str) -> StoreArrays:
         """The arrays in the memory of a device."""
-        return StoreArrays(self.losses.to(device), None if self.ids is None else self.ids.to(device))
+        target = torch.device(device)
+        return StoreArrays(to_device(self.losses, target), None if self.ids is None else to_device(self.ids, target))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoreArrays:
         return self if self.files else StoreArrays(copy.deepcopy(self.losses, memo), copy.deepcopy(self.ids, memo))

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
 from rholoss.data.index import IndexedBatch
+from rholoss.devices import to_device
 from rholoss.distributed import Ranks
 from rholoss.isolation import derived_seed
 from rholoss.options import SelectorOptions
@@ -113,8 +114,9 @@ class GlobalSelector(MethodWrapper):
         share = Share.of(self.ranks.rank, chosen, sizes)
         batch = exchange(share)
         candidates.notes["from_elsewhere"] = torch.tensor(n // self.ranks.size - len(share.sent[self.ranks.rank]))
-        index, positions = everyones.index[chosen[share.mine]].to(candidates.device), share.own.to(candidates.device)
-        return index, positions, None if weights is None else weights[share.mine].to(candidates.device), batch
+        device = candidates.device
+        index, positions = to_device(everyones.index[chosen[share.mine]], device), to_device(share.own, device)
+        return index, positions, None if weights is None else to_device(weights[share.mine], device), batch
 
     def _check_alike(self, gathered: Tensor) -> None:
         for name, values in zip(("step", "n_b", "seed"), gathered.T[1:4].tolist(), strict=True):

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
+from rholoss.devices import to_device
 from rholoss.isolation import derived_seed
 from rholoss.options import SelectorOptions
 from rholoss.schedules import Schedule
@@ -73,8 +74,9 @@ class KeepScheduleSelector(MethodWrapper):
     def _taking_part_of(self, candidates: Candidates) -> tuple[Tensor, Candidates]:
         """The positions of the candidates that take part, and these candidates."""
         if self not in candidates.memory:
-            rows = self._taking_part(candidates.step, len(candidates)).to(candidates.device, non_blocking=True)
-            candidates.memory[self] = rows, candidates if len(rows) == len(candidates) else candidates.at(rows)
+            rows = self._taking_part(candidates.step, len(candidates))
+            fewer = candidates if len(rows) == len(candidates) else candidates.at(rows)
+            candidates.memory[self] = to_device(rows, candidates.device), fewer
         found: tuple[Tensor, Candidates] = candidates.memory[self]
         return found
 

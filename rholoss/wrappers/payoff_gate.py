@@ -35,9 +35,9 @@ class PayoffGatedSelector(WrapperSelector):
     more than two standard errors of the difference.
 
     A measurement takes about as long as ``5 * batches`` steps, at step ``every`` and whenever the steps have doubled. It has no
-    side effects, and synchronizes an accelerator. Its outcome depends only on the data, the weights and the seed. On the CPU,
-    with ``keep=``, a cheaper selector with ``scores_by_index`` loads only what it chooses: such a step costs as much as a plain
-    step. Resuming is exact with ``num_workers=0``. Other arguments: see ``Selector``.
+    side effects, and synchronizes an accelerator. Its outcome depends only on the data, the weights and the seed. With ``keep=``,
+    a cheaper selector with ``scores_by_index`` loads only what it chooses: such a step costs as much as a plain step. Resuming
+    is exact with ``num_workers=0``. Other arguments: see ``Selector``.
 
     Args:
         method: the selector to judge, built on the same loader and model. A model that it co-trains is trained in every step.
@@ -103,8 +103,7 @@ class PayoffGatedSelector(WrapperSelector):
         """Of the drawn candidates, those to load: only the choice, if the selector that decides scores by index."""
         loader = self.view.loader
         ahead = loader.num_workers * (loader.prefetch_factor or 0)  # batches drawn before their step
-        unread = self.decides.scores_by_index and self.scoring_device.type == "cpu"
-        if step + ahead >= self._next or len(index) <= self.n_b or not unread:
+        if step + ahead >= self._next or len(index) <= self.n_b or not self.decides.scores_by_index:
             return self.prefilter_of_part(index, step)
         seed = derived_seed("while it does not pay", self.generator.initial_seed(), self.epoch, int(index[0]), int(index[-1]))
         generator = torch.Generator().manual_seed(seed)  # seeded by the draw: the same after a resume
