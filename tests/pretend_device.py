@@ -16,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 TYPE = "pretend"
-READS = {"_local_scalar_dense", "equal", "is_nonzero"}
+READS = {"_local_scalar_dense", "equal", "allclose", "is_nonzero"}
 SHAPED_BY_VALUES = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 FACTORIES = ("arange", "arange.start", "arange.start_step", "linspace", "randperm", "randperm.generator", "eye", "eye.m")
@@ -129,7 +129,8 @@ def _run(func, args, kwargs):
     given = {id(_on_host(tensor)): tensor for tensor in tensors}
     for tensor in tensors:
         if tensor.shape != _on_host(tensor).shape:  # as ``unsqueeze_`` changes it
-            tensor.data = PretendTensor(tensor.values, tensor.device)
+            with torch._C._DisableTorchDispatch():
+                tensor.data = PretendTensor(tensor.values, tensor.device)
     if device is None or device.type != TYPE:
         return made
     return tree_map(lambda m: given.get(id(m), PretendTensor(m, _full(device))) if isinstance(m, torch.Tensor) else m, made)
