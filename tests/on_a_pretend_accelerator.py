@@ -14,7 +14,7 @@ from conftest import make_data, make_learnable_data, make_net
 from pretend_device import QUEUE, host_waits
 from token_runs import DOCUMENTS, LABELS, REFERENCE, TOKENS, WORDS
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import rholoss
 from rholoss import (
@@ -190,6 +190,10 @@ def test_wrappers_and_options_do_what_they_do_on_the_cpu_without_waiting(name):
     assert not any(there.waits), there.waits
 
 
+def test_an_autocast_dtype_costs_no_wait():  # the pretend device has no half precision, so the scores are not those of the CPU
+    assert not any(Run("rho_loss", "pretend", dtype=torch.bfloat16).waits)
+
+
 def test_the_gate_waits_in_its_measurements_only():
     def build(loader, model, **options):
         method, held = TrainLossSelector(loader, model, **options), make_data(64, seed=5)
@@ -293,6 +297,15 @@ class TestErrors:
             next(batches)
         assert waits
         assert math.isnan(selector.cost().selecting)
+
+    def test_before_torch_accelerator_the_events_are_those_of_the_device_s_module(self, monkeypatch):
+        device = torch.device("pretend:0")
+        monkeypatch.setattr(torch.pretend, "Event", lambda **options: pretend_device.Event(device, **options), raising=False)
+        monkeypatch.setattr(torch.pretend, "current_stream", lambda device: torch.Stream(device=device), raising=False)
+        monkeypatch.delattr(torch, "accelerator")
+        event = recorded(device, timing=True)
+        assert event.enable_timing
+        assert not event.query()
 
     @staticmethod
     def unsupported(*args, **options):
@@ -413,6 +426,12 @@ class TestStores:
         with pytest.raises(ValueError, match=r"got 1 that are negative: indices 1"):
             IrreducibleLossStore(torch.tensor([0.5, -1.0]).to("pretend"))
 
+    def test_an_index_of_another_device_is_looked_up_too(self):
+        index = torch.tensor([3, 1])
+        for store, asked in ((KNOWN.to("pretend"), index), (KNOWN, index.to("pretend"))):
+            assert store[asked].device == store.device
+            assert store[asked].tolist() == KNOWN[index].tolist()
+
     def test_a_report_and_a_merge_are_those_of_the_cpu(self):
         labels = DATA.tensors[1]
         even, odd = (torch.where(torch.arange(N) % 2 == rest, KNOWN.losses, torch.nan) for rest in (0, 1))
@@ -469,6 +488,41 @@ class TestFits:
         assert sum(waited) == selector.batches, "the host waits in a measurement only"
 
 
+class TestDataThere:
+    """A dataset may be in the memory of the device."""
+
+    there = property(lambda self: TensorDataset(*(tensor.to("pretend") for tensor in DATA.tensors)))
+
+    @pytest.mark.parametrize("where", ["cpu", "pretend"])
+    def test_it_is_scored_and_selected_from_as_on_the_host(self, where):
+        store = IrreducibleLossStore.from_model(on(where, make_net(1)), self.there)
+        assert torch.allclose(store.losses, KNOWN.losses, atol=1e-6)
+        chosen = []
+        for data, device in ((DATA, "cpu"), (self.there, where)):
+            selector = RhoLossSelector(batches_of(data=data), on(device, make_net(0)), KNOWN, keep=KEEP)
+            chosen.append([selector.last.index.tolist() for _ in selector])
+        assert chosen[1] == chosen[0]
+
+    def test_it_is_split_and_divided_into_folds_by_its_labels(self):
+        for one, other in zip(split(DATA, holdout=0.4, seed=1), split(self.there, holdout=0.4, seed=1), strict=True):
+            assert one.indices.tolist() == other.indices.tolist()
+        fit = make_net(1)
+        stores = [
+            cross_fit(data, lambda part: copy.deepcopy(fit), labels=labels)
+            for data in (DATA, self.there)
+            for labels in (None, DATA.tensors[1].to("pretend"))
+        ]
+        assert all(torch.allclose(store.losses, stores[0].losses, atol=1e-6) for store in stores)
+        assert all(store.meta.cross_fit.plan == stores[0].meta.cross_fit.plan for store in stores)
+
+    def test_pinned_batches_are_moved_without_waiting(self):
+        selector = RhoLossSelector(batches_of(pin_memory=True), on("pretend", make_net(0)), KNOWN, keep=KEEP, device="model")
+        with host_waits() as waits:
+            batch = next(iter(selector))
+        assert batch[0].device.type == "pretend"
+        assert not waits
+
+
 class TestTokens:
     def batch(self, where):
         generator = torch.Generator().manual_seed(0)
@@ -511,6 +565,8 @@ class TestTokens:
         batches = [(torch.arange(4), losses, mask.to(losses.device)) for losses in (here, there)]
         caches = [ReferenceLossCache.from_batches([batch]) for batch in batches]
         assert torch.allclose(caches[0].values, caches[1].values)
+        moved = ReferenceLossCache(*(each.to("pretend") for each in (caches[0].index, caches[0].lengths, caches[0].values)))
+        assert torch.equal(moved[torch.arange(4)], caches[0][torch.arange(4)])
         looked_up = caches[1].lookup(torch.arange(4).to("pretend"), mask.to("pretend"))
         assert looked_up.device.type == "pretend"
         assert torch.allclose(looked_up.cpu(), caches[0].lookup(torch.arange(4), mask))
@@ -675,3 +731,26 @@ class TestModels:
         with pytest.raises(ValueError, match=f"score must be on the scoring device, cpu, got pretend:0; compute .* {cure}"):
             next(iter(build_selector("gradient_norm", self.loader("pretend"), Plain(), keep=KEEP)))
         next(iter(build_selector("gradient_norm", self.loader("pretend"), Plain(), keep=KEEP, device="pretend:0")))
+
+    @pytest.mark.parametrize("use", [
+        lambda model: next(iter(TrainLossSelector(batches_of(), model, keep=KEEP))),
+        lambda model: next(iter(UniformSelector(batches_of(), model, keep=KEEP))),
+        lambda model: IrreducibleLossStore.from_model(model, DATA),
+        lambda model: fit_irreducible_model(model, DATA, make_data(20, seed=4), epochs=1, progress=False),
+    ])  # fmt: skip
+    def test_a_model_on_the_meta_device_is_an_error_with_a_cure_that_works(self, use):
+        model = make_net(0).to("meta")
+        cure = r"load them, or move it with model.to_empty\(device=...\) and initialize it"
+        with pytest.raises(ValueError, match=f"Sequential is on the meta device, where it has no weights; {cure}"):
+            use(model)
+        model = model.to_empty(device="pretend")
+        model.load_state_dict(make_net(0).state_dict())
+        use(model)
+
+    def test_a_selector_may_be_built_before_its_model_has_weights(self):
+        model = make_net(0).to("meta")
+        selector = TrainLossSelector(batches_of(), model, keep=KEEP)
+        model.to_empty(device="pretend").load_state_dict(make_net(0).state_dict())
+        chosen = [selector.last.index.tolist() for _ in selector]
+        there = TrainLossSelector(batches_of(), on("pretend", make_net(0)), keep=KEEP)
+        assert chosen == [there.last.index.tolist() for _ in there]

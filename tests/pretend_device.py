@@ -272,10 +272,11 @@ def register():
     _setup_privateuseone_for_python_backend(TYPE, backend_module=Module())
     every, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), "PrivateUse1")
+    every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # as for an operation that autocast leaves alone
     for name in FACTORIES:  # others are made of ``empty``
         packet, _, overload = name.partition(".")
         op = getattr(getattr(torch.ops.aten, packet), overload or "default")
         aten.impl(name, lambda *args, op=op, **kwargs: _run(op, args, kwargs), "PrivateUse1")
-    torch.Event = Event
+    torch.Event, torch.Tensor.pin_memory = Event, lambda tensor, device=None: tensor.clone()
     torch.serialization.add_safe_globals([_loaded])
     _libraries.extend([every, aten])

@@ -109,7 +109,7 @@ def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
     order = torch.randperm(n, generator=generator)
     if labels is None:
         return order
-    labels = tensor_of(labels)
+    labels = tensor_of(labels).cpu()
     if labels.shape != (n,):
         raise ValueError(f"labels must be one per example, shape ({n},), got {tuple(labels.shape)}")
     _, kind, counts = labels[order].unique(return_inverse=True, return_counts=True)
@@ -194,4 +194,4 @@ def _integers(values: Any, n: int) -> Tensor | None:
         labels = tensor_of(values)
     except (TypeError, ValueError):
         return None
-    return labels if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None
+    return labels.cpu() if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None

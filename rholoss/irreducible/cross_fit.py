@@ -124,7 +124,7 @@ def _folds(view: LoaderView, folds: int | Tensor, seed: int, labels: Any) -> Ten
     else:
         if isinstance(folds, bool) or not 2 <= folds <= len(positions):
             raise ValueError(f"folds must be from 2 to the number of examples, {len(positions):,}, got {folds!r}")
-        labels = labels_of(view.dataset) if labels is None else tensor_of(labels)
+        labels = labels_of(view.dataset) if labels is None else tensor_of(labels).cpu()
         order = stratified_order(len(positions), None if labels is None else labels[positions], seed)
         for fold, part in enumerate(order.tensor_split(folds)):
             fold_of[positions[part]] = fold

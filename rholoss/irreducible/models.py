@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rholoss.data.fingerprint import digest
 from rholoss.irreducible.fit import Fit
-from rholoss.isolation import module_of
+from rholoss.isolation import device_of, module_of
 from rholoss.scoring import callable_name
 
 
@@ -62,6 +62,7 @@ def describe(model: Any) -> dict[str, Any]:
     module = module_of(model)
     if module is None:
         return {"class": callable_name(model), "parameters": None, "digest": code_digest(model)}
+    device_of(module)  # refuses one without weights
     layers = [(name, type(layer).__name__) for name, layer in module.named_modules()]
     weights = hashlib.blake2b(repr(layers).encode(), digest_size=8)
     for name, value in module.state_dict().items():

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from rholoss.data.fingerprint import fingerprint
 from rholoss.data.index import as_index, some, tensor_of
+from rholoss.devices import to_device
 from rholoss.options import ScoringOptions
 from rholoss.store.arrays import StoreArrays
 from rholoss.store.metadata import StoreMetadata
@@ -165,12 +166,15 @@ class IrreducibleLossStore:
     def __getitem__(self, index: Tensor) -> Tensor:
         """Irreducible losses of the examples with these indices, shape (n,), in nats; NaN where an example has none.
 
+        They are on the store's device, wherever the index is.
+
         Raises:
             IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
         """
         losses, ids = self._arrays.losses, self._arrays.ids
+        index = to_device(index, losses.device)
         if not len(losses):
-            return torch.full(index.shape, torch.nan, dtype=torch.float32, device=self.device)
+            return torch.full(index.shape, torch.nan, dtype=torch.float32, device=losses.device)
         if ids is None and losses.device.type == "cpu":
             try:
                 return losses.index_select(0, index)

@@ -41,7 +41,7 @@ class ReferenceLossCache:
     """
 
     def __init__(self, index: Tensor, lengths: Tensor, values: Tensor, *, meta: Mapping[str, Any] | None = None) -> None:
-        index, lengths = as_index(index), lengths.long()
+        index, lengths, values = as_index(index).cpu(), lengths.long().cpu(), values.cpu()
         if index.shape != lengths.shape or values.ndim != 1 or (lengths < 0).any():
             shapes = ", ".join(str(tuple(each.shape)) for each in (index, lengths, values))
             raise ValueError(f"expected index (N,), lengths (N,), at least 0, and values (sum of lengths,), got {shapes}")
