@@ -141,21 +141,22 @@ def _not_rankable(name: str, bad: Tensor, index: Tensor, loss: Tensor | None, st
 
 @dataclass(eq=False)
 class SelectedPass:
-    """One pass over the selected batches; it begins with the first. As a loader's, it survives an error of one batch."""
+    """One pass over the selected batches. As a loader's, it begins as it is made, and survives an error of one batch."""
 
-    begin: Callable[[], Any]
+    candidates: Any
+    enter: Callable[[Any], Any]  # returns the candidates, as the first batch is asked for
     select: Callable[[IndexedBatch], Any]
     timer: StepTimer
     device: torch.device
     finite_check: FiniteCheck
-    candidates: Any = None
+    is_entered: bool = False
 
     def __iter__(self) -> SelectedPass:
         return self
 
     def __next__(self) -> Any:
-        if self.candidates is None:
-            self.candidates = self.begin()
+        if not self.is_entered:
+            self.is_entered, self.candidates = True, self.enter(self.candidates)
         self.timer.enter("waiting", self.device)
         try:
             indexed = next(self.candidates)
@@ -167,5 +168,5 @@ class SelectedPass:
 
     def close(self) -> None:
         """End the pass, as a ``break`` out of a loop does: the next iteration begins another one."""
-        if self.candidates is not None:
-            self.candidates.close()
+        self.is_entered = True
+        self.candidates.close()

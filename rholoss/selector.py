@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -130,11 +130,20 @@ class Selector(ABC):
         """Restore what ``extra_state`` returned."""
 
     def __iter__(self) -> Iterator[Any]:
-        return SelectedPass(self._begin, self.select_from, self.timer, self.scoring_device, self.finite_check)
+        epoch = self.next_epoch
+        self.begin_epoch(epoch)
+        enter = partial(self._enter, epoch)
+        return SelectedPass(self.draw(), enter, self.select_from, self.timer, self.scoring_device, self.finite_check)
 
-    def _begin(self) -> Iterator[IndexedBatch]:
+    def _enter(self, begun: int, candidates: Any) -> Any:
+        """Count the epoch; another one than begun, where ``set_epoch``, a state or another iteration came between."""
         self._passes.count()
+        if self.epoch == begun:
+            return candidates
         self.begin_epoch(self.epoch)
+        if self._rule.members is None:
+            return candidates
+        candidates.close()
         return self.draw()
 
     def draw(self) -> Iterator[IndexedBatch]:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from rholoss.data.epoch_state import EpochState
+from rholoss.data.epoch_state import EpochState, Pass
 from rholoss.data.index import IndexedBatch, IndexedBatches, check_indexed, idle
 from rholoss.data.loader_view import LoaderView
-from rholoss.data.samplers import CandidateBatchSampler, MemberSampler, ResumableSampler, sharded, sharded_as, skipped
+from rholoss.data.samplers import (
+    CandidateBatchSampler,
+    MemberSampler,
+    RandomStates,
+    ResumableSampler,
+    are_same,
+    sharded,
+    sharded_as,
+    skipped,
+)
 from rholoss.isolation import fork_rng
 
 
@@ -36,19 +46,25 @@ class DrawRule:
 
 
 class CandidateIterator:
-    """One pass over the candidate batches, or the rest of one. As a loader's, it survives an error of one batch."""
+    """One pass over the candidate batches, or the rest of one, which counts from the first batch that is asked for.
+
+    As a loader's, it begins as it is made, and survives an error of one batch.
+    """
 
     def __init__(self, loader: CandidateLoader, state: EpochState, n_b: int, drop_last: bool, may_be_empty: bool) -> None:
         self._loader, self._state, self._n_b, self._drop_last, self._may_be_empty = loader, state, n_b, drop_last, may_be_empty
-        self._this = state.enter()
         self._ends = max(1, loader.view.loader.num_workers) if loader.view.is_stream else 1  # of each worker of a stream
         self._last = n_b  # examples in the latest batch
-        self._items: Iterator[Any] = loader.items(state.skip)
+        self._this: Pass | None = None
+        self._is_entered = False
+        self._this, self._items = loader.open()
 
     def __iter__(self) -> CandidateIterator:
         return self
 
     def __next__(self) -> IndexedBatch:
+        if not self._is_entered:
+            self._enter()
         while True:
             item = self._next_item()
             self._last = len(item.index)
@@ -56,7 +72,16 @@ class CandidateIterator:
             if self._last >= self._n_b or not self._drop_last:
                 return item
 
+    def _enter(self) -> None:
+        assert self._this is not None
+        if self._state.is_stale(self._this):
+            self.close()
+            self._this, self._items = self._loader.open()
+        self._state.enter(self._this)
+        self._is_entered = True
+
     def _next_item(self) -> IndexedBatch:
+        assert self._this is not None
         try:
             item = next(self._items)
         except StopIteration:
@@ -76,8 +101,9 @@ class CandidateIterator:
 
     def close(self) -> None:
         """End the pass: the next iteration begins another one."""
-        self._items = iter(())
-        self._state.leave(self._this)
+        self._items, self._is_entered = iter(()), True
+        if self._this is not None:
+            self._state.leave(self._this)
 
     def __del__(self) -> None:
         self.close()
@@ -143,25 +169,62 @@ class CandidateLoader:
         """
         return CandidateIterator(self, self._state, n_b, drop_last, self._sampler is not None)
 
-    def items(self, skip: int) -> Iterator[Any]:
-        """The loader's items after the first ``skip``, as an uninterrupted epoch would yield them."""
-        state = self._state
-        if self._sampler is not None:
-            self._sampler.rewind = self._sampler.states() if state.seed_was_drawn else None
-            state.seed_was_drawn = False
-            if not skip:
-                return iter(self.batches)
-            with fork_rng():  # iterating draws a seed, which the epoch in progress has already drawn
-                return iter(self.batches)
-        if not skip:
-            state.began = [torch.get_rng_state()]
+    def open(self) -> tuple[Pass, Iterator[Any]]:
+        """Begin a pass, or the rest of one; the loader draws a seed and starts its workers, and nothing is counted yet."""
+        self._undo_unused()
+        this = self._state.open(self._random_states())
+        try:
+            items = self._rest(this) if this.resumes else self._whole(this)
+        finally:
+            self._state.opening = None
+        this.after, self._state.unused = self._random_states(), this
+        return this, items
+
+    def _undo_unused(self) -> None:
+        """Put back what a pass drew that was given up unused: Lightning's check of a loader makes one, before its own."""
+        this = self._state.unused
+        if this is not None and this.closed and not this.resumes and are_same(this.after, self._random_states()):
+            self._put_back(this.began[0] if self._has_workers and this.draws else this.before)
+
+    def _whole(self, this: Pass) -> Iterator[Any]:
+        """The loader's items."""
+        if self._sampler is None:
+            this.began = this.before
+        else:
+            self._sampler.rewind = self._sampler.states() if self._state.seed_was_drawn else None
+        return iter(self.batches)
+
+    def _rest(self, this: Pass) -> Iterator[Any]:
+        """The loader's items after those that were taken before, as an uninterrupted epoch would yield them."""
+        if self._sampler is None:
+            return chain.from_iterable(map(self._rest_of_stream, [this]))  # nothing is read before the first is asked for
+        with fork_rng():  # iterating draws a seed, which the epoch in progress has already drawn
+            if not this.skip:
+                self._sampler.put_back(this.before)
             return iter(self.batches)
+
+    def _rest_of_stream(self, this: Pass) -> Iterator[Any]:
         loader = self.view.loader
         is_own = isinstance(self.batches, IndexedBatches) and self.batches.batches is loader
         is_restored = is_own and getattr(loader, "next_iter_state", None) is not None  # a StatefulDataLoader
         with fork_rng():
-            torch.set_rng_state(state.began[0].cpu())
-            return iter(self.batches) if is_restored else skipped(iter(self.batches), skip)
+            torch.set_rng_state(this.began[0].cpu())
+            return iter(self.batches) if is_restored else skipped(iter(self.batches), this.skip)
+
+    def _random_states(self) -> RandomStates:
+        return (torch.get_rng_state(), {}) if self._sampler is None else self._sampler.states()
+
+    def _put_back(self, states: RandomStates) -> None:
+        torch.set_rng_state(states[0]) if self._sampler is None else self._sampler.put_back(states)
+
+    @property
+    def _reader(self) -> Any:
+        return self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
+
+    @property
+    def _has_workers(self) -> bool:
+        """Whether there are workers that live from epoch to epoch."""
+        return bool(getattr(self._reader, "persistent_workers", False)) and getattr(self._reader, "_iterator", None) is not None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -183,21 +246,30 @@ class CandidateLoader:
 
     def state(self) -> dict[str, Any]:
         """The position, the random states at the start of the epoch, and the current states of the generators."""
-        reader = self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
+        if self._state.position and not self._is_in_order():
+            what = "a state in mid-epoch needs batches in the order of the sampler"
+            got = f"got a DataLoader with in_order=False and num_workers={self._reader.num_workers}"
+            raise ValueError(f"{what}, {got}; pass in_order=True, or save at the end of an epoch")
         return {
             **self._state.state(),
             "generators": {} if self._sampler is None else self._sampler.own_states(),
-            "workers": getattr(reader, "persistent_workers", False) and getattr(reader, "_iterator", None) is not None,
+            "workers": self._has_workers,
             "N": self.view.dataset_length,
         }
 
+    def _is_in_order(self) -> bool:
+        """Whether the batches taken are the first ones of the epoch: all of them are."""
+        if getattr(self._reader, "in_order", True) or not self._reader.num_workers:
+            return True
+        return hasattr(self._sampler, "__len__") and self._state.position == len(self)
+
     def resume(self, state: dict[str, Any]) -> None:
         """Make the next iteration resume from a state: a sampler's entries are skipped, other iterables are read up to there."""
-        if state["position"] is not None and state["N"] != self.view.dataset_length:
+        if state["position"] and state["N"] != self.view.dataset_length:
             got = f"of {state['N']} examples, got {self.view.dataset_length}"
             raise ValueError(f"this state was saved in mid-epoch over a dataset {got}; resume with the same data")
         if self._sampler is not None:
-            self._sampler.put_back(state["generators"])
+            self._sampler.put_back_own(state["generators"])
         # Running workers draw no seed for another epoch; new workers do.
         drawn = self._sampler is not None and state["position"] is None and state["workers"]
         self._state.resume(state, drawn)

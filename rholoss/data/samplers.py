@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
-from rholoss.data.epoch_state import EpochState
+from rholoss.data.epoch_state import EpochState, Pass
 from rholoss.data.subset import by_position
 from rholoss.isolation import fork_rng
 
@@ -20,7 +20,8 @@ RandomStates = tuple[Tensor, dict[str, Any]]
 class ResumableSampler:
     """A sampler or batch sampler whose epoch in progress can be restarted and resumed.
 
-    It sets ``state.began`` to two random states: when it was last iterated, and when it was then first asked for an entry.
+    It sets ``began`` of the pass that is being opened to two random states: when it was iterated, and when it was then first
+    asked for an entry.
     """
 
     def __init__(self, sampler: Any, generator: torch.Generator | None, state: EpochState) -> None:
@@ -30,25 +31,28 @@ class ResumableSampler:
         self.rewind: RandomStates | None = None  # the random states to start the next iteration from; None: the current ones
 
     def __iter__(self) -> Iterator[Any]:
-        if self.state.skip:
-            return self._rest()
+        this = self.state.opening
+        if this is not None and this.skip:
+            return self._rest(this)
         if self.rewind is not None:
-            self._put_back(self.rewind)
+            self.put_back(self.rewind)
         iterated = self.states()
-        return self._entries(iterated, iter(self.sampler))  # iterating alone may draw from the generators
+        return self._entries(this, iterated, iter(self.sampler))  # iterating alone may draw from the generators
 
-    def _entries(self, iterated: RandomStates, entries: Iterator[Any]) -> Iterator[Any]:
-        self.rewind = None
-        self.state.began = iterated, self.states()
+    def _entries(self, this: Pass | None, iterated: RandomStates, entries: Iterator[Any]) -> Iterator[Any]:
+        self.rewind = self.state.opening = None
+        if this is not None:
+            this.began, this.draws = (iterated, self.states()), True
         yield from entries
 
-    def _rest(self) -> Iterator[Any]:
-        (iterated, asked), (skip, self.state.skip) = self.state.began, (self.state.skip, 0)
+    def _rest(self, this: Pass) -> Iterator[Any]:
+        self.state.opening, this.draws = None, True
+        iterated, asked = this.began
         with fork_rng():
-            self._put_back(iterated)
+            self.put_back(iterated)
             entries = iter(self.sampler)
-            self._put_back(asked)
-            entries = skipped(entries, skip)
+            self.put_back(asked)
+            entries = skipped(entries, this.skip)
         yield from entries
 
     def own_states(self) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class ResumableSampler:
             for place, (_, _, value) in self._held().items()
         }
 
-    def put_back(self, states: dict[str, Any]) -> None:
+    def put_back_own(self, states: dict[str, Any]) -> None:
         """Restore the generators other than the global one and the epochs of the samplers."""
         held = self._held()
         if set(states) != set(held):
@@ -71,11 +75,12 @@ class ResumableSampler:
             setattr(holder, name, value if isinstance(state, Tensor) else state)
 
     def states(self) -> RandomStates:
-        """The current random states, to be restored as ``rewind``."""
+        """The current random states."""
         return torch.get_rng_state(), self.own_states()
 
-    def _put_back(self, states: RandomStates) -> None:
-        self.put_back(states[1])
+    def put_back(self, states: RandomStates) -> None:
+        """Restore random states."""
+        self.put_back_own(states[1])
         torch.set_rng_state(states[0].cpu())
 
     def __len__(self) -> int:
@@ -93,6 +98,17 @@ class ResumableSampler:
             if isinstance(value, torch.Generator)
             or (isinstance(vars(holder).get("epoch"), int) and name in ("epoch", "generator"))
         }
+
+
+def are_same(states: RandomStates, others: RandomStates) -> bool:
+    """Whether nothing was drawn between two random states."""
+    (rng, own), (other_rng, other_own) = states, others
+    return torch.equal(rng, other_rng) and own.keys() == other_own.keys() and all(map(_is_same, own.values(), other_own.values()))
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    both = isinstance(value, Tensor) and isinstance(other, Tensor)
+    return torch.equal(value, other) if both else type(value) is type(other) and value == other
 
 
 def chain(sampler: Any) -> Iterator[Any]:
