@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
 from rholoss import functional
 from rholoss.batches import Rows, cut, move
@@ -16,6 +17,7 @@ from rholoss.cost import Cost, StepTimer
 from rholoss.data import CandidateLoader, DrawRule, IndexedBatch, LoaderView
 from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import as_index
+from rholoss.data.samplers import InOrder, is_called_by
 from rholoss.isolation import derived_seed, device_of
 from rholoss.options import SelectorOptions, refuse_unknown
 from rholoss.scoring import Forward, Loss, Scorer, Task
@@ -234,8 +236,29 @@ class Selector(ABC):
 
     batch_size = property(lambda self: self.n_b, doc="n_b, as of a loader.")
     dataset = property(lambda self: self.view.dataset, doc="The loader's dataset.")
-    sampler = property(lambda self: self, doc="The selector: frameworks call ``loader.sampler.set_epoch``.")
     epoch = property(lambda self: self._passes.epoch, doc="Passes over the data before this one.")
+
+    @property
+    def sampler(self) -> Any:
+        """What frameworks call ``set_epoch`` of: the selector, or a sampler that passes it on, where examples come in order."""
+        own = getattr(self.view.loader, "sampler", None)
+        if not self.view.is_map_style or isinstance(own, SequentialSampler):
+            return InOrder(self.dataset, self.set_epoch)
+        if is_called_by("_resolve_overfit_batches"):
+            what = "Lightning's overfit_batches turns shuffling off, which it cannot do inside a selector"
+            expected = f"expected a selector around a loader that does not shuffle, got one around a {type(own).__name__}"
+            raise ValueError(f"{what}: {expected}; wrap a DataLoader with shuffle=False, or pass limit_train_batches= instead")
+        return self
+
+    @property
+    def _iterator(self) -> Any:
+        """That of a loader whose workers live from epoch to epoch: Lightning ends them after ``fit``, and sets None."""
+        return getattr(self.candidate_loader.reader, "_iterator", None)
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        if hasattr(self.candidate_loader.reader, "_iterator"):
+            self.candidate_loader.reader._iterator = iterator
 
     @property
     def next_epoch(self) -> int:

@@ -218,13 +218,14 @@ class CandidateLoader:
         torch.set_rng_state(states[0]) if self._sampler is None else self._sampler.put_back(states)
 
     @property
-    def _reader(self) -> Any:
+    def reader(self) -> Any:
+        """The loader that reads, without ``IndexedBatches`` around it."""
         return self.batches.batches if isinstance(self.batches, IndexedBatches) else self.batches
 
     @property
     def _has_workers(self) -> bool:
         """Whether there are workers that live from epoch to epoch."""
-        return bool(getattr(self._reader, "persistent_workers", False)) and getattr(self._reader, "_iterator", None) is not None
+        return bool(getattr(self.reader, "persistent_workers", False)) and getattr(self.reader, "_iterator", None) is not None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -248,7 +249,7 @@ class CandidateLoader:
         """The position, the random states at the start of the epoch, and the current states of the generators."""
         if self._state.position and not self._is_in_order():
             what = "a state in mid-epoch needs batches in the order of the sampler"
-            got = f"got a DataLoader with in_order=False and num_workers={self._reader.num_workers}"
+            got = f"got a DataLoader with in_order=False and num_workers={self.reader.num_workers}"
             raise ValueError(f"{what}, {got}; pass in_order=True, or save at the end of an epoch")
         return {
             **self._state.state(),
@@ -259,7 +260,7 @@ class CandidateLoader:
 
     def _is_in_order(self) -> bool:
         """Whether the batches taken are the first ones of the epoch: all of them are."""
-        if getattr(self._reader, "in_order", True) or not self._reader.num_workers:
+        if getattr(self.reader, "in_order", True) or not self.reader.num_workers:
             return True
         return hasattr(self._sampler, "__len__") and self._state.position == len(self)
 

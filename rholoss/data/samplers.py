@@ -1,6 +1,7 @@
 """Samplers for candidate batches: resumable, filtered, or one rank's share."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeGuard
@@ -125,6 +126,20 @@ def skipped(entries: Iterator[Any], skip: int) -> Iterator[Any]:
         what = f"this state was saved after {skip} candidate batches, but the loader has {taken}"
         raise ValueError(f"{what}; resume with the same data and batch size")
     return entries
+
+
+class InOrder(SequentialSampler):
+    """What a framework sees of a sampler that draws in order; ``set_epoch`` is passed on."""
+
+    def __init__(self, dataset: Any, set_epoch: Callable[[int], None]) -> None:
+        super().__init__(dataset)
+        self.set_epoch = set_epoch
+
+
+def is_called_by(name: str) -> bool:
+    """Whether the caller of the calling function, or of the generator that calls it, has this name."""
+    frame = sys._getframe(2)
+    return any(each is not None and each.f_code.co_name == name for each in (frame, frame.f_back))
 
 
 class MemberSampler:
