@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rholoss.batches import Rows, cut
+from rholoss.batches import Rows, cut, version_of
 from rholoss.cost import ScoredCounts
 from rholoss.devices import to_device
 from rholoss.isolation import Mode, device_of
@@ -87,14 +87,18 @@ class Candidates:
     def per_example(self, fn: Callable[[Any, Any, int], Tensor]) -> Tensor:
         """``fn(outputs, targets, n)`` for the n examples of each chunk, joined to shape (n_B, ...): for large outputs."""
         if self._pair is not None:
-            with self._scorer.around(self._model, self._mode, self._seed(self._mode)):
-                return fn(*self._pair, len(self))
+            around = self._scorer.around(self._model, self._mode, self._seed(self._mode))
+            with around, self._scorer.lent(self._pair) as (outputs, targets):  # a loss may work in place
+                return fn(outputs, targets, len(self))
         whole = self._scorer.in_one_pass(len(self))
 
         def keeping(outputs: Any, targets: Any, n: int) -> Any:
-            if whole:  # held anyway until the pass is over
+            versions = [version_of(part) for part in (outputs, targets) if isinstance(part, Tensor)]
+            result = fn(outputs, targets, n)
+            unchanged = versions == [version_of(part) for part in (outputs, targets) if isinstance(part, Tensor)]
+            if whole and unchanged:  # held anyway until the pass is over
                 self._pair = outputs, targets
-            return fn(outputs, targets, n)
+            return result
 
         return self._run(keeping)
 

@@ -1,4 +1,4 @@
-"""No side effects: a model's modes and buffers, and random states, are restored after a block."""
+"""No side effects: a model's modes and buffers, and random states, are restored after a block; other changes are reported."""
 
 import hashlib
 import random
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from rholoss.model_state import same_state
 
 Mode = Literal["eval", "train", "dropout"]
 
@@ -60,7 +62,7 @@ def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval", seed: int | None = None) -> Iterator[None]:
-    """Run a block under no_grad with a model in a mode, then restore modes, buffers and random state.
+    """Run a block under no_grad with a model in a mode, then restore modes, buffers and random states, see ``same_state``.
 
     Each module's own flag is set and restored, as ``model.train(...)`` would unfreeze a frozen BatchNorm. ``"train"`` keeps the
     modules' current modes; ``"dropout"`` is train mode, except for modules with running statistics.
@@ -71,8 +73,8 @@ def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval",
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(fork_rng(device, seed))
-        if mode != "eval":
-            stack.enter_context(_same_buffers(modules))
+        if model is not None:
+            stack.enter_context(same_state(model, modules, every_block=mode != "eval"))
         try:
             for module, was in flags:
                 wanted = {"eval": False, "train": was, "dropout": not hasattr(module, "running_mean")}[mode]
@@ -83,18 +85,6 @@ def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval",
             for module, was in flags:
                 if module.training != was:
                     module.training = was
-
-
-@contextmanager
-def _same_buffers(modules: list[nn.Module]) -> Iterator[None]:
-    saved = [(module, name, buffer, buffer.clone()) for module in modules for name, buffer in module.named_buffers(recurse=False)]
-    try:
-        yield
-    finally:
-        for module, name, buffer, value in saved:
-            buffer.data.copy_(value)  # .data: a backward pass may be waiting for this very buffer
-            if getattr(module, name) is not buffer:
-                setattr(module, name, buffer)
 
 
 def module_of(model: Any) -> nn.Module | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rholoss.batches import RowRange, cut, move
 from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed, unwrapped
+from rholoss.lending import Lender
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -162,7 +163,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Runs a model without side effects: modes, buffers, gradients, grad mode and random state are preserved.
+    """Runs a model without side effects: modes, buffers, gradients, grad mode, random state and the batch are preserved.
 
     A batch of more than ``chunk_size`` examples is scored in passes of exactly this size, so that a compiled model compiles once.
     """
@@ -170,6 +171,7 @@ class Scorer:
     task: Task = field(default_factory=Task)
     mode: Mode = "eval"
     chunk_size: int | None = None
+    lender: Lender = field(default_factory=Lender, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in ("eval", "train"):
@@ -201,7 +203,7 @@ class Scorer:
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
         """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
         model = undistributed(model)  # ranks may score different numbers of times
-        with self.around(model, mode, seed) as device:
+        with self.around(model, mode, seed) as device, self.lent(batch, model, mode, device) as batch:
             parts = []
             done = 0
             for chunk, start, stop in self._chunks(batch, n):
@@ -211,6 +213,11 @@ class Scorer:
                 parts.append(_from_row(reduce(*pair, stop - start), done - start, self.in_one_pass(n)))
                 done = stop
         return _joined(parts)
+
+    def lent(self, batch: Any, model: Any = None, mode: Mode | None = None, device: torch.device | None = None) -> Any:
+        """The context in which a batch, or outputs and targets, are lent to a model or a loss that may change them in place."""
+        borrower = id(model), getattr(model, "training", None), mode or self.mode, id(self.task.forward), id(self.task.loss)
+        return self.lender.lend(batch, borrower, device)
 
     def in_one_pass(self, n: int) -> bool:
         """Whether n examples fit in one forward pass."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
+from rholoss.data.collate_checks import check_rows
 from rholoss.data.epoch_state import EpochState, Pass
 from rholoss.data.index import IndexedBatch, IndexedBatches, check_indexed, idle
 from rholoss.data.loader_view import LoaderView
@@ -97,7 +98,10 @@ class CandidateIterator:
             what = f"a candidate batch has {self._last} examples, fewer than n_b = {self._n_b}, and it is not the last"
             raise ValueError(f"{what}; pass a smaller batch_size, or larger batches")
         self._state.advance(self._this)
-        return check_indexed(item, self._loader.view.loader)
+        item = check_indexed(item, self._loader.view.loader)
+        if self._loader.view.reports_index:
+            check_rows(len(item.index), item.batch)
+        return item
 
     def close(self) -> None:
         """End the pass: the next iteration begins another one."""

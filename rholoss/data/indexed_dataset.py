@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate, get_worker_info
 
+from rholoss.data.collate_checks import check_examples, check_order, check_rows
 from rholoss.data.index import CARRY_THE_INDEX, IndexedBatch, as_index, copy_loader
 from rholoss.data.subset import index_of, whole_of
 
@@ -65,19 +66,26 @@ def _is_plain(column: Tensor) -> bool:
 class _IndexedCollate:
     def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
         self.collate_fn = collate_fn
+        self.calls = 0
 
     def __call__(self, read: _Read) -> IndexedBatch:
-        examples = read.examples
+        examples, collate = read.examples, self.collate_fn
         if read.is_batch:
             return IndexedBatch(read.index, examples)
-        if self.collate_fn is default_collate:  # it keeps the order of its examples
-            return IndexedBatch(as_index(read.index), default_collate(examples))
+        index = as_index(read.index)
+        if collate is default_collate:  # it keeps the order of its examples
+            return IndexedBatch(index, default_collate(examples))
         before = list(examples) if isinstance(examples, list) else []
-        batch = self.collate_fn(examples)
+        check_examples(read.index, examples, collate)
+        batch = collate(examples)
         moved = any(map(operator.is_not, before, examples))
         if moved and set(map(id, before)) == set(map(id, examples)):
             raise ValueError(f"the collate_fn sorted its examples, so that their indices are lost; {CARRY_THE_INDEX}")
-        return IndexedBatch(as_index(read.index), batch)
+        check_rows(len(index), batch, collate)
+        self.calls += 1
+        if before and self.calls & (self.calls - 1) == 0:  # now and then, as it compares contents
+            check_order(before, batch, collate)
+        return IndexedBatch(index, batch)
 
 
 class _WorkerInit:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rholoss.batches import Rows, cut, name_of
+from rholoss.batches import Rows, as_type_of, cut, name_of, wraps_others
 from rholoss.distributed import Ranks
 from rholoss.isolation import derived_seed
 
@@ -55,6 +55,9 @@ class Exchange:
         self._ranks, self._batch, self._n = ranks, batch, n
         self._columns: list[Any] = []
         cut(batch, _EachColumn(self._columns.append), n)
+        for column in self._columns:
+            if isinstance(column, Tensor) and (wraps_others(type(column)) or column.layout != torch.strided or column.is_nested):
+                _refuse(column)
         self._layouts = [_layout(column) for column in self._columns]
         self.digest = derived_seed(*self._layouts)
 
@@ -118,6 +121,13 @@ class _EachColumn:
 
     def __init__(self, change: Callable[[Any], Any]) -> None:
         self.tensor = self.array = self.sequence = change
+        self.own = _refuse
+
+
+def _refuse(column: Any) -> None:
+    """Refuse what is not made of bytes or Python objects by row."""
+    what = f"rows of a {type(column).__name__} cannot move between ranks"
+    raise TypeError(f"{what}: expected dense tensors, arrays and lists; let the collate_fn return a dict of them")
 
 
 def _layout(column: Any) -> str:
@@ -138,7 +148,7 @@ def _like(column: Tensor, rows: Tensor) -> Tensor:
     """Bytes as rows of a column, on its device."""
     like = column.new_empty(len(rows), *column.shape[1:])
     _bytes(like).copy_(rows)  # a view, since the tensor is new and contiguous
-    return like
+    return as_type_of(column, like)
 
 
 def _joined(column: Any, parts: tuple[Any, ...]) -> Any:
