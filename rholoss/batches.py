@@ -127,6 +127,12 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether contents can be compared, and without waiting for an accelerator."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not wraps_others(type(tensor))
+    return is_dense and tensor.device.type == "cpu"
+
+
 def is_tensor_dict(value: Any) -> bool:
     """Whether a value is of one of tensordict's classes, which know their batch size and are cut and moved as a whole."""
     kind = type(value)

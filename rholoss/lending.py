@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rholoss.batches import copy_of, each_tensor, name_of, version_of
+from rholoss.batches import copy_of, each_tensor, is_readable, name_of, version_of
 
 
 class Lender:
@@ -31,14 +31,14 @@ class Lender:
             ValueError: a borrower that never changed a batch changed this one, which is lost.
         """
         changes = self._changes.get(borrower)
-        loan = _Loan(copies=changes is not False, device=device)
+        loan = _Loan(changes is not False, device)
         yield from loan.handing_out(batch)
         if changes is None:
             self._changes[borrower] = loan.came_back_changed()
-        elif not changes and (changed := loan.newer()):
+        if lost := loan.lost():
             self._changes[borrower] = True
-            names = ", ".join(str(name_of(tensor, batch)) for tensor in changed)
-            what = f"the forward pass or the loss changed {names} in place while it only scored, which it did not do before"
+            names = ", ".join(str(name_of(tensor, batch)) for tensor in lost)
+            what = f"the forward pass or the loss changed {names} in place while it only scored"
             cure = "change a copy, such as x.clone(), in the model or in forward="
             raise ValueError(f"{what}: expected the batch as it was loaded, to train on; {cure}")
 
@@ -48,13 +48,13 @@ class _Loan:
 
     def __init__(self, copies: bool, device: torch.device | None) -> None:
         self._copies, self._device = copies, device
-        self._lent: dict[int, tuple[Tensor, Tensor, int, bool]] = {}  # by id: the batch's own, the lent one, version, flag
+        self._lent: dict[int, tuple[Tensor, int, Tensor, bool]] = {}  # by id: own, its version, lent, flag
 
     def handing_out(self, batch: Any) -> Iterator[Any]:
         try:
             yield each_tensor(batch, self._lend, apart=True)
         finally:
-            for _, lent, _, flag in self._lent.values():
+            for _, _, lent, flag in self._lent.values():
                 if lent.requires_grad != flag:
                     lent.requires_grad_(flag)
 
@@ -62,14 +62,14 @@ class _Loan:
         if id(tensor) not in self._lent:  # a batch may hold the same tensor twice
             is_moved = self._device is not None and tensor.device != self._device
             lent = copy_of(tensor) if self._copies and not is_moved else tensor
-            self._lent[id(tensor)] = tensor, lent, version_of(lent), lent.requires_grad
-        return self._lent[id(tensor)][1]
+            self._lent[id(tensor)] = tensor, version_of(tensor), lent, lent.requires_grad
+        return self._lent[id(tensor)][2]
 
-    def newer(self) -> list[Tensor]:
-        """The tensors that were changed in place."""
-        return [tensor for tensor, lent, version, _ in self._lent.values() if version_of(lent) != version]
+    def lost(self) -> list[Tensor]:
+        """The tensors of the batch itself that were changed in place."""
+        return [tensor for tensor, version, _, _ in self._lent.values() if version_of(tensor) != version]
 
     def came_back_changed(self) -> bool:
-        pairs = [(own, lent) for own, lent, _, _ in self._lent.values() if own is not lent and type(own) is Tensor]
-        readable = [pair for pair in pairs if pair[0].device.type == "cpu" and pair[0].layout == torch.strided]
-        return bool(self.newer()) or not all(torch.equal(*pair) for pair in readable)
+        """Whether copies were changed: compared by content, where that waits for no accelerator, else by version."""
+        pairs = [(own, lent) for own, _, lent, _ in self._lent.values() if own is not lent]
+        return any(version_of(lent) > 0 or (is_readable(own) and not torch.equal(own, lent)) for own, lent in pairs)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from rholoss.batches import version_of
+from rholoss.batches import is_readable, version_of
 
 _CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, deque)
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))  # modes and hooks, and where parameters, buffers and children are
@@ -55,17 +55,12 @@ def _saved(module: nn.Module) -> Callable[[], bool]:
         changed = False
         for names, name, tensor, version, value in saved:
             is_new = names.get(name) is not tensor or version_of(tensor) != version
-            changed |= is_new or (_is_readable(tensor) and not torch.equal(tensor, value))  # batch_norm counts no version
+            changed |= is_new or (is_readable(tensor) and not torch.equal(tensor, value))  # batch_norm counts no version
             tensor.data.copy_(value)  # .data: a backward pass may be waiting for this very buffer
             names[name] = tensor
         return changed
 
     return put_back
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    """Whether contents can be compared without waiting for an accelerator."""
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided
 
 
 def _renormalizes(module: nn.Module) -> bool:
@@ -124,8 +119,6 @@ def _report(moved: dict[nn.Module, list[str]]) -> None:
         return
     _reported.update(found)
     names = ", ".join(f"{type(module).__name__}.{name}" for module, names in list(found.items())[:3] for name in names[:3])
-    what = (
-        f"a forward pass that only scored changed the model: expected its attributes and weights as they were, but {names} moved"
-    )
+    what = f"a forward pass that only scored changed {names}, and training starts from there"
     cure = "keep such state in buffers (register_buffer), which are put back, or put it back in forward="
     warnings.warn(f"{what}; {cure}; for a counter or a cache that training does not read, ignore this warning", stacklevel=2)
