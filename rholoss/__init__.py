@@ -13,6 +13,7 @@ Start with ``IrreducibleLossStore`` (for each example, its loss under a model th
     diagnostics     what did this run select?
     tokens          the same for the tokens of a language model
     integrations    adapters for frameworks
+    losses          losses by name: of classes, values, binary and soft labels
     functional      the formulas of all methods
 """
 
@@ -20,6 +21,7 @@ from rholoss._version import __version__ as __version__
 from rholoss.candidates import Candidates
 from rholoss.data import DrawRule, IndexedBatch, IndexedBatches, IndexedSubset, hash_ids, split
 from rholoss.irreducible import Checkpoints, Fit, cross_fit, fit_irreducible_model
+from rholoss.losses import binary_cross_entropy, soft_cross_entropy
 from rholoss.presets import fast_rho_loss
 from rholoss.registry import build_selector, register, selector_names
 from rholoss.report import Report
@@ -32,6 +34,6 @@ from rholoss.store import IrreducibleLossStore
 # fmt: off
 __all__ = [
     "Candidates", "Checkpoints", "DrawRule", "Fit", "IndexedBatch", "IndexedBatches", "IndexedSubset", "IrreducibleLossStore",
-    "Report", "RhoLossSelector", "Selection", "Selector", "Task", "build_selector", "cross_fit", "fast_rho_loss",
-    "fit_irreducible_model", "hash_ids", "register", "selector_names", "split",
+    "Report", "RhoLossSelector", "Selection", "Selector", "Task", "binary_cross_entropy", "build_selector", "cross_fit",
+    "fast_rho_loss", "fit_irreducible_model", "hash_ids", "register", "selector_names", "soft_cross_entropy", "split",
 ]

@@ -14,6 +14,7 @@ from rholoss.batches import Rows, cut, version_of
 from rholoss.cost import ScoredCounts
 from rholoss.devices import to_device
 from rholoss.isolation import Mode, device_of
+from rholoss.losses import LabelError
 from rholoss.scoring import Forward, Scorer
 
 
@@ -155,6 +156,10 @@ class Candidates:
         """The selector's loss for the outputs of n examples, shape (n,)."""
         return self._scorer.losses(outputs, targets, n)
 
+    def expect_formula(self, formula: str) -> None:
+        """Compare the default loss's formula with the one that a store was made with, in this batch and later ones."""
+        self._scorer.check.expect(formula)
+
     def rand(self, n: int | None = None) -> Tensor:
         """Random numbers in [0, 1) from the selector's generator, shape (n_B,) or (n,), float32: the same on every device."""
         return to_device(torch.rand(len(self) if n is None else n, generator=self.generator), self.device)
@@ -179,7 +184,10 @@ class Candidates:
             raise ValueError("a loss or outputs need a model; pass it as the second argument, after the loader")
         mode = mode or self._mode
         self.scored.add(len(self), by_model=self._model is self._own_model)
-        return self._scorer.run(self._model, self.batch, len(self), fn, mode, self._seed(mode))
+        try:
+            return self._scorer.run(self._model, self.batch, len(self), fn, mode, self._seed(mode))
+        except LabelError as error:
+            raise error.of(self.loader_index) from error
 
     def _seed(self, mode: Mode) -> int | None:
         """A seed for the forward pass, from the selector's generator; eval mode draws nothing."""

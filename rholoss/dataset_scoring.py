@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from rholoss.data import CandidateLoader, LoaderView
 from rholoss.isolation import device_of, seeded
+from rholoss.losses import LabelError
 from rholoss.options import ScoringOptions, refuse_unknown
 from rholoss.scoring import Reduce, Scorer, Task
 
@@ -63,7 +64,10 @@ class DatasetScorer:
         with seeded(self._seed, view, rows.start if rows else 0, device=device_of(model)):
             for index, batch in self.batches(rows):
                 indices.append(index.cpu())
-                values.append(self.scorer.run(model, batch, len(index), measure).float().cpu())
+                try:
+                    values.append(self.scorer.run(model, batch, len(index), measure).float().cpu())
+                except LabelError as error:
+                    raise error.of(index) from error
                 seen(len(index))
         if not indices:
             raise ValueError("expected at least one example to score, got none")

@@ -9,12 +9,12 @@ from numbers import Integral
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rholoss.batches import RowRange, cut, move
 from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed, unwrapped
 from rholoss.lending import Lender
+from rholoss.losses import LossCheck, callable_name as callable_name, default_loss as default_loss
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -61,51 +61,10 @@ def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
     raise TypeError(f"expected a batch (x, y) or a mapping with labels, got {what}; {_PASS_FORWARD}")
 
 
-def default_loss(outputs: Any, targets: Any) -> Tensor:
-    """Cross-entropy for integer targets, squared error for floating ones, one value per example, in float32.
-
-    Args:
-        outputs: logits, shape (n, C) or, for sequences, (n, T, C); or predictions, any shape (n, ...).
-        targets: classes, shape (n,) or (n, T), integer, where -100 is ignored; or values, floating, of the shape of ``outputs``.
-            Soft labels and floating 0/1 labels are treated as values: pass ``loss`` for them.
-
-    Returns:
-        Shape (n,). Cross-entropy in nats, for sequences the mean over the tokens that are not ignored (0 without any); or the
-        squared error, averaged over all dimensions but the first.
-
-    Raises:
-        TypeError: outputs or targets are not tensors; pass ``loss``.
-        ValueError: their shapes do not fit.
-    """
-    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-        what = f"expected tensors, got outputs {type(outputs).__name__} and targets {type(targets).__name__}"
-        raise TypeError(f"{what}; let forward= return tensors, or pass loss=(outputs, targets) -> (n,)")
-    if targets.is_floating_point():
-        if outputs.shape != targets.shape:
-            got = f"{tuple(outputs.shape)} and {tuple(targets.shape)}; reshape one of them in forward=, or pass loss="
-            raise ValueError(f"outputs and floating targets must have one shape, got {got}")
-        return (outputs.float() - targets.float()).square().reshape(len(outputs), -1).mean(1)
-    if outputs.ndim not in (2, 3) or outputs.shape[-1] == 1 or outputs.shape[:-1] != targets.shape:
-        expected = "expected logits (n, C) with classes (n,), or (n, T, C) with (n, T), where C is at least 2"
-        got = f"got outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
-        raise ValueError(f"{expected}, {got}; pass loss=(outputs, targets) -> (n,)")
-    if outputs.ndim == 2:
-        return F.cross_entropy(outputs.float(), targets.long(), reduction="none")
-    losses = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten().long(), reduction="none").reshape(len(targets), -1)
-    return losses.sum(1) / (targets != -100).reshape(len(targets), -1).sum(1).clamp(min=1)
-
-
 def _logits(outputs: Any) -> Any:
     if isinstance(outputs, Mapping) and "logits" in outputs:
         return outputs["logits"]
     return getattr(outputs, "logits", outputs)
-
-
-def callable_name(function: Any) -> str:
-    """The name of a function, module or other callable, such as the loss that made a store."""
-    if function is default_loss or function is default_forward:
-        return str(function.__name__)
-    return repr(function) if isinstance(function, nn.Module) else getattr(function, "__qualname__", type(function).__name__)
 
 
 def check_loss(loss: Any, n: int) -> Tensor:
@@ -172,6 +131,7 @@ class Scorer:
     mode: Mode = "eval"
     chunk_size: int | None = None
     lender: Lender = field(default_factory=Lender, compare=False, repr=False)
+    check: LossCheck = field(default_factory=LossCheck, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in ("eval", "train"):
@@ -181,6 +141,7 @@ class Scorer:
 
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
+        self.check.meet(self.task.loss, outputs, targets)
         return check_loss(self.task.loss(outputs, targets), n)
 
     def refuse_causal(self, model: Any) -> None:

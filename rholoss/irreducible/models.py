@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rholoss.data.fingerprint import digest
 from rholoss.irreducible.fit import Fit
 from rholoss.isolation import device_of, module_of
-from rholoss.scoring import callable_name
+from rholoss.losses import callable_name
 
 
 class Checkpoints:

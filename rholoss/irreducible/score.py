@@ -17,6 +17,7 @@ from rholoss.distributed import rank_and_size
 from rholoss.files import StrPath
 from rholoss.irreducible.resume import score_in_memory, score_on_disk
 from rholoss.irreducible.scoring_job import ScoringJob
+from rholoss.losses import probability_scale, refuse_other_classes
 from rholoss.options import ScoringOptions
 from rholoss.store import CalibrationCounts, IrreducibleLossStore
 
@@ -67,16 +68,18 @@ def losses_of_predictions(
     predictions = predictions if hasattr(predictions, "shape") else np.asarray(predictions)
     classes = _classes(predictions, targets)
     n, C = predictions.shape
-    counts, parts = CalibrationCounts(C), []
+    counts, parts = CalibrationCounts(C, formula="cross_entropy"), []
     for start in range(0, n, ROWS):
         rows = predictions[start : start + ROWS]
         rows = (rows.detach().cpu() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))).double()
         if kind == "probabilities":
             _refuse_not_probabilities(rows, start)
             rows = rows.log()
+        elif start == 0:
+            _refuse_probabilities(rows)
         log_p = F.log_softmax(rows, 1) if kind == "logits" else rows
         confidence, likeliest = log_p.exp().max(1)
-        label = classes[start : start + ROWS].long()
+        label = classes[start : start + ROWS]
         counts.count(confidence.clamp(max=1).numpy(), (likeliest == label).numpy())
         parts.append((-log_p.gather(1, label[:, None])[:, 0]).clamp(min=0).float())
     losses = torch.cat(parts) if parts else torch.empty(0)
@@ -89,21 +92,40 @@ def losses_of_predictions(
 
 
 def _classes(predictions: Any, targets: Any) -> Tensor:
-    """The targets as classes, shape (N,), checked against the predictions."""
-    classes = tensor_of(targets).cpu()
-    n = len(predictions)
-    if len(predictions.shape) != 2 or predictions.shape[1] < 2 or classes.shape != (n,) or classes.is_floating_point():
-        got = f"predictions {tuple(predictions.shape)} and targets {tuple(classes.shape)}, {classes.dtype}"
-        raise ValueError(f"expected predictions (N, C), C at least 2, with classes (N,), integer, got {got}")
-    C = predictions.shape[1]
-    wrong = torch.nonzero((classes < 0) | (classes >= C)).flatten().tolist()
-    if wrong:
-        raise ValueError(f"expected classes from 0 to {C - 1}, got {int(classes[wrong[0]])} at row {wrong[0]}")
-    return classes
+    """The targets as classes, shape (N,), int64, checked against the predictions."""
+    n, shape = len(predictions), tuple(predictions.shape)
+    if len(shape) != 2 or shape[1] < 2:
+        binary = "for a probability p of class 1, pass torch.stack([1 - p, p], 1); for its logit z, torch.stack([0 * z, z], 1)"
+        raise ValueError(f"expected predictions (N, C), C at least 2, with classes (N,), got predictions {shape}; {binary}")
+    expected = f"expected predictions (N, C), here {shape}, with classes (N,), integer, from 0 to {shape[1] - 1}"
+    try:
+        classes = tensor_of(targets).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        first = next(
+            (f"{value!r} at row {row}" for row, value in enumerate(targets) if not isinstance(value, int)), repr(targets)
+        )
+        cure = "number them: names = sorted(set(targets)), then [names.index(name) for name in targets]"
+        raise ValueError(f"{expected}, got {first[:80]}; {cure}") from error
+    if classes.shape != (n,) or classes.is_floating_point() or classes.is_complex():
+        cure = "pass targets.argmax(1) of one-hot rows" if classes.shape == shape else "pass one whole number per example"
+        cure = "convert them to int64 if they are whole numbers" if classes.shape == (n,) else cure
+        raise ValueError(f"{expected}, got {tuple(classes.shape)}, {classes.dtype}; {cure}")
+    refuse_other_classes(classes.long(), shape[1], ignored=False)
+    return classes.long()
+
+
+def _refuse_probabilities(rows: Tensor) -> None:
+    scale = probability_scale(rows)
+    if scale:
+        cure = "pass kind='probabilities'" if scale == 1 else f"divide them by {scale}, and pass kind='probabilities'"
+        what = f"expected logits, got rows without a negative value that sum to {scale}, like probabilities"
+        raise ValueError(f"{what}: {cure} (if they are logits, subtract 1 from all: their losses stay the same)")
 
 
 def _refuse_not_probabilities(rows: Tensor, start: int) -> None:
     bad = torch.nonzero(((rows.sum(1) - 1).abs() > 1e-3) | (rows < 0).any(1)).flatten()
     if len(bad):
-        got = f"{float(rows[bad[0]].sum()):.4g} in row {start + int(bad[0])}"
-        raise ValueError(f"expected probabilities that sum to 1, got {got}; for logits, pass kind='logits'")
+        row, is_percent = rows[bad[0]], probability_scale(rows) == 100
+        got = f"{float(row.sum()):.4g} in row {start + int(bad[0])}" + (", with negative values" if bool((row < 0).any()) else "")
+        cure = "divide them by 100" if is_percent else "for logits or log-probabilities, pass kind='logits'"
+        raise ValueError(f"expected probabilities that sum to 1, got {got}; {cure}")

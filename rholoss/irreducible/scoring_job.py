@@ -17,9 +17,10 @@ from rholoss.data.subset import origin
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.irreducible.fit import Fit
 from rholoss.irreducible.models import as_models, code_digest, describe
+from rholoss.losses import callable_name, default_loss
 from rholoss.options import ScoringOptions
 from rholoss.progress import reporter
-from rholoss.scoring import callable_name, default_forward, default_loss
+from rholoss.scoring import default_forward
 from rholoss.store.metadata import CalibrationCounts
 
 CHUNK = 65_536  # maximum number of examples to score, and write, at a time
@@ -93,6 +94,7 @@ class ScoringJob:
                 if table.shape[1] == 3:
                     counts.classes = self._classes
                     counts.count(table[:, 1], table[:, 2])
+        counts.formula = self.scorer.scorer.check.formula
         means = [half / (n * self.views) for half, n in zip(halves, of_each, strict=True) if n]
         if len(means) == 2:
             counts.compare(np.asarray(means[0]), np.asarray(means[1]))

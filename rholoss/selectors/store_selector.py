@@ -40,6 +40,7 @@ class StoreSelector(Selector):
         if model is not None:
             warn_of_other_loss(store, self.scorer.task.loss)
         self.store = store
+        self._formula = store.meta.formula
 
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""
@@ -51,6 +52,7 @@ class StoreSelector(Selector):
 
     def look_up(self, candidates: Candidates) -> Tensor:
         """The store's value of each candidate, shape (n_B,), float32, in nats, on the store's device; NaN if unknown."""
+        candidates.expect_formula(self._formula)
         if self.store.is_mapped:  # it stays on the disk, and the loader's index is on the CPU
             return self.store[candidates.loader_index.cpu()]
         index = candidates.loader_index if self.looks_up_on_host else candidates.index

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rholoss.data.fingerprint import difference, fingerprint
 from rholoss.data.index import some
-from rholoss.scoring import Loss, callable_name
+from rholoss.losses import callable_name
+from rholoss.scoring import Loss
 from rholoss.store.store import IrreducibleLossStore
 
 _CHUNK = 1 << 20  # indices to look up at a time

@@ -22,15 +22,18 @@ class CalibrationCounts:
         classes: C, or 0 if the outputs are not class logits.
         bins: for each tenth of confidence: predictions, correct ones, and sum of confidence in millionths, shape (10, 3), int64.
         halves: for the mean losses under two halves of the models: n, two sums, two sums of squares, sum of products, float64.
+        formula: what the default loss computed, ``"cross_entropy"`` or ``"squared_error"``; empty if unknown.
     """
 
-    def __init__(self, classes: int = 0, bins: Any = None, halves: Any = None) -> None:
+    def __init__(self, classes: int = 0, bins: Any = None, halves: Any = None, formula: str = "") -> None:
         self.classes = classes
+        self.formula = formula
         self.bins = np.zeros((BINS, 3), np.int64) if bins is None else np.array(bins, np.int64)
         self.halves = np.zeros(6) if halves is None else np.array(halves, float)
 
     def __add__(self, other: CalibrationCounts) -> CalibrationCounts:
-        return CalibrationCounts(max(self.classes, other.classes), self.bins + other.bins, self.halves + other.halves)
+        classes, formula = max(self.classes, other.classes), self.formula or other.formula
+        return CalibrationCounts(classes, self.bins + other.bins, self.halves + other.halves, formula)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CalibrationCounts) and self.to_json() == other.to_json()
@@ -49,7 +52,8 @@ class CalibrationCounts:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; ``CalibrationCounts(**counts.to_json())`` restores the counts."""
-        return {"classes": self.classes, "bins": self.bins.tolist(), "halves": self.halves.tolist()}
+        counts = {"classes": self.classes, "bins": self.bins.tolist(), "halves": self.halves.tolist()}
+        return {**counts, "formula": self.formula} if self.formula else counts
 
 
 @dataclass(frozen=True)
@@ -146,16 +150,25 @@ class StoreMetadata:
         known = [loss for loss in losses if loss is not None]
         return sum(known) / len(known) if len(known) == len(losses) else None
 
+    @property
+    def formula(self) -> str:
+        """What the default loss computed of the targets, ``"cross_entropy"`` or ``"squared_error"``; empty if unknown."""
+        if self.loss != "default_loss" or self.calibration is None:
+            return ""
+        return self.calibration.formula or ("cross_entropy" if self.calibration.classes else "")
+
     def check_mergeable(self, other: StoreMetadata) -> None:
         """Raise a ValueError if two stores are known to be of different data, losses, views, models or cross-fits."""
         if self.data and other.data:
             how = difference(self.data, other.data)
             if how:
                 raise ValueError(f"these stores are of different data, which cannot be merged: of the second store's, {how}")
-        for name in ("loss", "forward", "views", "code"):
+        for name in ("loss", "formula", "forward", "views", "code"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            if None not in (mine, theirs) and mine != theirs:
-                what = "forward or loss function of the same name" if name == "code" else name
+            if mine and theirs and mine != theirs:
+                what = {"code": "forward or loss function of the same name", "formula": "formula of the default loss"}.get(
+                    name, name
+                )
                 raise ValueError(f"these stores were made with another {what}, {mine!r} and {theirs!r}, and cannot be merged")
         plans = [None if each.cross_fit is None else each.cross_fit.plan for each in (self, other)]
         if plans[0] != plans[1]:

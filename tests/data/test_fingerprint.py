@@ -62,7 +62,7 @@ def test_reordered_data_are_refused_under_other_names_too_and_the_same_data_are_
 
 def test_a_selector_that_scores_by_another_loss_than_the_store_was_made_with_warns(store, data):
     loss = torch.nn.MultiMarginLoss(reduction="none")
-    with pytest.warns(UserWarning, match=r"made with the loss 'default_loss', .* scores with 'MultiMarginLoss\(\)': .*one loss="):
+    with pytest.warns(UserWarning, match=r"the loss 'default_loss', .* with 'MultiMarginLoss\(margin=1.0, .*\)': .*one loss="):
         RhoLossSelector(DataLoader(data, batch_size=4), make_net(1), store, loss=loss)
     RhoLossSelector(
         DataLoader(data, batch_size=4), make_net(1), IrreducibleLossStore.from_model(make_net(0), data, loss=loss), loss=loss

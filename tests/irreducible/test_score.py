@@ -115,7 +115,7 @@ class TestPredictions:
     @pytest.mark.parametrize(
         ("predictions", "targets", "options", "message"),
         [
-            ([[0.5, 0.5]], [0, 1], {}, r"expected predictions \(N, C\).*got predictions \(1, 2\) and targets \(2,\)"),
+            ([[0.5, 0.5]], [0, 1], {}, r"expected predictions \(N, C\), here \(1, 2\), .*got \(2,\), torch.int64"),
             ([0.5, 0.5], [0, 1], {}, r"got predictions \(2,\)"),
             ([[0.5]], [0], {}, "C at least 2"),
             ([[0.5, 0.5]], [0.5], {}, "torch.float64"),
