@@ -1,10 +1,14 @@
 """No side effects: a model's modes and buffers, and random states, are restored after a block; other changes are reported."""
 
 import hashlib
+import os
 import random
+import types
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -61,16 +65,55 @@ def seeded(*parts: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextmanager
+def own_generators_kept(holder: Any) -> Iterator[None]:
+    """Run a block, then restore the random generators that an object holds: in its attributes, and in what these hold."""
+    held = [(generator, _state_of(generator)) for generator in _generators(holder, 4, set())]
+    try:
+        yield
+    finally:
+        for generator, state in held:
+            if isinstance(generator, random.Random):
+                generator.setstate(state)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = state
+            else:
+                generator.set_state(state)
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
+
+
+def _generators(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
+    """The generators among an object's attributes and items, to some depth; long lists are taken for data."""
+    if id(value) in seen or isinstance(value, (type, types.ModuleType, torch.Tensor, np.ndarray)):
+        return
+    seen.add(id(value))
+    if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+        yield value
+        return
+    inside = value if isinstance(value, (dict, list, tuple)) else getattr(value, "__dict__", {})
+    if depth and len(inside) <= 64:
+        for each in list(inside.values()) if isinstance(inside, dict) else inside:
+            yield from _generators(each, depth - 1, seen)
+
+
+@contextmanager
 def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval", seed: int | None = None) -> Iterator[None]:
     """Run a block under no_grad with a model in a mode, then restore modes, buffers and random states, see ``same_state``.
 
     Each module's own flag is set and restored, as ``model.train(...)`` would unfreeze a frozen BatchNorm. ``"train"`` keeps the
-    modules' current modes; ``"dropout"`` is train mode, except for modules with running statistics.
+    modules' current modes; ``"dropout"`` is train mode, except for modules with running statistics. Threads that score one model
+    take turns.
     """
     model = module_of(model)
-    modules = list(model.modules()) if model is not None else []
-    flags = [(module, module.training) for module in modules]
     with ExitStack() as stack:
+        if model is not None:
+            stack.enter_context(_lock_of(model))
+        modules = list(model.modules()) if model is not None else []
+        flags = [(module, module.training) for module in modules]
         stack.enter_context(torch.no_grad())
         stack.enter_context(fork_rng(device, seed))
         if model is not None:
@@ -85,6 +128,18 @@ def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval",
             for module, was in flags:
                 if module.training != was:
                     module.training = was
+
+
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of models, and of the wrappers around them
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)  # a thread that the child does not have may hold one
+
+
+def _lock_of(model: nn.Module) -> Any:
+    lock = _locks.get(model)
+    if lock is None:
+        lock = _locks[model] = _locks.setdefault(unwrapped(model), RLock())
+    return lock
 
 
 def module_of(model: Any) -> nn.Module | None:

@@ -1,5 +1,11 @@
 """No side effects in the user's run: keep=1 is plain training bit for bit, and scoring puts everything back."""
 
+import random
+import threading
+import time
+import types
+
+import numpy as np
 import pytest
 import torch
 from conftest import make_data, make_net
@@ -7,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector
-from rholoss.isolation import preserve_state
+from rholoss.isolation import own_generators_kept, preserve_state
 
 
 class HardestSelector(Selector):
@@ -275,3 +281,59 @@ def test_untouched_takes_any_callable_for_a_model():
     with preserve_state(lambda x: x, None):
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["itself", "wrapped"])
+def test_threads_that_score_one_model_take_turns_and_leave_it_in_its_mode(wrap):
+    model, inside, most = make_net(0), [], []
+    other = wrap(model)
+
+    def score(scored):
+        for _ in range(20):
+            with preserve_state(scored, None), preserve_state(scored, None):
+                inside.append(1)
+                time.sleep(0.0005)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=score, args=(scored,)) for scored in (model, other, model)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert all(module.training for module in other.modules())
+
+
+def test_threads_that_score_different_models_do_not_wait_for_each_other():
+    meet = threading.Barrier(2, timeout=20)
+
+    def score(model):
+        with preserve_state(model, None):
+            meet.wait()
+
+    threads = [threading.Thread(target=score, args=(make_net(0),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not meet.broken
+
+
+def test_generators_that_an_object_holds_are_put_back_also_those_of_what_it_holds():
+    generators = {
+        "torch": torch.Generator().manual_seed(1),
+        "numpy": np.random.default_rng(1),
+        "old": np.random.RandomState(1),
+        "python": random.Random(1),
+    }
+
+    def draw():
+        numbers = torch.rand(1, generator=generators["torch"]).item(), generators["numpy"].random()
+        return [*numbers, generators["old"].rand(), generators["python"].random()]
+
+    holder = types.SimpleNamespace(transform=[types.SimpleNamespace(rng=generators)])
+    holder.itself = holder
+    with own_generators_kept(holder):
+        first = draw()
+    assert draw() == first

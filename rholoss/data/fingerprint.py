@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,17 +13,18 @@ from torch.utils.data import DataLoader
 
 from rholoss.data.index import is_map_style, is_readable
 from rholoss.data.subset import labels_of, whole_of
-from rholoss.isolation import seeded
+from rholoss.isolation import own_generators_kept, seeded
 
 SAMPLE = 32  # examples that are read
 Digests = dict[str, str]
 
 
-def fingerprint(data: Any) -> dict[str, Any] | None:
+def fingerprint(data: Any, seed: int = 0) -> dict[str, Any] | None:
     """A dataset's length, a digest of all labels it shows, and by field the kind and digests of a sample, as JSON values.
 
-    Of a part, the whole dataset is used. Fields that differ between two readings, such as augmented images, are omitted. None
-    where the data cannot be read by index, or report their own indices.
+    Of a part, the whole dataset is used. Fields that differ between two readings, such as augmented images, are omitted; if all
+    do, or the sample cannot be read, there is a warning. None where the data cannot be read by index, or report their own
+    indices. Global random states, and generators in the dataset's attributes, stay as they are.
     """
     loader = DataLoader(data) if is_readable(data) and not isinstance(data, DataLoader) else data
     if not is_map_style(loader) or loader.batch_sampler is None:
@@ -30,13 +32,12 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
     dataset = whole_of(loader.dataset)
     labels = labels_of(dataset)
     digests = None if labels is None else labels_digest(labels)
-    return {"length": len(dataset), "labels": digests, "sample": _sample(loader, dataset)}
+    return {"length": len(dataset), "labels": digests, "sample": _sample(loader, dataset, seed)}
 
 
 def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """How a dataset differs from the one with the saved fingerprint, in words; None where no difference is found."""
     if saved["length"] != now["length"]:
-        return f"it has {now['length']:,} examples, and that had {saved['length']:,}"
         return f"it has {now['length']:,} examples, and that had {saved['length']:,}"
     if saved["labels"] and now["labels"] and saved["labels"] != now["labels"]:
         return "its labels, in their order, are not those (it was reordered or relabelled)"
@@ -52,6 +53,20 @@ def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     if fields and all(one != other for one, other in fields):
         return "its fields have other names, and none holds what one of that held (reordered, or transformed differently)"
     return None
+
+
+def is_same_but_transformed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a difference may come from another transform of the same examples: other fields that tell them apart are the same.
+
+    Labels, a field that is one number, are never transformed.
+    """
+    if saved["length"] != now["length"] or (saved["labels"] and now["labels"] and saved["labels"] != now["labels"]):
+        return False
+    both = [(mine, now["sample"][field]) for field, mine in saved["sample"].items() if field in now["sample"]]
+    changed = [kind for (kind, digests), (its_kind, its) in both if kind == its_kind and digests != its]
+    kept = [its for mine, its in both if list(mine) == list(its) and len(set(_each(its[1]))) > 1]
+    index = _index_digests(spread(now["length"], SAMPLE))
+    return not any(kind.endswith(" ()") for kind in changed) and any(digests != index for _, digests in kept)
 
 
 def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
@@ -73,7 +88,10 @@ def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> 
 
 
 def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) -> list[Digests]:
-    """A digest of each field of some examples, read as the loader reads them, in a worker if it has workers."""
+    """A digest of each field of some examples, read as the loader reads them, in a worker if it has workers.
+
+    Random generators in the dataset's attributes stay as they are.
+    """
     workers = min(1, loader.num_workers)
     reader: DataLoader[Any] = DataLoader(
         dataset,
@@ -84,7 +102,8 @@ def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) ->
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if workers else None,
     )
-    return [digests for batch in reader for digests in batch]
+    with own_generators_kept(dataset):
+        return [digests for batch in reader for digests in batch]
 
 
 def spread(n: int, most: int) -> Tensor:
@@ -92,18 +111,35 @@ def spread(n: int, most: int) -> Tensor:
     return torch.linspace(0, n - 1, min(n, most)).round().long().unique()
 
 
-def _sample(loader: DataLoader[Any], dataset: Any) -> dict[str, list[str]]:
+def _sample(loader: DataLoader[Any], dataset: Any, seed: int) -> dict[str, list[str]]:
     positions = spread(len(dataset), SAMPLE)
-    with seeded(0):
-        read = example_digests(loader, dataset, positions.repeat(2))
+    try:
+        with seeded(seed):
+            read = example_digests(loader, dataset, positions.repeat(2))
+    except Exception as error:  # an example that the loader may never draw
+        cause = f"{type(error).__name__}: {str(error).splitlines()[-1] if str(error) else ''}"
+        warnings.warn(f"a sample of this dataset cannot be read ({cause}): other data would not be noticed", stacklevel=3)
+        return {}
     readings = read[: len(positions)], read[len(positions) :]
     fields: dict[str, list[str]] = {}
+    differ = False
     for field in readings[0][0] if readings[0] else ():
         first, second = ([digests.get(field, ":") for digests in reading] for reading in readings)
         kinds = {digest.split(":")[0] for digest in first}
+        differ = differ or first != second
         if first == second and "" not in kinds:
             fields[field] = [kinds.pop() if len(kinds) == 1 else "of any size", "".join(each.split(":")[1] for each in first)]
+    index = _index_digests(positions)
+    if differ and all(digests == index for _, digests in fields.values()):
+        what = "no field of this dataset's examples is the same when they are read twice"
+        why = "if an index does not stand for one example, its irreducible loss means nothing: let __getitem__ go by the index"
+        warnings.warn(f"{what}; {why}. If all fields are augmented at random, let it return the label too", stacklevel=3)
     return fields
+
+
+def _index_digests(positions: Tensor) -> str:
+    """The digests of a field that is the index itself."""
+    return "".join(digest(np.asarray(index).tobytes())[:8] for index in positions.tolist())
 
 
 def _digested(examples: list[Any]) -> list[Digests]:

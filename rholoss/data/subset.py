@@ -125,8 +125,16 @@ def labels_of(dataset: Any) -> Tensor | None:
     """The label of every example, shape (N,), integer, if a dataset shows them without being read; else None.
 
     Looked up in the last tensor of a ``TensorDataset``, the attributes ``targets`` and ``labels``, the columns ``label`` and
-    ``labels``; for parts, subsets and concatenations, in the datasets inside.
+    ``labels``; for parts, subsets and concatenations, in the datasets inside. A look-up that fails, as under a transform that
+    needs all columns, finds nothing.
     """
+    try:
+        return _labels_shown(dataset)
+    except Exception:  # whatever a property or a transform raises: the labels are optional
+        return None
+
+
+def _labels_shown(dataset: Any) -> Tensor | None:
     if isinstance(dataset, (IndexedSubset, Subset)):
         labels = labels_of(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]

@@ -4,11 +4,13 @@ import copy
 import math
 import os
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +63,8 @@ class FitRun:
             raise TypeError(f"optimizer must be a function that makes one from parameters, such as {such}, got {got}")
         self.model = model
         self.seed = seed
-        self.optimizer = (optimizer or _adamw)(model.parameters())
-        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        self.optimizer = _checked_optimizer((optimizer or _adamw)(model.parameters()), model)
+        self.scheduler = None if scheduler is None else _checked_scheduler(scheduler, self.optimizer)
         self.holdout = DatasetScorer(holdout, task=task, batch_size=None if _is_loader(holdout) else batch_size)
         self.validation = DatasetScorer(validation, forward=task.forward, loss=task.loss)
         self.holdout.scorer.refuse_causal(model)
@@ -186,6 +188,28 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
 
 
+def _checked_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, if it is one of this model's parameters, with learning rates that are numbers."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError("the optimizer trains none of the model's parameters; make it of the parameters that it is given")
+    rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    if not all(0 <= rate < math.inf for rate in rates):
+        raise ValueError(f"the optimizer's learning rates must be finite and at least 0, got {rates}")
+    return optimizer
+
+
+def _checked_scheduler(scheduler: Any, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """The scheduler that a function makes, if it takes a step by itself."""
+    made: Any = scheduler(optimizer) if callable(scheduler) else None
+    if not callable(getattr(made, "step", None)) or isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        expected = "scheduler must be a function that makes one from the optimizer, whose step() takes no metric"
+        raise TypeError(f"{expected}, such as lambda optimizer: StepLR(optimizer, 100), got {type(made or scheduler).__name__}")
+    return made
+
+
 @contextmanager
 def _train_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in train mode, and restore the mode of each module at the end."""
@@ -248,22 +272,22 @@ class Fit:
         """The epoch whose weights the model has."""
         return _best(self.epochs)
 
-    def seen_among(self, dataset: Any, positions: Tensor | None) -> int:
-        """How many examples of a dataset this fit has seen: by index in its own, by the content of a sample in another one."""
+    def seen_among(self, dataset: Any, positions: Tensor | None) -> tuple[int, int]:
+        """How many examples of a dataset this fit has seen: by index in its own, and by content, of a sample, in another."""
         base, indices = origin(dataset)
         if positions is not None:
             indices = positions if indices is None else indices[positions]
-        count = 0
+        by_index = by_content = 0
         for data in self.seen:
             its_base, its = origin(data)
             if its_base is base:
                 mine = torch.arange(len(base)) if indices is None else indices
-                count += len(mine) if its is None else int(torch.isin(mine, its).sum())
-            elif not count and is_readable(data) and is_readable(dataset):
+                by_index += len(mine) if its is None else int(torch.isin(mine, its).sum())
+            elif is_readable(data) and is_readable(dataset):
                 drawn = torch.arange(len(dataset)) if positions is None else positions
                 shared, compared = same_content(DataLoader(data), DataLoader(dataset), drawn)
-                count = shared * len(drawn) // max(compared, 1)
-        return count
+                by_content += shared * len(drawn) // max(compared, 1)
+        return by_index, by_content
 
     def __str__(self) -> str:
         best, last = self.best, self.epochs[-1]
@@ -293,6 +317,7 @@ def fit_irreducible_model(
     loss: Loss | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    on_duplicates: Literal["warn", "error", "ignore"] | None = None,
     progress: Progress = None,
 ) -> Fit:
     """Train a model on the holdout; it ends with the weights of its lowest validation loss.
@@ -317,13 +342,16 @@ def fit_irreducible_model(
         seed: seed of the order, of dropout and of augmentation.
         checkpoint: a file that is written after every epoch. If it exists, the fit resumes from it, with the same result as
             without interruption.
+        on_duplicates: what to do about validation examples whose content is in the holdout too, such as natural duplicates:
+            ``"warn"``, ``"error"`` or ``"ignore"``. None ignores up to 1 % of them, and warns of up to 10 %; more are an error.
         progress: see ``rholoss.options.ScoringOptions``; counts epochs.
 
     Returns:
         The fitted model and its history.
 
     Raises:
-        ValueError: holdout and validation have examples in common, the loss is not finite, or the checkpoint is of another fit.
+        ValueError: holdout and validation share examples by index, or many by content, the loss is not finite, or the checkpoint
+            is of another fit.
 
     Examples:
         >>> import torch
@@ -338,13 +366,16 @@ def fit_irreducible_model(
     References:
         Mindermann et al., ICML 2022, appendix B, for the optimizer and the choice by validation loss.
     """
-    if epochs < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"epochs and patience must be at least 1, got epochs={epochs} and patience={patience}")
+    _check_whole(epochs=epochs, patience=1 if patience is None else patience, batch_size=1 if batch_size is None else batch_size)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
     if batch_size is not None and _is_loader(holdout):
         raise ValueError(f"a loader has its own batch size, got batch_size={batch_size} too; omit it, or pass the dataset")
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
-    _refuse_overlap(holdout, validation)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("expected a model to train, but all its parameters are frozen; call model.requires_grad_(True)")
+    _refuse_overlap(holdout, validation, on_duplicates)
     task = Task.of(task, forward, loss)
     run = FitRun(model, holdout, validation, optimizer, scheduler, batch_size or 32, task, seed, checkpoint)
     run.resume()
@@ -352,25 +383,45 @@ def fit_irreducible_model(
     return Fit(model, run.done, stopped, [dataset_of(holdout), dataset_of(validation)], run.sizes)
 
 
-def _refuse_overlap(holdout: Any, validation: Any) -> None:
+def _check_whole(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+
+
+def _refuse_overlap(holdout: Any, validation: Any, on_duplicates: str | None) -> None:
     """Raise a ValueError if validation examples are in the holdout: by index in one dataset, else by content."""
+    if on_duplicates not in (None, "warn", "error", "ignore"):
+        raise ValueError(f"on_duplicates must be 'warn', 'error', 'ignore' or None, got {on_duplicates!r}")
     one, other = dataset_of(holdout), dataset_of(validation)
     if not (is_readable(one) and is_readable(other)):
         return
-    shared, n, how = in_common(one, other), len(other), "indices"
-    if not shared and origin(one)[0] is not origin(other)[0]:
-        mine, its = (data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation))
-        (shared, n), how = same_content(mine, its, torch.arange(n)), "content"
+    shared, cure = in_common(one, other), "validate on other examples, such as a part that rholoss.split makes"
     if shared:
-        what = f"{shared:,} of {n:,} validation examples are in the holdout too, by their {how}"
-        raise ValueError(f"{what}; validate on other examples, such as a part that rholoss.split makes")
+        raise ValueError(f"{shared:,} of {len(other):,} validation examples are in the holdout too, by their indices; {cure}")
+    if on_duplicates != "ignore" and origin(one)[0] is not origin(other)[0]:
+        mine, its = (data if isinstance(data, DataLoader) else DataLoader(data) for data in (holdout, validation))
+        cure = f"{cure}; for data with natural duplicates, pass on_duplicates='warn', or 'ignore'"
+        what = "validation examples are in the holdout too, by their content"
+        judge_duplicates(*same_content(mine, its, torch.arange(len(other))), what, cure, on_duplicates)
+
+
+def judge_duplicates(shared: int, n: int, what: str, cure: str, on_duplicates: str | None = None) -> None:
+    """Warn, or raise a ValueError, that so many of n examples look like others: see ``fit_irreducible_model``."""
+    share = shared / max(n, 1)
+    usual = "ignore" if share <= 0.01 else "warn" if share <= 0.1 else "error"
+    reaction = on_duplicates or usual
+    message = f"{shared:,} of {n:,} {what} ({share:.1%}); {cure}"
+    if shared and reaction == "error":
+        raise ValueError(message)
+    if shared and reaction == "warn":
+        warnings.warn(message, stacklevel=4)
 
 
 def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor) -> tuple[int, int]:
     """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
 
-    Up to 50,000 examples are read of the one, and 512 of the other, among these positions, shape (n,), int64. A share of 1 % or
-    less counts as 0, since data may hold duplicates.
+    Up to 50,000 examples are read of the one, and 512 of the other, among these positions, shape (n,), int64.
     """
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0
@@ -381,5 +432,4 @@ def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor
             for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, compared))  # type: ignore[arg-type]
         )
     known = set(mine) - {"[]"}
-    shared = sum(digest in known for digest in theirs)
-    return (shared if shared > len(theirs) // 100 else 0), len(theirs)
+    return sum(digest in known for digest in theirs), len(theirs)

@@ -15,7 +15,7 @@ from rholoss.data.fingerprint import digest, fingerprint
 from rholoss.data.index import some
 from rholoss.data.subset import origin
 from rholoss.dataset_scoring import DatasetScorer
-from rholoss.irreducible.fit import Fit
+from rholoss.irreducible.fit import Fit, judge_duplicates
 from rholoss.irreducible.models import as_models, code_digest, describe
 from rholoss.losses import callable_name, default_loss
 from rholoss.options import ScoringOptions
@@ -139,13 +139,18 @@ def made_today() -> dict[str, Any]:
 
 
 def refuse_seen(model: Any, scorer: DatasetScorer) -> None:
-    """Raise a ValueError if a ``Fit`` trained or was validated on examples that are to be scored."""
+    """Raise a ValueError if a ``Fit`` trained or was validated on examples that are to be scored; warn of a few duplicates."""
+    view = scorer.view
     for fit in model if isinstance(model, (list, tuple)) else [model]:
-        seen = fit.seen_among(scorer.view.dataset, scorer.positions) if isinstance(fit, Fit) and scorer.view.dataset_length else 0
-        if seen:
-            what = f"the irreducible-loss model was fitted on {seen:,} of the {scorer.total:,} examples to score"
-            cure = "score other parts of the dataset, or use cross_fit (or pass fit.model if different examples look the same)"
-            raise ValueError(f"{what}, so that their irreducible losses would be too low: {cure}")
+        if not (isinstance(fit, Fit) and view.dataset_length):
+            continue
+        by_index, by_content = fit.seen_among(view.dataset, scorer.positions)
+        what = f"the irreducible-loss model was fitted on {by_index:,} of the {scorer.total:,} examples to score"
+        cure = "so that their irreducible losses are too low: score other parts of the dataset, or use cross_fit"
+        if by_index:
+            raise ValueError(f"{what}, {cure}")
+        known = "examples to score have the content of examples that the irreducible-loss model was fitted on"
+        judge_duplicates(by_content, scorer.total or 0, known, f"{cure} (or pass fit.model if different examples look the same)")
 
 
 def _validation_loss(model: Any) -> float | None:

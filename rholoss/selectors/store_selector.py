@@ -11,7 +11,7 @@ from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.selector import Selector
 from rholoss.store import IrreducibleLossStore
-from rholoss.store.checks import refuse_gaps, refuse_not_finite, refuse_other_data, warn_of_other_loss
+from rholoss.store.checks import refuse_changed_data, refuse_gaps, refuse_not_finite, refuse_other_data, warn_of_other_loss
 
 
 class StoreSelector(Selector):
@@ -36,11 +36,19 @@ class StoreSelector(Selector):
             raise TypeError(f"expected store to be an IrreducibleLossStore, got {type(store).__name__}; {cure}")
         super().__init__(loader, model, **options)
         refuse_gaps(store, self.view.drawable() if self.needs_all else None, self.view.dataset_length)
-        refuse_other_data(store, loader)
+        self._data = refuse_other_data(store, loader)
+        self._compared = -1 if hasattr(self.dataset, "set_epoch") else 0  # the latest epoch in which the data were compared
         if model is not None:
             warn_of_other_loss(store, self.scorer.task.loss)
         self.store = store
         self._formula = store.meta.formula
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Look at a sample of the data again, in epochs 1, 2, 4, 8 and so on: every index must stand for the same example."""
+        super().begin_epoch(epoch)
+        if epoch > self._compared and epoch & (epoch - 1) == 0:
+            self._compared = epoch
+            refuse_changed_data(self._data, self.loader, epoch, may_grow=not self.needs_all)
 
     def irreducible_loss(self, candidates: Candidates) -> Tensor:
         """The irreducible loss of each candidate, shape (n_B,), float32, in nats."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rholoss.data.fingerprint import difference, fingerprint
+from rholoss.data.fingerprint import difference, fingerprint, is_same_but_transformed
 from rholoss.data.index import some
 from rholoss.losses import callable_name
 from rholoss.scoring import Loss
@@ -28,14 +28,32 @@ def refuse_gaps(store: IrreducibleLossStore, index: Tensor | None, dataset_lengt
         _refuse(torch.cat(unknown) if unknown else index[:0], len(index))
 
 
-def refuse_other_data(store: IrreducibleLossStore, data: Any) -> None:
-    """Raise a ValueError if the store's fingerprint, where it has one, shows other data, labels or another order."""
-    saved = store.meta.data
-    now = fingerprint(data) if saved else None
+def refuse_other_data(store: IrreducibleLossStore, data: Any) -> dict[str, Any] | None:
+    """Raise a ValueError if the store's fingerprint, where it has one, shows other data, labels or another order.
+
+    Returns the fingerprint of the data.
+    """
+    saved, now = store.meta.data, fingerprint(data)
     how = difference(saved, now) if saved and now else None
     if how:
         cure = "Make the store again from this dataset; if only its transform has changed, pass store.rebind(dataset)"
         raise ValueError(f"this store was made from other data than the loader reads: {how}. {cure}")
+    return now
+
+
+def refuse_changed_data(first: dict[str, Any] | None, data: Any, epoch: int, may_grow: bool) -> None:
+    """Raise a ValueError if the indices of a dataset stand for other examples than at first, or warn if only fields changed."""
+    now = fingerprint(data, seed=epoch) if first else None
+    if not first or not now or (may_grow and first["length"] != now["length"]):
+        return
+    how = difference(first, now)
+    if how and is_same_but_transformed(first, now):
+        what = f"the dataset has changed since the selector was built: of its examples now, {how}, and other fields are the same"
+        warnings.warn(f"{what}. The irreducible losses are those of the transform that made the store", stacklevel=4)
+    elif how:
+        what = f"the dataset has changed since the selector was built: as of epoch {epoch}, {how}"
+        cure = "Shuffle in the loader or its sampler, not in the dataset; for other data, make the store and the selector again"
+        raise ValueError(f"{what}. An index must stand for one example in all epochs. {cure}")
 
 
 def warn_of_other_loss(store: IrreducibleLossStore, loss: Loss) -> None:

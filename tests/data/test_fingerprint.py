@@ -9,7 +9,7 @@ import torch
 from conftest import CLASSES, FEATURES, make_net
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector
+from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector, build_selector
 from rholoss.data.fingerprint import difference, fingerprint
 
 
@@ -192,3 +192,175 @@ def test_the_fingerprint_survives_a_file(store, data, tmp_path):
     x, y = data.tensors
     with pytest.raises(ValueError, match="reordered"):
         meet(IrreducibleLossStore.load(tmp_path / "il.npz"), TensorDataset(x.flip(0), y.flip(0)))
+
+
+class Shuffled(Dataset):
+    """Examples (x, y) in an order that changes when ``order`` does; the x of ``shift`` is another transform."""
+
+    def __init__(self, n=60, fields=("x", "y")):
+        generator = torch.Generator().manual_seed(0)
+        self.columns = {"x": torch.randn(n, FEATURES, generator=generator), "y": torch.arange(n) % CLASSES}
+        self.columns["index"] = self.columns["index too"] = torch.arange(n)
+        self.order, self.fields, self.shift, self.noise = torch.arange(n), fields, 0.0, 0.0
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, i):
+        at = {name: i if name == "index" else column[self.order[i]] for name, column in self.columns.items()}
+        at["x"] = at["x"] + self.shift + self.noise * torch.rand(FEATURES)
+        return tuple(at[name] for name in self.fields)
+
+
+def turned(data):
+    data.order = data.order.roll(7)
+
+
+def relabelled(data):
+    data.columns["y"] = data.columns["y"].clone()
+    data.columns["y"][::2] = (data.columns["y"][::2] + 1) % CLASSES
+
+
+def shorter(data):
+    data.order = data.order[:50]
+
+
+def forward(model, batch):
+    return model(batch[0]), batch[1]
+
+
+def epochs_of(selector, data, change, n=2):
+    list(selector)
+    change(data)
+    for _ in range(n - 1):
+        list(selector)
+
+
+class TestWhileItTrains:
+    def selector(self, data, method="rho_loss", **loader):
+        store = IrreducibleLossStore.from_model(make_net(0), data, forward=forward)
+        loader = DataLoader(data, batch_size=4, drop_last=True, **loader)
+        options = {"irreducible_model": make_net(0)} if method == "lazy_rho_loss" else {}
+        return build_selector(method, loader, make_net(1), store=store, keep=0.25, forward=forward, **options)
+
+    @pytest.mark.parametrize("change", [turned, relabelled])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_index_that_becomes_another_example_is_refused(self, change, workers):
+        data = Shuffled()
+        selector = self.selector(data, num_workers=workers)
+        with pytest.raises(ValueError, match=r"as of epoch 1, .*differ in .* one example in all epochs. Shuffle in the loader"):
+            epochs_of(selector, data, change)
+
+    def test_the_cure_works(self):
+        data = Shuffled()
+        selector = self.selector(data, shuffle=True)
+        epochs_of(selector, data, lambda data: None, n=5)
+
+    def test_fields_that_hold_the_index_prove_nothing(self):
+        data = Shuffled(fields=("x", "y", "index"))
+        data.columns["y"] = torch.zeros(60, dtype=torch.int64)  # one class
+        selector = self.selector(data)
+        with pytest.raises(ValueError, match="as of epoch 1"):
+            epochs_of(selector, data, turned)
+
+    def test_a_dataset_that_becomes_shorter_is_refused(self):
+        data = Shuffled()
+        with pytest.raises(ValueError, match="as of epoch 1, it has 50 examples, and that had 60"):
+            epochs_of(self.selector(data, sampler=range(40)), data, shorter)
+
+    def test_a_store_that_may_grow_lets_the_data_grow(self):
+        data = Shuffled()
+        epochs_of(self.selector(data, "lazy_rho_loss", sampler=range(40)), data, shorter)
+
+    def test_labels_that_are_shown_and_change_are_refused(self, data):
+        selector = RhoLossSelector(
+            DataLoader(data, batch_size=4), make_net(1), IrreducibleLossStore.from_model(make_net(0), data)
+        )
+        list(selector)
+        data.tensors[1][57] = (data.tensors[1][57] + 1) % CLASSES
+        with pytest.raises(ValueError, match="its labels, in their order"):
+            list(selector)
+
+    def test_another_transform_of_the_same_examples_warns(self):
+        data = Shuffled()
+        selector = self.selector(data)
+        with pytest.warns(UserWarning, match=r"has changed since .*differ in \[0\].*other fields are the same"):
+            epochs_of(selector, data, lambda data: setattr(data, "shift", 1.0))
+
+    def test_augmentation_that_is_turned_on_or_off_is_no_change(self):
+        for first, then in ((0.0, 1.0), (1.0, 0.0)):
+            data = Shuffled()
+            data.noise = first
+            epochs_of(self.selector(data), data, lambda data, then=then: setattr(data, "noise", then), n=3)
+
+    def test_it_is_looked_at_in_epochs_1_2_4_8_alone_and_once_however_often_they_are_announced(self, monkeypatch):
+        looked = []
+        data = Shuffled()
+        selector = self.selector(data)
+        monkeypatch.setattr("rholoss.selectors.store_selector.refuse_changed_data", lambda *a, may_grow: looked.append(a[2]))
+        for epoch in range(10):
+            selector.set_epoch(epoch)
+            list(selector)
+        assert looked == [1, 2, 4, 8]
+
+    def test_a_dataset_with_epochs_is_looked_at_from_the_first_on(self):
+        data = Shuffled()
+        data.set_epoch = lambda epoch: turned(data)
+        selector = self.selector(data)
+        with pytest.raises(ValueError, match="as of epoch 0"):
+            selector.set_epoch(0)
+
+    def test_no_random_state_moves_so_that_keeping_all_is_plain_training(self):
+        data, model = Shuffled(), make_net(1)
+        data.noise = 1.0  # drawn from the global generator
+        loader = DataLoader(data, batch_size=4, shuffle=True)
+        selector = RhoLossSelector(loader, model, IrreducibleLossStore.from_model(make_net(0), data), keep=1.0)
+        read = []
+        for batches in (loader, selector):
+            torch.manual_seed(3)
+            read.append([x for _ in range(3) for x, _ in batches])
+        assert all(torch.equal(mine, its) for mine, its in zip(*read, strict=True))
+
+
+def test_data_whose_examples_are_drawn_whatever_the_index_are_noticed_when_the_store_is_made_and_when_it_is_used():
+    class Drawn(Shuffled):
+        def __getitem__(self, i):
+            return (*super().__getitem__(int(torch.randint(60, ()))), i)
+
+    with pytest.warns(UserWarning, match=r"no field .* is the same when they are read twice; .*let __getitem__ go by the index"):
+        store = IrreducibleLossStore.from_model(make_net(0), Drawn(), forward=forward)
+    with pytest.warns(UserWarning, match="no field"):
+        RhoLossSelector(DataLoader(Drawn(), batch_size=4), make_net(1), store, keep=0.25, forward=forward)
+    with pytest.warns(UserWarning, match="no field"):
+        RhoLossSelector(DataLoader(Drawn(), batch_size=4), make_net(1), IrreducibleLossStore(torch.zeros(60)), forward=forward)
+
+
+def test_a_generator_of_the_datasets_own_is_put_back():
+    class Augmented(Shuffled):
+        def __init__(self):
+            super().__init__()
+            self.generator, self.transform = torch.Generator().manual_seed(1), [random.Random(2)]
+
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            return x + torch.rand((), generator=self.generator) + self.transform[0].random(), y
+
+    data = Augmented()
+    state = data.generator.get_state(), data.transform[0].getstate()
+    assert list(fingerprint(data)["sample"]) == ["[1]"]
+    assert torch.equal(data.generator.get_state(), state[0])
+    assert data.transform[0].getstate() == state[1]
+
+
+def test_an_example_that_cannot_be_read_and_is_never_drawn_does_not_end_the_run():
+    class Broken(Shuffled):
+        def __getitem__(self, i):
+            if i == 59:
+                raise OSError("truncated file")
+            return super().__getitem__(i)
+
+    loader = DataLoader(Broken(), batch_size=4, sampler=range(50))
+    with pytest.warns(UserWarning, match=r"sample of this dataset cannot be read \(OSError: truncated file\)"):
+        store = IrreducibleLossStore.from_model(make_net(0), loader)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert len(list(RhoLossSelector(loader, make_net(1), store, keep=0.25))) == 4

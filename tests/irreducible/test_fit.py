@@ -118,7 +118,7 @@ class TestReading:
         holdout = TensorDataset(*(column[parts.holdout.indices] for column in learnable().tensors))
         validation = list(parts.validation)
         monkeypatch.setattr(TensorDataset, "__getitem__", one_by_one)
-        monkeypatch.setattr("rholoss.irreducible.fit._refuse_overlap", lambda holdout, validation: None)
+        monkeypatch.setattr("rholoss.irreducible.fit._refuse_overlap", lambda *given: None)
         fit_irreducible_model(make_net(0), holdout, validation, **fit)
 
 
@@ -300,15 +300,72 @@ class TestRefused:
         x, y = torch.cat([x, x[:1]]), torch.cat([y, y[:1]])
         fit_irreducible_model(make_net(0), TensorDataset(x[:120], y[:120]), TensorDataset(x[121:], y[121:]), epochs=1)
 
+    def with_duplicates(self, n, **options):
+        x, y = learnable().tensors
+        x, y = torch.cat([x, x[:n]]), torch.cat([y, y[:n]])
+        options = {"epochs": 1, **options}
+        return fit_irreducible_model(make_net(0), TensorDataset(x[:120], y[:120]), TensorDataset(x[140:], y[140:]), **options)
+
+    def test_natural_duplicates_only_if_they_are_many_or_it_is_told_to(self):
+        words = (
+            r"of 1\d\d validation examples are in the holdout too, by their content \(.*%\); .*on_duplicates='warn', or 'ignore'"
+        )
+        with pytest.warns(UserWarning, match=f"5 {words}"):
+            self.with_duplicates(5)
+        with pytest.raises(ValueError, match=f"5 {words}"):
+            self.with_duplicates(5, on_duplicates="error")
+        with pytest.raises(ValueError, match=f"1 {words}"):
+            self.with_duplicates(1, on_duplicates="error")
+        with pytest.raises(ValueError, match=f"40 {words}"):
+            self.with_duplicates(40)
+        with pytest.warns(UserWarning, match=f"40 {words}"):
+            self.with_duplicates(40, on_duplicates="warn")
+        self.with_duplicates(40, on_duplicates="ignore")
+
+    def test_the_same_indices_whatever_is_said_of_duplicates(self):
+        data = learnable()
+        with pytest.raises(ValueError, match="by their indices"):
+            fit_irreducible_model(make_net(0), IndexedSubset(data, range(99)), IndexedSubset(data, [98]), on_duplicates="ignore")
+
     def test_a_batch_size_beside_a_loader_that_has_one(self, parts):
         loader = DataLoader(parts.holdout, batch_size=8)
         with pytest.raises(ValueError, match="a loader has its own batch size, got batch_size=16 too; omit it"):
             fit_irreducible_model(make_net(0), loader, parts.validation, batch_size=16)
 
-    @pytest.mark.parametrize("options", [{"epochs": 0}, {"patience": 0}])
-    def test_no_epochs(self, parts, options):
-        with pytest.raises(ValueError, match="epochs and patience must be at least 1"):
-            fit_irreducible_model(make_net(0), parts.holdout, parts.validation, **options)
+    @pytest.mark.parametrize("name", ["epochs", "patience", "batch_size"])
+    @pytest.mark.parametrize("value", [0, -3, 2.5, float("nan"), float("inf"), True, "5"])
+    def test_a_number_that_is_none(self, parts, name, value):
+        model = make_net(0)
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1, got"):
+            fit_irreducible_model(model, parts.holdout, parts.validation, **{name: value})
+        assert torch.equal(model[0].weight, make_net(0)[0].weight), "nothing was trained"
+
+    @pytest.mark.parametrize("seed", [0.5, "1", None, True])
+    def test_a_seed_that_is_no_whole_number(self, parts, seed):
+        with pytest.raises(TypeError, match="seed must be a whole number, got"):
+            fit_irreducible_model(make_net(0), parts.holdout, parts.validation, seed=seed)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"optimizer": lambda parameters: None}, TypeError, r"must return a torch\.optim\.Optimizer, got NoneType"),
+            ({"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=float("inf"))}, ValueError, r"finite .*got \[inf\]"),
+            ({"optimizer": lambda _: torch.optim.SGD(make_net(1).parameters(), lr=0.1)}, ValueError, "none of the model's param"),
+            ({"scheduler": "cosine"}, TypeError, "scheduler must be a function that makes one .*got str"),
+            ({"scheduler": lambda optimizer: None}, TypeError, "scheduler must be a function that makes one"),
+            ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, TypeError, "takes no metric, .*got ReduceLROnPlateau"),
+            ({"on_duplicates": "drop"}, ValueError, "on_duplicates must be 'warn', 'error', 'ignore' or None, got 'drop'"),
+        ],
+    )
+    def test_an_option_that_cannot_train(self, parts, options, error, message):
+        with pytest.raises(error, match=message):
+            fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1, **options)
+
+    def test_a_model_whose_parameters_are_frozen_until_they_are_not(self, parts):
+        model = make_net(0).requires_grad_(False)
+        with pytest.raises(ValueError, match=r"all its parameters are frozen; call model\.requires_grad_\(True\)"):
+            fit_irreducible_model(model, parts.holdout, parts.validation, epochs=1)
+        fit_irreducible_model(model.requires_grad_(True), parts.holdout, parts.validation, epochs=1)
 
     @pytest.mark.parametrize("model", [lambda x: x, nn.ReLU()])
     def test_what_has_nothing_to_train(self, parts, model):
@@ -488,10 +545,18 @@ class TestScoringWithAFit:
         fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1)
         x, y = parts.train.dataset.tensors
         for again in (TensorDataset(x.clone(), y), ConcatDataset([parts.holdout, parts.train])):
-            with pytest.raises(ValueError, match=r"fitted on \d+ of the \d+ examples to score"):
+            with pytest.raises(ValueError, match=r"\d+ of \d+ examples to score have the content of .*fitted on .*fit\.model"):
                 IrreducibleLossStore.from_model(fit, again)
         rest = parts.train.indices
         assert len(IrreducibleLossStore.from_model(fit, TensorDataset(x[rest], y[rest]))) == len(rest)
+
+    def test_of_a_few_duplicates_warns(self, parts):
+        fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1)
+        rest = torch.cat([parts.train.indices, parts.holdout.indices[:5]])
+        data = TensorDataset(*(column[rest] for column in learnable().tensors))
+        with pytest.warns(UserWarning, match=r"5 of 101 examples to score have the content of .* \(5.0%\); .*pass fit\.model"):
+            IrreducibleLossStore.from_model(fit, data)
+        IrreducibleLossStore.from_model(fit.model, data)
 
     def test_of_other_data_is_no_matter(self, parts):
         fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1)
