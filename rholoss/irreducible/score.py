@@ -101,11 +101,10 @@ def _classes(predictions: Any, targets: Any) -> Tensor:
     try:
         classes = tensor_of(targets).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        first = next(
-            (f"{value!r} at row {row}" for row, value in enumerate(targets) if not isinstance(value, int)), repr(targets)
-        )
+        rows = [] if isinstance(targets, str) else [row for row, value in enumerate(targets) if not isinstance(value, int)]
+        got = f"{targets[rows[0]]!r} at row {rows[0]}" if rows else repr(targets)[:80]
         cure = "number them: names = sorted(set(targets)), then [names.index(name) for name in targets]"
-        raise ValueError(f"{expected}, got {first[:80]}; {cure}") from error
+        raise ValueError(f"{expected}, got {got}; {cure}") from error
     if classes.shape != (n,) or classes.is_floating_point() or classes.is_complex():
         cure = "pass targets.argmax(1) of one-hot rows" if classes.shape == shape else "pass one whole number per example"
         cure = "convert them to int64 if they are whole numbers" if classes.shape == (n,) else cure

@@ -109,7 +109,7 @@ class ScoringJob:
             return loss[:, None]
         self._classes = outputs.shape[1]
         confidence, likeliest = outputs.float().softmax(1).max(1)
-        correct = likeliest == targets.to(likeliest.device)
+        correct = likeliest == targets.to(likeliest.device).long()
         return torch.stack([loss, confidence.to(loss.device), correct.to(loss.device).float()], 1)
 
     def _examples(self) -> list[Any]:
