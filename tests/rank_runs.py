@@ -18,7 +18,6 @@ from forks import fork, status
 from torch import nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -27,6 +26,11 @@ from rholoss.diagnostics import ComparisonLog, SelectionLog
 from rholoss.selectors import BoltzmannRhoLossSelector, GradientNormImportanceSampler, UniformSelector
 from rholoss.testing import check_selector
 from rholoss.wrappers import GlobalSelector, SwitchSelector
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # before torch 2.6
+    from torch.distributed._composable.fsdp import fully_shard
 
 N, FEATURES, CLASSES, N_B = 103, 5, 3, 4
 BIG = 16_777_217  # the first whole number that float32 does not have

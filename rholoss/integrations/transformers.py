@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.selector import Selector
 
 
@@ -66,7 +67,7 @@ class SelectionMixin:
         if _internal_call and self.selector is not None and not args.save_only_model:  # called for a checkpoint
             path = _file(output_dir or args.output_dir, self)
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self.selector.state_dict(), path)
+            write_torch(path, self.selector.state_dict())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         checkpoint: Any = resume_from_checkpoint or None
@@ -89,7 +90,8 @@ class SelectionMixin:
         from transformers.trainer_utils import has_length
 
         args: Any = self.args  # type: ignore[attr-defined]
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with explained(path, "the state of a selector", "resume from another checkpoint"), open_regular(path) as file:
+            state = read_torch(file)
         selector.load_state_dict(state)
         if args.ignore_data_skip:
             selector.set_epoch(selector.epoch + 1)  # abandons the epoch in progress

@@ -5,7 +5,6 @@ import math
 import os
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from rholoss.data.indexed_dataset import attach_index
 from rholoss.data.loader_view import LoaderView
 from rholoss.data.subset import dataset_of, in_common, origin
 from rholoss.dataset_scoring import DatasetScorer
-from rholoss.files import atomic_write
+from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss, Task, check_loss
@@ -141,23 +140,16 @@ class FitRun:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
-        with atomic_write(self.checkpoint) as file:
-            torch.save(each_tensor(state, lambda tensor: tensor.cpu()), file)  # for any device
+        write_torch(self.checkpoint, each_tensor(state, lambda tensor: tensor.cpu()))  # for any device
 
     def resume(self) -> None:
         """Restore the checkpoint, if it exists."""
         path = self.checkpoint
         if path is None or not os.path.exists(path):
             return
-        try:
-            with zipfile.ZipFile(path) as file:
-                if file.testzip() is not None:
-                    raise ValueError("a checksum does not fit")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with explained(path, "the checkpoint of a fit", "delete it, or name another file"), open_regular(path) as file:
+            state = read_torch(file)
             saved = state["settings"]
-        except Exception as error:  # a damaged file can fail in any way
-            what = f"{path} is not the checkpoint of a fit, or is damaged ({error!r})"
-            raise ValueError(f"{what}; delete it, or name another file") from error
         mine = self._settings
         different = [name for name in mine if saved.get(name) != mine[name]]
         if different:

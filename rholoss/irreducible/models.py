@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rholoss.data.fingerprint import digest
+from rholoss.files import explained, open_regular, zip_checksums
 from rholoss.irreducible.fit import Fit
 from rholoss.isolation import device_of, module_of
 from rholoss.losses import callable_name
@@ -25,11 +26,16 @@ class Checkpoints:
     Args:
         model: the model.
         states: state dicts, or paths of files that ``torch.save`` wrote.
+
+    Raises:
+        ValueError: when it is iterated, if a file is damaged, holds more than tensors and plain values, or has changed since it
+            was read first.
     """
 
     def __init__(self, model: nn.Module, states: Sequence[Mapping[str, Any] | str | os.PathLike[str]]) -> None:
         self.model = model
         self.states = list(states)
+        self._checksums: dict[str, dict[str, int]] = {}  # of each file, when it was read first
 
     def __len__(self) -> int:
         return len(self.states)
@@ -38,11 +44,18 @@ class Checkpoints:
         own = {name: value.clone() for name, value in self.model.state_dict().items()}
         try:
             for state in self.states:
-                weights = state if isinstance(state, Mapping) else torch.load(state, map_location="cpu", weights_only=True)
-                self.model.load_state_dict(weights)
+                self.model.load_state_dict(state if isinstance(state, Mapping) else self._read(os.fsdecode(state)))
                 yield self.model
         finally:
             self.model.load_state_dict(own)
+
+    def _read(self, path: str) -> Any:
+        cure = "expected weights as torch.save writes them now; copy it again, or torch.save what torch.load returns"
+        with explained(path, "a checkpoint", cure), open_regular(path) as file:
+            checksums = zip_checksums(file)
+            if self._checksums.setdefault(path, checksums) != checksums:
+                raise ValueError("it has changed since its weights were used first; copy checkpoints that a run overwrites")
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def as_models(model: Any) -> Sequence[Any] | Checkpoints:

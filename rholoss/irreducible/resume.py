@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rholoss.data.fingerprint import digest
 from rholoss.data.index import some
-from rholoss.files import atomic_write
+from rholoss.files import read_json, write_json
 from rholoss.irreducible.scoring_job import Scored, ScoringJob, made_today
 from rholoss.store.metadata import CalibrationCounts, StoreMetadata
 from rholoss.store.serialization import read_store, write_mapped, write_store
@@ -39,8 +39,7 @@ class ScoringCheckpoint:
         self._is_new = not os.path.exists(path)
         os.makedirs(path, exist_ok=True)
         if not os.path.exists(settings):
-            with atomic_write(settings) as file:
-                file.write(json.dumps({**mine, **made_today()}).encode())
+            write_json(settings, {**mine, **made_today()})
         self.meta = _read_settings(settings)
         different = [name for name in mine if self.meta.get(name) != mine[name]]
         if different:
@@ -194,10 +193,6 @@ def _different(job: ScoringJob, meta: dict[str, Any]) -> list[str]:
 
 def _read_settings(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            settings: dict[str, Any] = json.load(file)
-        if not isinstance(settings, dict):
-            raise ValueError("it is not a mapping")
-        return settings
+        return dict(read_json(path))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete its folder to start from scratch") from error

@@ -16,6 +16,8 @@ from rholoss.data.index import some
 from rholoss.devices import to_device
 from rholoss.store.serialization import read_store
 
+_BLOCK = 1 << 20  # rows to check at a time
+
 
 @dataclass(frozen=True, eq=False)
 class StoreArrays:
@@ -43,6 +45,18 @@ class StoreArrays:
             which = some(repeated.tolist())
             raise ValueError(f"{len(repeated):,} ids appear more than once: {which}; every example has one irreducible loss")
         return cls(losses[order], ids)
+
+    def refuse_unsaved(self) -> None:
+        """Raise a ValueError for what a store never has: ids that do not ascend, or do not match the losses; negative losses."""
+        if self.ids is not None and self.ids.shape != self.losses.shape:
+            raise ValueError(f"expected one id per irreducible loss, got {len(self.ids):,} ids for {len(self.losses):,} losses")
+        for start in range(0, len(self.losses), _BLOCK):
+            losses = self.losses[start : start + _BLOCK]
+            if bool(((losses < 0) & (losses > -torch.inf)).any()):
+                raise ValueError("irreducible losses must be at least 0, got negative ones")
+            ids = None if self.ids is None else self.ids[start : start + _BLOCK + 1]
+            if ids is not None and bool((ids[1:] <= ids[:-1]).any()):
+                raise ValueError("its ids do not ascend, or appear more than once")
 
     def to(self, device: torch.device | str) -> StoreArrays:
         """The arrays in the memory of a device."""

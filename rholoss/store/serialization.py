@@ -1,7 +1,6 @@
 """A store on disk: one ``.npz`` file or a folder of memory-mapped arrays, without pickle, written whole or not at all."""
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import StrPath, atomic_write, open_npz, open_regular, remove_on_failure, write_npz
+from rholoss.files import StrPath, explained, locked, open_npz, open_regular, read_json, remove_on_failure, write_json, write_npz
 
 FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
@@ -36,22 +35,36 @@ def write_mapped(path: StrPath, n: int, pieces: Iterable[Mapping[str, np.ndarray
     header = json.loads(json.dumps(_header(meta)))  # an error before anything is written
     new = None if os.path.isdir(path) else path
     os.makedirs(path, exist_ok=True)
-    old = {name for name in os.listdir(path) if _ARRAY.fullmatch(name)}
     partial = {name: os.path.join(path, f"{name}.{secrets.token_hex(8)}.partial") for name in _FIELDS}
-    ours = list(partial.values())  # to be removed on failure
-    with remove_on_failure(ours, new):
+    with remove_on_failure(list(partial.values()), new):
         checksums = _write_arrays(partial, n, pieces)
         names = {name: f"{name}-{checksum:08x}.npy" for name, checksum in checksums.items()}
-        for name, final in names.items():
-            where = os.path.join(path, final)
-            os.replace(partial[name], where)
-            ours += [where] if final not in old else []
-        text = json.dumps({"header": header, "rows": n, "arrays": names})
-        with atomic_write(os.path.join(path, MANIFEST)) as manifest:
-            manifest.write(f"{zlib.crc32(text.encode()):08x}\n{text}\n".encode())
-    for name in old - set(names.values()):  # of the replaced store
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(path, name))
+        with locked(path) as is_alone:  # only who holds the lock names arrays, or removes what no manifest names
+            _put(path, {partial[name]: final for name, final in names.items()}, {"header": header, "rows": n, "arrays": names})
+            for name in set(_arrays_in(path)) - set(names.values()) if is_alone else ():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(path, name))
+
+
+def _put(path: str, files: Mapping[str, str], manifest: dict[str, Any]) -> None:
+    """Give complete arrays their names, and then the store its manifest; on failure, remove those of no manifest."""
+    old, where = _arrays_in(path), os.path.join(path, MANIFEST)
+    named: list[str] = []
+    with remove_on_failure(named):
+        try:
+            for file, final in files.items():
+                named += [os.path.join(path, final)] if final not in old else []
+                os.replace(file, os.path.join(path, final))
+            write_json(where, manifest)
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):
+                if read_json(where) == manifest:  # interrupted when it was complete
+                    named.clear()
+            raise
+
+
+def _arrays_in(path: str) -> list[str]:
+    return [name for name in os.listdir(path) if _ARRAY.fullmatch(name)]
 
 
 def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str, np.ndarray]]) -> dict[str, int]:
@@ -81,16 +94,9 @@ def read_store(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     path = os.fsdecode(path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, MANIFEST)):
         raise ValueError(f"{path} is a folder without a {MANIFEST}: it is not a store, or its writing has not finished")
-    try:
+    cure = "expected a .npz file or a folder from IrreducibleLossStore.save; copy it again, or make the store again"
+    with explained(path, "a store", cure):
         header, arrays = _read_folder(path) if os.path.isdir(path) else _read_npz(path)
-    except Exception as error:  # a damaged file can fail in any way
-        if isinstance(error, (FileNotFoundError, IsADirectoryError)) and os.path.isdir(path):
-            raise ValueError(f"{path} is damaged: one of its files is missing; copy it again, or make the store again") from None
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
-            raise
-        why = "it holds pickled objects, which are never read" if "pickle" in str(error) else error
-        expected = "expected a .npz file or a folder from IrreducibleLossStore.save; copy it again, or make the store again"
-        raise ValueError(f"{path} is not a store that can be read ({why}): {expected}") from error
     if header["format"] > FORMAT:
         raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():
@@ -120,42 +126,43 @@ def _read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with open_regular(path) as raw:
         values, file = open_npz(raw)
         header = _checked_header(values)
-        newer = header["format"] > FORMAT
-        return header, {} if newer else {name: file[name] for name in file if name != "header"}
+        fields = [] if header["format"] > FORMAT else [name for name in file if name != "header"]
+        if not _FIELDS.keys() >= set(fields):
+            raise ValueError(f"it holds {', '.join(fields)}, expected {', '.join(_FIELDS)}")
+        return header, {name: file[name] for name in fields}
 
 
-def _read_folder(path: str, before: bytes = b"") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with open(os.path.join(path, MANIFEST), "rb") as file:
-        manifest = file.read()
+def _read_folder(path: str, before: Any = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    manifest = None
     try:
+        manifest = read_json(os.path.join(path, MANIFEST))
         return _read_arrays(path, manifest)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         if manifest == before:
-            raise
+            raise ValueError("one of its files is missing") from None
         return _read_folder(path, manifest)  # a newer store may have replaced this one meanwhile
 
 
-def _read_arrays(path: str, content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    checksum, text = content.rstrip(b"\n").split(b"\n")
-    if int(checksum, 16) != zlib.crc32(text):
-        raise ValueError("the checksum of its manifest does not fit")
-    manifest = json.loads(text)
+def _read_arrays(path: str, manifest: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     header = _checked_header(manifest["header"])
-    arrays: dict[str, np.ndarray] = {}
-    for name, inner in {} if header["format"] > FORMAT else manifest["arrays"].items():
-        where = os.path.join(path, os.path.basename(inner))
-        array = np.lib.format.open_memmap(where, mode="c")
-        if array.shape != (manifest["rows"],) or _checksum(where, array.offset) != int(inner.split("-")[1].split(".")[0], 16):
-            raise ValueError(f"the checksum of {inner} does not fit")
-        arrays[name] = array
-    return header, arrays
+    files = {} if header["format"] > FORMAT else manifest["arrays"]
+    places = {name: os.path.join(path, os.path.basename(file)) for name, file in files.items()}
+    return header, {name: _map(place, name, manifest["rows"]) for name, place in places.items()}
 
 
-def _checksum(path: str, offset: int) -> int:
-    """The checksum of a file from an offset on."""
-    checksum = 0
-    with open(path, "rb") as file:
-        file.seek(offset)
+def _map(path: str, name: str, rows: int) -> np.ndarray:
+    """An array of a folder, memory-mapped, if it fits the checksum in the name of its file."""
+    with open_regular(path) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{os.path.basename(path)} has another version of NumPy's format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if shape != (rows,) or dtype != _FIELDS.get(name):
+            raise ValueError(f"field {name!r} has dtype {dtype} and shape {shape}, in a store of {rows} rows")
+        array = np.memmap(file, dtype, "c", file.tell(), shape)
+        file.seek(array.offset)
+        checksum = 0
         while block := file.read(_BLOCK):
             checksum = zlib.crc32(block, checksum)
-    return checksum
+    if os.path.basename(path) != f"{name}-{checksum:08x}.npy":
+        raise ValueError(f"the checksum of {os.path.basename(path)} does not fit")
+    return array

@@ -293,16 +293,21 @@ class IrreducibleLossStore:
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
         """Read a store that ``save`` wrote, and check it against its checksums. Nothing in the file is ever executed.
 
+        A folder is read through once, to check it, and then mapped: what another program writes into its files later, rather than
+        saving a store in its place, is not noticed.
+
         Raises:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read.
             ValueError: the file is not a store, is damaged, or is of a newer format; the message names it.
         """
         arrays, meta = read_store(path)
-        if isinstance(arrays["losses"], np.memmap):
-            return cls.of_arrays(arrays, meta)
         try:
-            return cls(arrays["losses"], arrays.get("ids"), meta=meta)
+            if not isinstance(arrays["losses"], np.memmap):
+                return cls(arrays["losses"], arrays.get("ids"), meta=meta)
+            store = cls.of_arrays(arrays, meta)
+            store._arrays.refuse_unsaved()
+            return store
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fsdecode(path)} is damaged: {error}; make the store again") from error
 

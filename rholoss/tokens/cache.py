@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rholoss.data.index import as_index, some
-from rholoss.files import open_npz, open_regular, write_npz
+from rholoss.files import explained, open_npz, open_regular, write_npz
 
 FORMAT = 1
 KIND = "rholoss.ReferenceLossCache"
@@ -134,19 +134,16 @@ class ReferenceLossCache:
 
         Raises:
             FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
             ValueError: it is not a cache, is damaged, or has a newer format.
         """
-        path = os.fsdecode(path)
-        with open_regular(path) as file:
-            try:
-                header, index, offsets, values = _read(file)
-                lengths = offsets[1:] - offsets[:-1]
-                if len(offsets) != len(index) + 1 or offsets[0] != 0:
-                    raise ValueError("its offsets do not fit")
-                return cls(index, lengths, values, meta=header["meta"])
-            except Exception as error:  # a damaged file can fail in any way
-                expected = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
-                raise ValueError(f"{path} is not a cache that can be read ({error}): {expected}") from error
+        cure = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
+        with explained(path, "a cache", cure), open_regular(path) as file:
+            header, index, offsets, values = _read(file)
+            lengths = offsets[1:] - offsets[:-1]
+            if len(offsets) != len(index) + 1 or offsets[0] != 0:
+                raise ValueError("its offsets do not fit")
+            return cls(index, lengths, values, meta=header["meta"])
 
     def _rows(self, index: Any) -> Tensor:
         """Positions of the examples in ``self.index``, shape (n,)."""
@@ -167,6 +164,8 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
         raise ValueError(f"its kind is {header.get('kind')!r}")
     if header["format"] > FORMAT:
         raise ValueError(f"its format is {header['format']}, this rholoss reads up to {FORMAT}")
+    if {*npz} != {*FIELDS, "header"}:
+        raise ValueError(f"it holds {', '.join(npz)}, expected {', '.join(FIELDS)}")
     arrays = {name: npz[name] for name in FIELDS}
     for name, array in arrays.items():
         if array.dtype.str not in FIELDS[name] or array.ndim != 1:

@@ -207,7 +207,7 @@ def test_renamed_arrays_are_refused_by_name(tmp_path, change):
 
 @pytest.mark.parametrize("meta", [5, [["a", 1]], "text", None])
 def test_metadata_that_are_no_mapping_are_refused_by_name(tmp_path, meta):
-    header = np.array(json.dumps({"format": 1, "kind": "rholoss.IrreducibleLossStore", "meta": meta}))
+    header = np.array(json.dumps({"format": 1, "kind": "rholoss.IrreducibleLossStore", "meta": meta, "fields": ["losses"]}))
     with open(tmp_path / NAME, "wb") as file:
         np.savez(file, header=header, losses=np.zeros(2, "f4"))
     with pytest.raises(ValueError, match=f"{NAME} is not a store that can be read .its metadata are no mapping"):
@@ -229,7 +229,7 @@ def test_a_file_that_may_not_be_read_is_an_os_error(tmp_path, monkeypatch, mappe
         raise PermissionError(13, "Permission denied", str(tmp_path / NAME))
 
     monkeypatch.setattr(np, "load", forbidden)
-    monkeypatch.setattr(np.lib.format, "open_memmap", forbidden)
+    monkeypatch.setattr(np, "memmap", forbidden)
     with pytest.raises(PermissionError, match=NAME):
         IrreducibleLossStore.load(tmp_path / NAME)
     assert Path(tmp_path / NAME).exists()

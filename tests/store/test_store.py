@@ -319,9 +319,9 @@ class TestFile:
         ],
     )
     def test_that_is_newer_or_damaged_is_refused_by_name(self, tmp_path, header, fields, message):
-        full = {"format": 1, "kind": "rholoss.IrreducibleLossStore", "meta": {}, **header}
-        arrays = {"losses": np.zeros(2, np.float32), **fields}
-        np.savez(tmp_path / "il.npz", header=np.array(json.dumps(full)), **{k: v for k, v in arrays.items() if v is not None})
+        arrays = {k: v for k, v in {"losses": np.zeros(2, np.float32), **fields}.items() if v is not None}
+        full = {"format": 1, "kind": "rholoss.IrreducibleLossStore", "meta": {}, "fields": list(arrays), **header}
+        np.savez(tmp_path / "il.npz", header=np.array(json.dumps(full)), **arrays)
         with pytest.raises(ValueError, match=message):
             IrreducibleLossStore.load(tmp_path / "il.npz")
 
