@@ -9,6 +9,7 @@ Start with ``IrreducibleLossStore`` (for each example, its loss under a model th
     irreducible     how a store is filled: fit, score, cross-fit
     report          can this store be trusted?
     selectors       one method a file; by name, ``build_selector``; your own: subclass ``Selector``, ``testing.check_selector``
+    plans           record a selection once, replay it in every later run
     wrappers        selectors that take a selector: schedules, gates, all ranks together
     diagnostics     what did this run select?
     tokens          the same for the tokens of a language model
@@ -22,6 +23,7 @@ from rholoss.candidates import Candidates
 from rholoss.data import DrawRule, IndexedBatch, IndexedBatches, IndexedSubset, hash_ids, split
 from rholoss.irreducible import Checkpoints, Fit, cross_fit, fit_irreducible_model
 from rholoss.losses import binary_cross_entropy, soft_cross_entropy
+from rholoss.plans import PlanRecorder, SelectionPlan, record_plan
 from rholoss.presets import fast_rho_loss
 from rholoss.registry import build_selector, register, selector_names
 from rholoss.report import Report
@@ -34,6 +36,7 @@ from rholoss.store import IrreducibleLossStore
 # fmt: off
 __all__ = [
     "Candidates", "Checkpoints", "DrawRule", "Fit", "IndexedBatch", "IndexedBatches", "IndexedSubset", "IrreducibleLossStore",
-    "Report", "RhoLossSelector", "Selection", "Selector", "Task", "binary_cross_entropy", "build_selector", "cross_fit",
-    "fast_rho_loss", "fit_irreducible_model", "hash_ids", "register", "selector_names", "soft_cross_entropy", "split",
+    "PlanRecorder", "Report", "RhoLossSelector", "Selection", "SelectionPlan", "Selector", "Task", "binary_cross_entropy",
+    "build_selector", "cross_fit", "fast_rho_loss", "fit_irreducible_model", "hash_ids", "record_plan", "register",
+    "selector_names", "soft_cross_entropy", "split",
 ]

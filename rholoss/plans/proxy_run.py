@@ -1,0 +1,164 @@
+"""Recording a plan in one call: a small network trains with RHO-LOSS, and what it selects is the plan."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from typing_extensions import Unpack
+
+from rholoss.batches import move
+from rholoss.files import StrPath, atomic_write
+from rholoss.isolation import device_of, seeded
+from rholoss.options import SelectorOptions
+from rholoss.plans.plan import SelectionPlan
+from rholoss.plans.recorder import PlanRecorder
+from rholoss.progress import Progress, reporter
+from rholoss.selector import Selector
+from rholoss.selectors import RhoLossSelector
+from rholoss.store import IrreducibleLossStore
+
+_SAVE_EVERY = 200  # steps
+_STATE = "run.pt"
+
+
+def record_plan(
+    loader: DataLoader[Any],
+    proxy: nn.Module,
+    store: IrreducibleLossStore,
+    *,
+    steps: int,
+    path: StrPath,
+    max_irreducible_loss: float | Literal["chance"] | None = "chance",
+    bounded: bool = False,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    weights: bool = False,
+    scores: bool = False,
+    progress: Progress = None,
+    **options: Unpack[SelectorOptions],
+) -> SelectionPlan:
+    """Train a small network with RHO-LOSS and record what it selects, for every later run of any network to train on.
+
+    After a kill, call it again with the same arguments: it resumes, and the file has the same bytes. The loader's order depends
+    only on ``seed``, and random states are as before afterwards. If the plan is there already, it is returned.
+
+    Args:
+        loader: a ``DataLoader`` over the training data, a map-style dataset; its batch size is that of a step.
+        proxy: the small network, a new one; it is trained.
+        store: irreducible losses of the loader's dataset.
+        steps: steps to record, at least 1: as many as a later run replays.
+        path: the file to write.
+        max_irreducible_loss: see ``RhoLossSelector``; ``"chance"``: log(C) where the store knows the number of classes C.
+        bounded: see ``RhoLossSelector``.
+        optimizer: makes the proxy's optimizer from its parameters; None for AdamW with a learning rate of 1e-3.
+        weights: see ``PlanRecorder``.
+        scores: see ``PlanRecorder``.
+        progress: see ``rholoss.progress.Progress``.
+        **options: see ``Selector``; ``keep`` is 0.1 if not given.
+
+    Raises:
+        ValueError: ``path`` holds the plan of another number of steps, or ``path.recording`` another unfinished recording.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of steps to record, at least 1, got {steps!r}")
+    limit = _limit(max_irreducible_loss, store)
+    selector = RhoLossSelector(loader, proxy, store, max_irreducible_loss=limit, bounded=bounded, **options)
+    recorder = PlanRecorder(path, weights=weights, scores=scores).attach(selector)
+    if os.path.exists(recorder.path):
+        return _finished(recorder, steps)
+    run = _ProxyRun(selector, recorder, optimizer)
+    with seeded(options.get("seed", 0), device=device_of(proxy)):
+        run.resume()
+        run.train(steps, reporter(progress, "step", "recording a plan"))
+    return recorder.finish()
+
+
+class _ProxyRun:
+    """The loop that trains the small network."""
+
+    def __init__(self, selector: Selector, recorder: PlanRecorder, optimizer: Callable[[Any], Any] | None) -> None:
+        self.selector, self.recorder, self.proxy = selector, recorder, selector.model
+        make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
+        self.optimizer = make(self.proxy.parameters())
+        self.file = os.path.join(recorder.folder, _STATE)
+
+    def train(self, steps: int, report: Callable[[int, int | None], None]) -> None:
+        device = device_of(self.proxy)
+        task = self.selector.scorer.task
+        self.proxy.train()
+        empty = 0  # epochs without a step; one of them may be the rest of an epoch that was resumed
+        while self.selector.step < steps:
+            before = self.selector.step
+            for batch in self.selector:
+                outputs, targets = task.forward(self.proxy, batch if device is None else move(batch, device))
+                loss = self.selector.mean_loss(task.loss(outputs, targets))
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                report(self.selector.step, steps)
+                if self.selector.step == steps:
+                    return
+                if self.selector.step % _SAVE_EVERY == 0:
+                    self.save()
+            empty = empty + 1 if self.selector.step == before else 0
+            if empty == 2:
+                raise ValueError("the loader yields no batches to select from; give it more examples than a candidate batch has")
+
+    def save(self) -> None:
+        """Save everything that the next step depends on."""
+        state = {
+            "selector": self.selector.state_dict(),
+            "recorder": self.recorder.state_dict(),
+            "proxy": self.proxy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": _random_states(),
+        }
+        with atomic_write(self.file) as file:
+            torch.save(state, file)
+
+    def resume(self) -> None:
+        """Restore the latest saved state, or save the first one."""
+        if not os.path.exists(self.file):
+            self.recorder.open()
+            self.save()
+        state = torch.load(self.file, weights_only=True)
+        self.recorder.load_state_dict(state["recorder"])
+        self.selector.load_state_dict(state["selector"])
+        self.proxy.load_state_dict(state["proxy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        _set_random_states(state["random"])
+
+
+def _random_states() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {"python": random.getstate(), "numpy": (kind, torch.from_numpy(np.array(keys)), *rest), "torch": torch.get_rng_state()}
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    kind, keys, *rest = states["numpy"]
+    random.setstate(states["python"])
+    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+
+
+def _limit(limit: Any, store: IrreducibleLossStore) -> float | None:
+    if limit != "chance":
+        return limit
+    classes = store.meta.calibration.classes if store.meta.calibration else 0
+    return math.log(classes) if classes > 1 else None
+
+
+def _finished(recorder: PlanRecorder, steps: int) -> SelectionPlan:
+    plan = SelectionPlan.load(recorder.path)
+    different = recorder.differences(plan.meta)
+    if different or plan.steps != steps:
+        what = f"with other {', '.join(different)}" if different else f"of {plan.steps:,} steps, not {steps:,}"
+        raise ValueError(f"{recorder.path} holds a plan {what}; load it, delete it, or choose another path")
+    return plan

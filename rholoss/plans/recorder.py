@@ -1,0 +1,201 @@
+"""Recording a plan while a run goes on: columns are appended to files, which become one file when the run is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from rholoss._version import __version__
+from rholoss.candidates import Candidates
+from rholoss.data.fingerprint import fingerprint
+from rholoss.files import StrPath
+from rholoss.plans.plan import SelectionPlan
+from rholoss.plans.plan_file import write_plan
+from rholoss.selection import Selection
+
+SETTINGS = "plan.json"
+_WAITING = 64  # steps that are kept before they are written
+
+
+class PlanRecorder:
+    """Records the selections of a run, to be replayed as a ``SelectionPlan``; listens to any selector over a map-style dataset.
+
+    Selections are appended to files in ``path.recording`` during the run, and ``finish`` writes ``path``. After a kill, restore
+    its state together with the selector's: the finished file has the same bytes as that of an uninterrupted run. On several
+    processes, record on each to a path of its own.
+
+    Args:
+        path: the file to write; it must not exist yet.
+        weights: record the weights of the selected examples too, of methods that weigh.
+        scores: record the scores of the selected examples too.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from rholoss import PlanRecorder, build_selector
+        >>> data = TensorDataset(torch.randn(64, 5), torch.randint(3, (64,)))
+        >>> selector = build_selector("uniform", DataLoader(data, batch_size=8), None, keep=0.5)
+        >>> with PlanRecorder(tempfile.mkdtemp() + "/run.plan").attach(selector) as recorder:
+        ...     for x, y in selector:
+        ...         pass
+        >>> recorder.plan
+        SelectionPlan(4 steps of 8, 32 selections from 64 examples)
+    """
+
+    def __init__(self, path: StrPath, *, weights: bool = False, scores: bool = False) -> None:
+        self.path = os.fsdecode(path)
+        self.folder = f"{self.path}.recording"
+        self.plan: SelectionPlan | None = None
+        self._columns = ["index", "ends", *(["weights"] if weights else []), *(["scores"] if scores else [])]
+        self._waiting: list[Selection] = []
+        self._checksums = dict.fromkeys(self._columns, 0)
+        self._meta: dict[str, Any] = {}
+        self._steps = self._rows = 0
+        self._is_open = False
+        self._next: int | None = None  # the selector's step that comes next
+
+    def attach(self, selector: Any) -> Self:
+        """Listen to a selector from now on.
+
+        Raises:
+            ValueError: its examples cannot be read by index, so that an index may not be the same example in another run.
+        """
+        data = fingerprint(selector.loader)
+        if data is None:
+            what = "a plan needs a map-style dataset: in a stream, nothing says which example an index is in another run"
+            raise ValueError(f"{what}; record over the stored examples")
+        self._meta = {"data": data, "n_b": selector.n_b, "n_B": selector.n_B, **described(selector)}
+        selector.listeners.append(self)
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.finish()
+
+    def __call__(self, candidates: Candidates, selection: Selection) -> None:
+        """Called by the selector."""
+        if not self._is_open:
+            self.open()
+        if selection.step != (selection.step if self._next is None else self._next):
+            what = f"expected step {self._next} of the run after {self._steps} recorded steps, got step {selection.step}"
+            raise ValueError(f"{what}; restore the states of the selector and of its recorder together")
+        self._next = selection.step + 1
+        self._waiting.append(selection)
+        if len(self._waiting) >= _WAITING:
+            self._write()
+
+    def finish(self) -> SelectionPlan:
+        """Write the plan, whole or not at all, and open it; a ValueError if nothing was recorded."""
+        self._write()
+        if not self._steps:
+            raise ValueError("nothing was selected yet: attach the recorder to a selector and iterate it before finish()")
+        columns = {name: np.memmap(self._file(name), _type(name, self._meta), "r") for name in self._columns}
+        write_plan(self.path, columns, self._meta)
+        self.plan = SelectionPlan.load(self.path)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self.plan
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded until now, all of it on disk: numbers and strings."""
+        self._write()
+        return {
+            "steps": self._steps,
+            "rows": self._rows,
+            "next": self._next,
+            "checksums": dict(self._checksums),
+            "meta": self._meta,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume a recording: what was written after the state is dropped.
+
+        Raises:
+            ValueError: the files are not those of the state, or the selector is not the one that was recorded.
+        """
+        different = self.differences(state["meta"])
+        if different:
+            raise ValueError(
+                f"this recording was begun with other {', '.join(different)}; resume it as it was, or delete {self.folder}"
+            )
+        lengths = {name: state["steps" if name == "ends" else "rows"] for name in self._columns}
+        for name in self._columns:
+            size = lengths[name] * _type(name, state["meta"]).itemsize
+            with open(self._file(name), "rb") as file:
+                content = file.read(size)
+            if len(content) < size or zlib.crc32(content) != state["checksums"][name]:
+                raise ValueError(f"{self.folder} does not hold what this state recorded; delete it, and record again")
+        self._waiting, self._is_open = [], True
+        for name in self._columns:
+            os.truncate(self._file(name), lengths[name] * _type(name, state["meta"]).itemsize)
+        self._steps, self._rows, self._next = state["steps"], state["rows"], state["next"]
+        self._checksums, self._meta = dict(state["checksums"]), dict(state["meta"])
+
+    def differences(self, meta: Mapping[str, Any]) -> list[str]:
+        """What another recording was made with, by name, that differs from the selector attached."""
+        return [name for name, value in self._meta.items() if json.loads(json.dumps(value)) != meta.get(name)]
+
+    def open(self) -> None:
+        """Begin the recording: make its folder; a ValueError if there is a plan or an unfinished recording already."""
+        for place in (self.path, self.folder):
+            if os.path.exists(place):
+                cure = "choose another path" if place == self.path else "load the state of that recording"
+                raise ValueError(f"{place} exists already; {cure}, or delete it")
+        os.makedirs(self.folder)
+        for name in self._columns:
+            open(self._file(name), "xb").close()
+        self._is_open = True
+
+    def _write(self) -> None:
+        """Append what is waiting; one copy from the device for many steps."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        sizes = [len(selection.index) for selection in waiting]
+        columns = {"index": torch.cat([selection.index for selection in waiting])}
+        if "weights" in self._columns:
+            columns["weights"] = torch.cat([_weights(selection) for selection in waiting])
+        if "scores" in self._columns:
+            columns["scores"] = torch.cat([selection.scores[selection.positions] for selection in waiting])
+        arrays = {name: column.cpu().numpy() for name, column in columns.items()}
+        arrays["ends"] = self._rows + np.cumsum(sizes)
+        for name, array in arrays.items():
+            content = np.ascontiguousarray(array, dtype=_type(name, self._meta)).tobytes()
+            with open(self._file(name), "ab") as file:
+                file.write(content)
+                os.fsync(file.fileno())
+            self._checksums[name] = zlib.crc32(content, self._checksums[name])
+        self._steps += len(sizes)
+        self._rows += sum(sizes)
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self.folder, f"{name}.bin")
+
+
+def described(selector: Any) -> dict[str, Any]:
+    """The method of a selector and what it goes by, as JSON values."""
+    store, made = getattr(selector, "store", None), {}
+    if store is not None:
+        made = {"store": {name: value for name, value in store.meta.to_json().items() if name in ("models", "loss", "made")}}
+    versions = {"rholoss": __version__, "torch": str(torch.__version__)}
+    return {"method": type(selector).__name__, "seed": selector.generator.initial_seed(), "versions": versions, **made}
+
+
+def _type(name: str, meta: Mapping[str, Any]) -> np.dtype[Any]:
+    narrow = meta["data"]["length"] <= 1 << 32
+    return np.dtype({"index": "<u4" if narrow else "<i8", "ends": "<i8"}.get(name, "<f4"))
+
+
+def _weights(selection: Selection) -> Tensor:
+    return torch.ones(len(selection.index), device=selection.index.device) if selection.weights is None else selection.weights
