@@ -1,4 +1,4 @@
-"""The command line: make, merge, judge and check stores without writing a program."""
+"""The command line: make, merge, judge and check stores, and look at plans, without writing a program."""
 
 import argparse
 import difflib
@@ -16,6 +16,7 @@ import torch
 from rholoss.data.fingerprint import compared, difference, fingerprint
 from rholoss.data.loader_view import LoaderView
 from rholoss.irreducible.models import Checkpoints
+from rholoss.plans import SelectionPlan
 from rholoss.store import IrreducibleLossStore
 from rholoss.store.checks import refuse_gaps
 
@@ -97,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}  # keeps the examples on one line
     whole = Parser(
         prog=PROGRAM,
-        description="Make, merge, judge and check stores of irreducible losses.",
+        description="Make, merge, judge and check stores of irreducible losses, and look at plans.",
         epilog=f"example: {PROGRAM} score --data my_code:train_set --model my_code:il_model --out il.npz",
         **raw,
     )
@@ -108,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
         (merge, _merge_options, "merge stores of different examples", "a.npz b.npz --out il.npz --examples 60000"),
         (report, _report_options, "judge a store: print its report", "il.npz --data my_code:train_set --plot il.png"),
         (check, _check_options, "check that a store fits a dataset", "il.npz --data my_code:train_set"),
+        (plan, _plan_options, "look at a plan: print its summary", "run.plan --data my_code:train_set --plot plan.png"),
     ):
         name = run.__name__
         added = commands.add_parser(name, help=what, description=what, epilog=f"example: {PROGRAM} {name} {example}", **raw)
@@ -156,6 +158,15 @@ def _report_options(command: argparse.ArgumentParser) -> None:
 def _check_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("store", metavar="STORE")
     command.add_argument("--data", required=True, metavar="M:N", help=f"dataset or loader to train on: {NAMED}")
+
+
+def _plan_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("plan", metavar="PLAN")
+    add("--data", metavar="M:N", help=f"dataset or loader to check the plan against: {NAMED}")
+    add("--other", metavar="PLAN", help="plan of the same data, to compare with")
+    add("--plot", metavar="FILE", help="image file to draw to")
+    add("--parquet", metavar="FILE", help="table to write: step, position, index")
 
 
 def score(options: argparse.Namespace) -> None:
@@ -251,6 +262,27 @@ def check(options: argparse.Namespace) -> None:
     refuse_gaps(store, index, view.dataset_length)
     print("gaps: unknown until sampled" if index is None else f"gaps: none in the {len(index):,} examples that may be drawn")
     print(f"{options.store} fits {options.data}, as far as it can be compared")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print what a plan selects; check, compare, draw or export it."""
+    loaded = SelectionPlan.load(options.plan)
+    if options.data is not None:
+        loaded.check(make_object(options.data, "--data"))
+    found = loaded.summary()
+    print(f"{options.plan}: {loaded.steps:,} steps of {loaded.n_b}, recorded by {loaded.meta.get('method', 'an unknown method')}")
+    used = f"{found['used']:.1%} of {loaded.n:,} examples"
+    print(f"selections: {loaded.selections:,}, of {used}; {found['repeats']:.1f} of each on average, {found['most']:.0f} at most")
+    if options.other is not None:
+        shares = loaded.agreement(SelectionPlan.load(options.other))
+        common = f"{shares['selections']:.1%} of the selections, {shares['examples']:.1%} of the examples"
+        print(f"in common with {options.other}: {common}")
+    if options.data is not None:
+        print(f"{options.plan} fits {options.data}, as far as it can be compared")
+    if options.plot is not None:
+        loaded.plot(options.plot)
+    if options.parquet is not None:
+        loaded.to_parquet(options.parquet)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
     python examples/benchmarks/step_costs.py [SECTION ...] [--rounds 5] [--steps 12] [--device cpu] [--json FILE]
     python examples/benchmarks/step_costs.py --report FILE [--update docs/pages/cost.md]
 
-Sections: wrapper, options, loaders, growth, peers, memory. Everything that is compared runs in turn, round after round, so that a
-machine that becomes slower does so for all; medians over the rounds, lowest and highest in brackets. Seconds are of the
+Sections: wrapper, options, loaders, plan, growth, peers, memory. Everything that is compared runs in turn, round after round, so
+that a machine that becomes slower does so for all; medians over the rounds, lowest and highest in brackets. Seconds are of the
 processor on a CPU, on one thread, which other programs change little, and by the clock elsewhere.
 """
 
@@ -19,6 +19,7 @@ import re
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, forwards, functional
+from rholoss import IrreducibleLossStore, PlanRecorder, RhoLossSelector, SelectionPlan, Selector, forwards, functional
 from rholoss.batches import Rows, cut
 from rholoss.presets import small_network
 from rholoss.selectors import GatedUniformSelector, PrefilteredRhoLossSelector, ProxyRhoLossSelector, UniformSelector
@@ -262,6 +263,43 @@ def loaders(bench: Bench, rounds: int, steps: int) -> Table:
     return against(compare(ways, rounds, max(2, steps // 3)), "plain")
 
 
+def plan(bench: Bench, rounds: int, steps: int) -> Table:
+    """A replayed step, with its loader, against a plain step; also where reading an example takes a millisecond."""
+    selector = UniformSelector(bench.loader(), keep=KEEP)
+    with tempfile.TemporaryDirectory() as folder:
+        with PlanRecorder(f"{folder}/run.plan").attach(selector) as recorder:
+            for _ in selector:
+                pass
+        recorded = recorder.plan
+        assert isinstance(recorded, SelectionPlan)
+        slow = SlowToRead(bench.data)
+
+        def replay(model: nn.Module, loader: Any) -> Any:
+            return recorded.loader(loader, check=False)
+
+        found = compare(
+            {
+                "plain": bench.training(lambda model, loader: loader),
+                "a plan": bench.training(replay),
+                "plain, slow to read": bench.training(lambda model, loader: loader, data=slow),
+                "a plan, slow to read": bench.training(replay, data=slow),
+            },
+            rounds,
+            steps,
+        )
+    return {
+        "a replayed step": {"ms": [1e3 * s for s in found["a plan"]], "times plain": ratios(found["a plan"], found["plain"])},
+        "the same, a millisecond to read each example": {
+            "ms": [1e3 * s for s in found["a plan, slow to read"]],
+            "times plain": ratios(found["a plan, slow to read"], found["plain, slow to read"]),
+        },
+    }
+
+
+def ratios(one: list[float], other: list[float]) -> list[float]:
+    return [a / b for a, b in zip(one, other, strict=True)]
+
+
 def growth(bench: Bench, rounds: int, steps: int) -> Table:
     """Microseconds of selecting beyond the forward pass, as the sizes grow."""
     table: Table = {}
@@ -364,7 +402,7 @@ def _peak(chunk_size: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-SECTIONS = {f.__name__: f for f in (wrapper, options, compiled, loaders, growth, peers, memory)}
+SECTIONS = {f.__name__: f for f in (wrapper, options, compiled, loaders, plan, growth, peers, memory)}
 
 
 def spread(values: list[float]) -> str:

@@ -14,6 +14,7 @@ from rholoss.data import LoaderView
 from rholoss.data.fingerprint import difference, fingerprint
 from rholoss.files import StrPath
 from rholoss.plans.plan_file import BLOCK, Column, read_plan
+from rholoss.plans.plots import draw_plan
 from rholoss.plans.replay import PlanBatchSampler, Steps, replaying, sampler_after
 
 
@@ -193,18 +194,42 @@ class SelectionPlan:
             "most": float(counts.max()),
         }
 
-    def over_time(self, flags: Mapping[str, Any], every: int = 50) -> list[dict[str, float]]:
-        """The share of examples with each flag per ``every`` steps, with ``step``, the first; flags: each shape (N,), bool."""
-        flags = {name: torch.as_tensor(flag) for name, flag in flags.items()}
+    def over_time(self, flags: Mapping[str, Any] | None = None, every: int = 50) -> list[dict[str, float]]:
+        """Shares of the selections per ``every`` steps.
+
+        Args:
+            flags: known properties of the examples, by name: each shape (N,), bool.
+            every: steps per record, at least 1.
+
+        Returns:
+            Records with ``step``, the first one; ``repeated``, the share that had been selected before; the share of each flag.
+        """
+        flags, every = {name: torch.as_tensor(flag) for name, flag in (flags or {}).items()}, _count(every, "every")
         for name, flag in flags.items():
             if flag.shape != (self.n,):
                 raise ValueError(f"flag {name!r} must be one bool per example, shape ({self.n},), got {tuple(flag.shape)}")
-        records = []
+        records, before = [], torch.zeros(self.n, dtype=torch.bool)
         for first in range(0, self.steps, every):
             start, stop = self.bounds(first)[0], self.bounds(min(first + every, self.steps) - 1)[1]
             index = torch.from_numpy(self.indices(start, stop))
-            records.append({"step": float(first), **{name: float(flag[index].double().mean()) for name, flag in flags.items()}})
+            fresh = int((~before[index.unique()]).sum())
+            before[index] = True
+            shares = {name: float(flag[index].double().mean()) for name, flag in flags.items()}
+            records.append({"step": float(first), "repeated": 1 - fresh / len(index), **shares})
         return records
+
+    def plot(self, path: StrPath | None = None, flags: Mapping[str, Any] | None = None, every: int = 50) -> Any:
+        """Draw how often examples are selected, and the shares of ``over_time``. Needs ``pip install 'rholoss[plot]'``.
+
+        Args:
+            path: an image file to save the figure to, in the format of its suffix; None saves nothing.
+            flags: see ``over_time``.
+            every: see ``over_time``.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+        """
+        return draw_plan(self, path, flags or {}, every)
 
     def agreement(self, other: SelectionPlan) -> dict[str, float]:
         """How far two plans of the same data agree, as fractions.

@@ -23,6 +23,7 @@ from rholoss import (
     build_selector,
     record_plan,
 )
+from rholoss.cli import main
 from rholoss.plans import plan_file
 from rholoss.plans.plan_file import write_plan
 from rholoss.selectors import GatedUniformSelector
@@ -420,7 +421,10 @@ class TestLookingAtIt:
         assert plan.counts().tolist() == [0, 1, 3, 1, 0, 1, 0, 0, 0, 0]
         assert plan.summary() == {"steps": 3, "selections": 6, "used": 0.4, "repeats": 1.5, "most": 3}
         flags = {"odd": torch.arange(10) % 2 == 1}
-        assert plan.over_time(flags, every=2) == [{"step": 0, "odd": 0.5}, {"step": 2, "odd": 0.5}]
+        assert plan.over_time(flags, every=2) == [
+            {"step": 0, "repeated": 0.25, "odd": 0.5},
+            {"step": 2, "repeated": 0.5, "odd": 0.5},
+        ]
         with pytest.raises(ValueError, match=r"flag 'odd' must be one bool per example, shape \(10,\), got \(3,\)"):
             plan.over_time({"odd": torch.ones(3, dtype=torch.bool)})
 
@@ -531,3 +535,24 @@ class TestRecordPlan:
         loader = DataLoader(IndexedSubset(data, range(5)), batch_size=8, drop_last=True)
         with pytest.raises(ValueError, match="the loader yields no batches to select from; give it more examples"):
             record_plan(loader, make_net(0), store, steps=3, path=tmp_path / "a.plan", keep=0.5)
+
+
+class TestCommandLine:
+    def test_a_plan_is_summed_up_compared_drawn_and_exported(self, tmp_path, capsys, monkeypatch):
+        one, other = plan_of(tmp_path, [[1, 2], [2, 3]], n=10, name="a"), plan_of(tmp_path, [[1, 2], [1, 6]], n=10, name="b")
+        assert (one.steps, other.steps) == (2, 2)
+        monkeypatch.chdir(tmp_path)
+        assert main(["plan", "a", "--other", "b", "--plot", "a.png", "--parquet", "a.parquet"]) == 0
+        printed = capsys.readouterr().out
+        assert "a: 2 steps of 2, recorded by an unknown method" in printed
+        assert "selections: 4, of 30.0% of 10 examples; 1.3 of each on average, 2 at most" in printed
+        assert "in common with b: 50.0% of the selections, 50.0% of the examples" in printed
+        assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / "a.parquet").exists()
+
+    def test_other_data_are_refused(self, tmp_path, capsys, monkeypatch):
+        plan_of(tmp_path, [[1, 2]], n=10, name="a")
+        (tmp_path / "of_mine.py").write_text("data = list(range(11))")
+        monkeypatch.chdir(tmp_path)
+        assert main(["plan", "a", "--data", "of_mine:data"]) == 1
+        assert "of these, it has 11 examples, and that had 10" in capsys.readouterr().err
