@@ -281,6 +281,20 @@ def paying(setup: Setup, steps: int, full: int, fast: int) -> dict[str, Setup]:
         "by a small network": by(replace(setup, steps=fast), "proxy_rho_loss", **limit),
         "by a small network, payoff-gated": by(replace(setup, steps=fast), "payoff_gated"),
         "uniform below the gate": by(replace(alone, steps=fast), "gated_uniform", **limit),
+        **plans(replace(setup, steps=fast, keep=0.1)),
+    }
+
+
+def plans(setup: Setup) -> dict[str, Setup]:
+    """What a small network selected beforehand, replayed; its recording is among the seconds before the first step."""
+    planned = by(setup, "plan", max_irreducible_loss="guess")
+    return {
+        "a plan": replace(planned, schedule="constant"),
+        "a plan, cosine": replace(planned, schedule="cosine"),
+        "a plan, keep 0.25, cosine": replace(planned, keep=0.25, schedule="cosine"),
+        "half a plan, then below the gate, cosine": replace(
+            by(planned, "plan", max_irreducible_loss="guess", steps=setup.steps // 2, then="below the gate"), schedule="cosine"
+        ),
     }
 
 
@@ -301,6 +315,7 @@ def wide(setup: Setup) -> dict[str, Setup]:
         "RHO-LOSS, payoff-gated": by(replace(alone, steps=400), "payoff_gated", cost=WIDE_COST),
         "by a small network": by(replace(setup, steps=500), "proxy_rho_loss", **limit),
         "uniform below the gate": by(replace(alone, steps=800), "gated_uniform", **limit),
+        **plans(replace(setup, steps=800, keep=0.1)),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from experiments.references import Reference
 from experiments.setups import Setup, located
 from experiments.tasks import Task, make_model, plain
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, fast_rho_loss
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, fast_rho_loss, record_plan
 from rholoss.batches import move
 from rholoss.isolation import device_of
 from rholoss.schedules import Geometric, Linear
@@ -88,6 +89,9 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
     if setup.method == "payoff_gated":
         selector = _payoff_gated(setup, task, loader, model, store, root, shared, **options)
         return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
+    if setup.method == "plan":
+        selector = _replayed(setup, task, loader, model, store, root, shared, **options)
+        return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
     proxy, along = _proxy(setup, task, seed, root, device)
     ingredients = {"store": store, "proxy": proxy, "irreducible_model": irreducible_model}
     method = GatedUniformSelector if setup.method == "gated_uniform" else setup.method
@@ -116,6 +120,35 @@ def _payoff_gated(
     method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **shared)
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **shared)
     return PayoffGatedSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
+
+
+def _replayed(
+    setup: Setup,
+    task: Task,
+    loader: DataLoader[Any],
+    model: nn.Module,
+    store: IrreducibleLossStore | None,
+    root: Path,
+    shared: dict[str, Any],
+    steps: int | None = None,
+    then: str = "repeat",
+    proxy_lr: float = 1e-3,
+    **options: Any,
+) -> Selector:
+    """All batches of a plan that a small network records first, and what follows it."""
+    assert store is not None
+    assert setup.proxy is not None
+    seed, kept = shared["seed"], {name: shared[name] for name in ("keep", "forward", "seed")}
+    torch.manual_seed(seed + 500)
+    proxy = make_model(setup.proxy, task, **located(setup.proxy_options, root)).to(device_of(model))
+    optimizer = partial(torch.optim.AdamW, lr=proxy_lr)
+    with tempfile.TemporaryDirectory() as folder:
+        how: dict[str, Any] = {"steps": steps or setup.steps, "optimizer": optimizer, "progress": False, **kept, **options}
+        plan = record_plan(loader, proxy, store, path=f"{folder}/run.plan", **how)
+    after: Any = then
+    if then == "below the gate":
+        after = GatedUniformSelector(loader, None, store, max_irreducible_loss=math.log(task.classes), keep=setup.keep)
+    return build_selector("uniform", plan.loader(loader, then=after), model, batch_size=setup.n_b, device="model", seed=seed)
 
 
 def _read(value: Any, setup: Setup, task: Task, forward: CountingForward) -> Any:
