@@ -2,9 +2,11 @@
 
 import copy
 import difflib
+import multiprocessing
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,6 +190,84 @@ def test_a_lightning_checkpoint_without_a_selector_is_refused():
     trainer = SimpleNamespace(train_dataloader=DataLoader(data()))
     with pytest.raises(TypeError, match=r"needs a selector to train on, got DataLoader; pass it to trainer\.fit"):
         SelectorCheckpoint().on_save_checkpoint(trainer, None, {})
+
+
+def fitted(loader, **options):
+    """What a Lightning module is trained on, by epoch; the random state after it; and the worker processes that are left."""
+    from lightning import LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net, self.seen = torch.nn.Linear(1, 1), []
+
+        def training_step(self, batch, _):
+            batch = batch[0] if isinstance(batch[0], (list, tuple)) else batch
+            self.seen.append((self.current_epoch, batch[0].flatten().tolist()))
+            return self.net(batch[0]).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    before, module = set(multiprocessing.active_children()), Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of Lightning: few workers, few batches, shuffling turned off
+        Trainer(**{"max_epochs": 2, "accelerator": "cpu", **dict.fromkeys(quiet, False), **options}).fit(module, loader)
+    return module.seen, torch.get_rng_state().tolist(), set(multiprocessing.active_children()) - before
+
+
+def numbers(n=20, **options):
+    return DataLoader(TensorDataset(torch.arange(float(n))[:, None]), batch_size=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("loader", "trainer"),
+    [
+        ({"shuffle": True}, {}),
+        ({"shuffle": True, "drop_last": True}, {"limit_train_batches": 3}),
+        ({"shuffle": True}, {"limit_train_batches": 0.5}),
+        ({"shuffle": True}, {"fast_dev_run": 2}),
+        ({"shuffle": True}, {"reload_dataloaders_every_n_epochs": 1}),
+        ({"shuffle": True, "generator": 3}, {}),
+        ({"shuffle": True, "num_workers": 1}, {}),
+        ({"shuffle": True, "num_workers": 1, "persistent_workers": True}, {}),
+        ({}, {"overfit_batches": 2}),
+        ({}, {"overfit_batches": 0.5}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("beside_another", [False, True])
+def test_a_lightning_trainer_trains_on_what_it_would_without_a_selector(loader, trainer, beside_another):
+    ran = []
+    for wrap in (lambda loader: loader, lambda loader: build_selector("uniform", loader, keep=1.0)):
+        given = dict(loader)
+        if "generator" in given:
+            given["generator"] = torch.Generator().manual_seed(given["generator"])
+        torch.manual_seed(0)
+        one = wrap(numbers(**given))
+        ran.append(fitted([one, numbers(9)] if beside_another else one, **trainer))
+    assert ran[0] == ran[1]
+    assert not ran[1][2]
+
+
+def test_lightnings_overfit_batches_selects_from_the_same_candidates_in_each_epoch():
+    selector = build_selector("uniform", numbers(), keep=0.5)
+    seen, _, _ = fitted(selector, overfit_batches=2)
+    assert [epoch for epoch, _ in seen] == [0, 0, 1, 1]
+    assert all(set(batch) <= set(range(6 * (i % 2), 6 * (i % 2) + 6)) for i, (_, batch) in enumerate(seen))
+
+
+def test_lightnings_overfit_batches_with_a_loader_that_shuffles_says_what_to_do():
+    selector = build_selector("uniform", numbers(shuffle=True), keep=1.0)
+    message = (
+        r"overfit_batches turns shuffling off, .* a selector: .* around a RandomSampler; wrap a DataLoader with shuffle=False"
+    )
+    with pytest.raises(ValueError, match=message):
+        fitted(selector, overfit_batches=2)
+    assert selector.sampler is selector
+    selector = build_selector("uniform", numbers(shuffle=False), keep=1.0)
+    assert fitted(selector, overfit_batches=2)[0] == [(epoch, [*range(3 * i, 3 * i + 3)]) for epoch in (0, 1) for i in (0, 1)]
 
 
 # The Trainer of transformers.
