@@ -100,6 +100,18 @@ def _generators(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
             yield from _generators(each, depth - 1, seen)
 
 
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of models, and of the wrappers around them
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)  # a thread that the child does not have may hold one
+
+
+def _lock_of(model: nn.Module) -> Any:
+    lock = _locks.get(model)
+    if lock is None:
+        lock = _locks[model] = _locks.setdefault(unwrapped(model), RLock())
+    return lock
+
+
 @contextmanager
 def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval", seed: int | None = None) -> Iterator[None]:
     """Run a block under no_grad with a model in a mode, then restore modes, buffers and random states, see ``same_state``.
@@ -128,18 +140,6 @@ def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval",
             for module, was in flags:
                 if module.training != was:
                     module.training = was
-
-
-_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of models, and of the wrappers around them
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_locks.clear)  # a thread that the child does not have may hold one
-
-
-def _lock_of(model: nn.Module) -> Any:
-    lock = _locks.get(model)
-    if lock is None:
-        lock = _locks[model] = _locks.setdefault(unwrapped(model), RLock())
-    return lock
 
 
 def module_of(model: Any) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import types
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -280,7 +281,24 @@ def callable_name(function: Any) -> str:
         own = {name: value for name, value in vars(function).items() if name[0] != "_" and name != "training"}
         parts = {**own, **dict(function.named_buffers(recurse=False)), **dict(function.named_children())}
         return f"{type(function).__name__}({_options(parts)})"
-    return str(getattr(function, "__qualname__", type(function).__name__))
+    name = str(getattr(function, "__qualname__", type(function).__name__))
+    if "<" in name and isinstance(function, types.FunctionType):  # a lambda or a local function, which others may be called as
+        code, cells = function.__code__, [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
+        held = {each: getattr(value, "__qualname__", value) for each, value in zip(code.co_freevars, cells, strict=False)}
+        content = [
+            code.co_code.hex(),
+            code.co_names,
+            *(const for const in code.co_consts if isinstance(const, (int, float, str))),
+        ]
+        return f"{name}({_options({**held, 'code': _short(repr(content).encode())})})"
+    return name
+
+
+_EMPTY = types.CellType()
+
+
+def _short(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=4).hexdigest()
 
 
 def _options(values: Mapping[str, Any]) -> str:
@@ -290,8 +308,7 @@ def _options(values: Mapping[str, Any]) -> str:
         if value is None or isinstance(value, (bool, int, float, str)):
             shown[name] = str(value)
         elif isinstance(value, Tensor):
-            content = value.detach().cpu().double().contiguous().numpy().tobytes()
-            shown[name] = f"{list(value.shape)} {hashlib.blake2b(content, digest_size=4).hexdigest()}"
+            shown[name] = f"{list(value.shape)} {_short(value.detach().cpu().double().contiguous().numpy().tobytes())}"
         else:
             shown[name] = callable_name(value)
     return ", ".join(f"{name}={value}" for name, value in shown.items())

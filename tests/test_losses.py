@@ -167,6 +167,22 @@ class TestIdentity:
     def test_options_are_a_part_of_a_name(self, one, other):
         assert callable_name(one) == callable_name(one) != callable_name(other)
 
+    def test_lambdas_and_local_functions_are_told_apart_by_their_code_and_what_they_hold(self):
+        def made(eps, model=None):
+            def loss(outputs, targets):
+                return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=eps)
+
+            return loss
+
+        def itself(outputs, targets):
+            return itself(outputs, targets) if outputs is None else made(0.1)(outputs, targets)
+
+        one, other = (lambda outputs, targets: outputs), (lambda outputs, targets: targets)
+        names = [callable_name(loss) for loss in (made(0.1), made(0.2), one, other, itself)]
+        assert len(set(names)) == 5
+        assert callable_name(made(0.1)) == names[0]
+        assert "eps=0.1" in names[0]
+
     def test_another_option_of_the_loss_warns_and_the_same_does_not(self):
         data = make_data(64)
         loss = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)

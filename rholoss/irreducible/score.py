@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -101,8 +102,9 @@ def _classes(predictions: Any, targets: Any) -> Tensor:
     try:
         classes = tensor_of(targets).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        rows = [] if isinstance(targets, str) else [row for row, value in enumerate(targets) if not isinstance(value, int)]
-        got = f"{targets[rows[0]]!r} at row {rows[0]}" if rows else repr(targets)[:80]
+        values = list(targets) if hasattr(targets, "__len__") and not isinstance(targets, str) else []
+        words = [f"{value!r} at row {row}" for row, value in enumerate(values) if not isinstance(value, Integral)]
+        got = words[0] if words else repr(targets)[:80]
         cure = "number them: names = sorted(set(targets)), then [names.index(name) for name in targets]"
         raise ValueError(f"{expected}, got {got}; {cure}") from error
     if classes.shape != (n,) or classes.is_floating_point() or classes.is_complex():

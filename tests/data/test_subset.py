@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import make_data, make_net
+from conftest import FEATURES, make_data, make_net
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
@@ -200,6 +200,26 @@ class TestLabels:
         assert labels_of(TensorDataset(torch.zeros(3), torch.zeros(3))) is None
         assert labels_of([1, 2, 3]) is None
         assert labels_of(ConcatDataset([Odd("abc"), TensorDataset(torch.tensor([1]))])) is None
+
+    def test_that_cannot_be_looked_up_end_no_run(self):
+        class Raising(list):
+            @property
+            def targets(self):
+                raise OSError("the file of the labels is gone")
+
+        class Transformed(list):
+            """As of ``datasets`` under a transform that needs all columns, which older versions apply to one column too."""
+
+            column_names = ("text", "label")
+
+            def __getitem__(self, key):
+                return {"label": [0, 1]}["text"] if key == "label" else (torch.zeros(FEATURES), 1)
+
+        for dataset in (Raising([(torch.zeros(FEATURES), 1)] * 12), Transformed("abcdefghijkl")):
+            assert labels_of(dataset) is None
+            assert labels_of(IndexedSubset(dataset, [1])) is None
+            assert [len(part) for part in split(dataset, holdout=4, validation=2)] == [6, 4, 2]
+            assert len(IrreducibleLossStore.from_model(make_net(0), dataset)) == 12
 
 
 def test_mixing_spreads_every_label_evenly():
