@@ -44,8 +44,12 @@ class Rows:
         return self._on[device]
 
     def tensor(self, column: Tensor) -> Tensor:
-        taken = self._nested(column) if column.is_nested else column.index_select(0, self.on(column.device))
-        return as_type_of(column, taken)
+        if column.is_nested:
+            return as_type_of(column, self._nested(column))
+        try:
+            return as_type_of(column, column.index_select(0, self.on(column.device)))
+        except NotImplementedError:  # unsigned integers, in some versions of PyTorch
+            return column[self.on(column.device)]
 
     def array(self, column: np.ndarray) -> np.ndarray:
         return column[self.on(torch.device("cpu")).numpy()]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import rholoss
-from rholoss import IrreducibleLossStore, RhoLossSelector, build_selector, fit_irreducible_model
+from rholoss import IrreducibleLossStore, RhoLossSelector, build_selector, fit_irreducible_model, split
 from rholoss.losses import callable_name, cross_entropy, default_loss, squared_error
 from rholoss.tokens import causal_loss
 from rholoss.wrappers import SwitchSelector
@@ -289,8 +289,11 @@ class TestLabels:
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32])
     def test_of_any_integer_type_are_classes(self, dtype):
         x, y = make_data(64).tensors
-        expected = IrreducibleLossStore.from_model(make_net(0), TensorDataset(x, y))
-        assert torch.equal(IrreducibleLossStore.from_model(make_net(0), TensorDataset(x, y.to(dtype))).losses, expected.losses)
+        data, expected = TensorDataset(x, y.to(dtype)), IrreducibleLossStore.from_model(make_net(0), TensorDataset(x, y))
+        store = IrreducibleLossStore.from_model(make_net(0), data)
+        assert torch.equal(store.losses, expected.losses)
+        assert torch.equal(select(data, store).last.index, select(TensorDataset(x, y), expected).last.index)
+        assert len(split(data, holdout=0.5).holdout) == 32
 
 
 class TestPredictions:

@@ -30,9 +30,13 @@ def fingerprint(data: Any, seed: int = 0) -> dict[str, Any] | None:
     if not is_map_style(loader) or loader.batch_sampler is None:
         return None
     dataset = whole_of(loader.dataset)
+    try:
+        length = len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
     labels = labels_of(dataset)
     digests = None if labels is None else labels_digest(labels)
-    return {"length": len(dataset), "labels": digests, "sample": _sample(loader, dataset, seed)}
+    return {"length": length, "labels": digests, "sample": _sample(loader, dataset, seed)}
 
 
 def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -182,8 +182,15 @@ def test_the_data_are_read_in_a_worker_where_the_loader_has_workers(data):
     assert fingerprint(DataLoader(OnlyInWorkers(*data.tensors), num_workers=2))["sample"]
 
 
-def test_a_store_without_a_fingerprint_is_checked_by_length_alone(data):
+def test_a_store_without_a_fingerprint_is_checked_by_length_alone_and_data_without_a_length_are_not_looked_at(data):
     meet(IrreducibleLossStore(torch.zeros(100)), data)
+
+    class Endless(Dataset):
+        def __getitem__(self, i):
+            return data[i]
+
+    meet(IrreducibleLossStore(torch.zeros(100)), Endless(), sampler=range(60))
+    assert fingerprint(DataLoader(Endless(), sampler=range(60))) is None
 
 
 def test_the_fingerprint_survives_a_file(store, data, tmp_path):
