@@ -53,8 +53,9 @@ def squared_error(outputs: Any, targets: Any) -> Tensor:
     _check_tensors(outputs, targets)
     if outputs.shape != targets.shape:
         got = f"{tuple(outputs.shape)} and {tuple(targets.shape)}; reshape one of them in forward=, or pass loss="
-        classes = "; if the targets are classes, pass them as integers, targets.long()"
-        hint = classes if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] > 1 else ""
+        classes, binary = "classes, pass them as integers, targets.long()", "0 or 1, pass loss=rholoss.binary_cross_entropy"
+        meant = classes if outputs.shape[-1:] != (1,) else binary
+        hint = f"; if the targets are {meant}" if outputs.ndim == targets.ndim + 1 else ""
         raise ValueError(f"outputs and floating targets must have one shape, got {got}{hint}")
     return _mean((outputs.float() - targets.float()).square())
 
@@ -152,21 +153,18 @@ def refuse_other_classes(classes: Tensor, C: int, ignored: bool = True) -> None:
     wrong = torch.nonzero(((classes < 0) & ~(ignored & (classes == IGNORED))) | (classes >= C))
     if len(wrong):
         value, row = int(classes[tuple(wrong[0])]), int(wrong[0, 0])
-        raise LabelError(
-            f"expected classes from 0 to {C - 1}, got {value} at row {row}; {class_cure(classes, C)}", row, len(classes)
-        )
+        message = f"expected classes from 0 to {C - 1}, got {value} at row {row}; {_class_cure(classes, C)}"
+        raise LabelError(message, row, len(classes))
 
 
-def class_cure(classes: Tensor, C: int) -> str:
+def _class_cure(classes: Tensor, C: int) -> str:
     """What to do about classes, int64, that are not all from 0 to C - 1."""
     low, high = int(classes.min()), int(classes.max())
     if low >= 1 and high == C:
         return "these begin at 1: subtract 1"
     if low == IGNORED:
         return "leave these rows out"
-    mark = (
-        f"if {high if low >= 0 else low} marks what does not count, leave it out, or for the default loss replace it by {IGNORED}"
-    )
+    mark = f"if {high if low >= 0 else low} marks what does not count, leave it out, or let the default loss read {IGNORED}"
     return f"{mark}; else correct these labels, or give the model an output for every class"
 
 
@@ -212,7 +210,7 @@ def _look(loss: Any, outputs: Tensor, targets: Tensor) -> None:
     try:
         wrong = _wrong_targets(loss, targets)
         doubt = "" if wrong else _doubt(loss, outputs, targets, is_classes)
-    except RuntimeError:  # tensors of a kind that has no minimum or sum
+    except Exception:  # tensors of a kind that has no minimum or sum
         return
     if wrong:
         raise ValueError(f"{loss.__name__} expects {wrong}")
@@ -229,9 +227,8 @@ def _wrong_targets(loss: Any, targets: Tensor) -> str:
         return f"targets from 0 to 1, got {low:.4g} to {high:.4g}; bring them to this range in forward="
     if loss is soft_cross_entropy and not are_distributions(targets):
         total = float(targets.flatten(0, -2)[0].sum())
-        return (
-            f"targets that sum to 1, got {total:.4g} in row 0; for several labels at once pass loss=rholoss.binary_cross_entropy"
-        )
+        several = "for several labels at once pass loss=rholoss.binary_cross_entropy"
+        return f"targets that sum to 1, got {total:.4g} in row 0; {several}"
     return ""
 
 
@@ -249,9 +246,11 @@ def _doubt(loss: Any, outputs: Tensor, targets: Tensor, is_classes: bool) -> str
     if loss is binary_cross_entropy:
         cure = "take the sigmoid out of the model, or return torch.logit(probabilities) in forward="
         return f"{looks}: all are from 0 to 1; {cure}" if is_within and outputs.numel() >= 32 else ""
-    if is_within or float(targets.min()) < 0 or float(targets.max()) > 1:
+    low, high = float(targets.min()), float(targets.max())
+    if is_within or low < 0 or high > 1:
         return ""
-    is_soft, is_binary = are_distributions(targets), targets.unique().tolist() == [0, 1]
+    is_soft = are_distributions(targets)
+    is_binary = low < high and bool(((targets == 0) | (targets == 1)).all())
     what, name = ("rows of probabilities", "soft_cross_entropy") if is_soft else ("0 or 1", "binary_cross_entropy")
     same = "or loss=rholoss.losses.squared_error for what the default loss computes of them"
     cure = f"pass loss=rholoss.{name}, {same}"
@@ -282,33 +281,28 @@ def callable_name(function: Any) -> str:
         parts = {**own, **dict(function.named_buffers(recurse=False)), **dict(function.named_children())}
         return f"{type(function).__name__}({_options(parts)})"
     name = str(getattr(function, "__qualname__", type(function).__name__))
-    if "<" in name and isinstance(function, types.FunctionType):  # a lambda or a local function, which others may be called as
-        code, cells = function.__code__, [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
-        held = {each: getattr(value, "__qualname__", value) for each, value in zip(code.co_freevars, cells, strict=False)}
-        content = [
-            code.co_code.hex(),
-            code.co_names,
-            *(const for const in code.co_consts if isinstance(const, (int, float, str))),
-        ]
-        return f"{name}({_options({**held, 'code': _short(repr(content).encode())})})"
-    return name
+    if "<" not in name or not isinstance(function, types.FunctionType):
+        return name
+    code = function.__code__  # others may be called as a lambda or a local function is
+    held = dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
+    content = [code.co_code, code.co_names, [each for each in code.co_consts if isinstance(each, (int, float, str))]]
+    return f"{name}({_options({**held, 'code': _short(repr(content).encode())})})"
 
 
-_EMPTY = types.CellType()
+def _options(values: Mapping[str, Any]) -> str:
+    """Options in a form that is the same in every process; objects, functions and models by what they are called."""
+    return ", ".join(f"{name}={_option(value)}" for name, value in sorted(values.items()))
+
+
+def _option(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return str(value)
+    if isinstance(value, functools.partial) or (isinstance(value, nn.Module) and next(value.parameters(), None) is None):
+        return callable_name(value)
+    if isinstance(value, Tensor) and value.device.type != "meta" and not value.is_complex():
+        return f"{list(value.shape)} {_short(value.detach().cpu().double().contiguous().numpy().tobytes())}"
+    return str(getattr(value, "__qualname__", type(value).__name__))
 
 
 def _short(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=4).hexdigest()
-
-
-def _options(values: Mapping[str, Any]) -> str:
-    """Options in a form that is the same in every process; objects by their type."""
-    shown = {}
-    for name, value in sorted(values.items()):
-        if value is None or isinstance(value, (bool, int, float, str)):
-            shown[name] = str(value)
-        elif isinstance(value, Tensor):
-            shown[name] = f"{list(value.shape)} {_short(value.detach().cpu().double().contiguous().numpy().tobytes())}"
-        else:
-            shown[name] = callable_name(value)
-    return ", ".join(f"{name}={value}" for name, value in shown.items())

@@ -70,6 +70,7 @@ class TestNamedLosses:
             (rholoss.soft_cross_entropy, torch.zeros(6, 4), torch.zeros(6).long(), r"probability for each class.*F\.one_hot"),
             (rholoss.soft_cross_entropy, torch.zeros(6), torch.zeros(6), "probability for each class"),
             (default_loss, torch.zeros(6, 1), torch.zeros(6).long(), r"rholoss\.binary_cross_entropy for one logit per label"),
+            (default_loss, torch.zeros(6, 1), torch.zeros(6), r"0 or 1, pass loss=rholoss\.binary_cross_entropy"),
             (default_loss, torch.zeros(6, 4), torch.zeros(6), r"classes, pass them as integers, targets\.long\(\)"),
         ],
     )
@@ -98,7 +99,17 @@ class TestIdentity:
         loader = DataLoader(data, batch_size=8, collate_fn=squared)
         assert IrreducibleLossStore.from_model(make_net(0), loader).meta.formula == "squared_error"
         assert IrreducibleLossStore.from_predictions(torch.randn(4, 3), [0, 1, 2, 0]).meta.formula == "cross_entropy"
-        assert IrreducibleLossStore.from_model(make_net(0), data, loss=cross_entropy).meta.formula == ""
+        hinge = nn.MultiMarginLoss(reduction="none")
+        assert IrreducibleLossStore.from_model(make_net(0), data, loss=hinge).meta.formula == ""
+
+    def test_the_default_loss_and_its_formula_by_name_are_the_same(self):
+        data = make_data(64)
+        stores = [IrreducibleLossStore.from_model(make_net(0), data, loss=loss) for loss in (None, cross_entropy)]
+        for store in stores:
+            select(data, store)
+            select(data, store, loss=cross_entropy)
+            with pytest.raises(ValueError, match="in one run"):
+                select(data, store, squared)
 
     def test_a_store_of_before_is_read_and_what_it_shows_is_compared(self):
         data = make_data(64)

@@ -59,7 +59,8 @@ def refuse_changed_data(first: dict[str, Any] | None, data: Any, epoch: int, may
 def warn_of_other_loss(store: IrreducibleLossStore, loss: Loss) -> None:
     """Warn if a store was made with a loss of another name than the selector's."""
     made, mine = store.meta.loss, callable_name(loss)
-    if made not in (None, mine):
+    is_formula = store.meta.formula and mine in ("default_loss", store.meta.formula)  # compared when the targets are met
+    if made not in (None, mine) and not is_formula:
         warnings.warn(
             f"this store was made with the loss {made!r}, and the selector scores with {mine!r}: their difference means nothing "
             "unless the two are the same; pass one loss= to both",

@@ -152,7 +152,9 @@ class StoreMetadata:
 
     @property
     def formula(self) -> str:
-        """What the default loss computed of the targets, ``"cross_entropy"`` or ``"squared_error"``; empty if unknown."""
+        """``"cross_entropy"`` or ``"squared_error"``, if the loss is one of these or the default one; empty if unknown."""
+        if self.loss in ("cross_entropy", "squared_error"):
+            return self.loss
         if self.loss != "default_loss" or self.calibration is None:
             return ""
         return self.calibration.formula or ("cross_entropy" if self.calibration.classes else "")
