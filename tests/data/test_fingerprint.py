@@ -334,7 +334,7 @@ def test_data_whose_examples_are_drawn_whatever_the_index_are_noticed_when_the_s
         def __getitem__(self, i):
             return (*super().__getitem__(int(torch.randint(60, ()))), i)
 
-    with pytest.warns(UserWarning, match=r"no field .* is the same when they are read twice; .*let __getitem__ go by the index"):
+    with pytest.warns(UserWarning, match=r"no field .* is the same when they are read twice: .*let __getitem__ go by the index"):
         store = IrreducibleLossStore.from_model(make_net(0), Drawn(), forward=forward)
     with pytest.warns(UserWarning, match="no field"):
         RhoLossSelector(DataLoader(Drawn(), batch_size=4), make_net(1), store, keep=0.25, forward=forward)
