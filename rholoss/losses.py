@@ -200,7 +200,7 @@ class LossCheck:
             self.expect("squared_error" if targets.is_floating_point() else "cross_entropy")
         if not self._looked:
             self._looked = True
-            _look(loss, outputs, targets)
+            _look(loss, outputs.detach(), targets.detach())
 
 
 def _look(loss: Any, outputs: Tensor, targets: Tensor) -> None:

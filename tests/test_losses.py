@@ -140,6 +140,12 @@ class TestIdentity:
         with pytest.raises(ValueError, match="in one run"):
             select(data, store)
 
+    def test_a_fit_that_is_validated_on_another_kind_is_refused(self):
+        one, other = make_data(64), make_data(64, seed=3)
+        validation = DataLoader(other, batch_size=8, collate_fn=squared)
+        with pytest.raises(ValueError, match="in one run"):
+            fit_irreducible_model(make_net(0), one, validation, epochs=1)
+
     def test_batches_of_two_kinds_are_refused(self):
         data = make_data(64)
         loader = DataLoader(data, batch_size=4, collate_fn=hard_or_soft)
@@ -237,8 +243,9 @@ class TestNoticed:
         x, y = make_data(128).tensors
         parts = [TensorDataset(x[part], (y[part, None] > 1).float()) for part in (slice(64), slice(64, 128))]
         model = nn.Sequential(nn.Linear(x.shape[1], 1))
-        with pytest.warns(UserWarning, match=r"rholoss\.binary_cross_entropy"):
-            fit_irreducible_model(model, *parts, epochs=1)
+        with pytest.warns(UserWarning, match=r"rholoss\.binary_cross_entropy") as seen:
+            fit_irreducible_model(model, *parts, epochs=2)
+        assert len(seen) == 1
         fit_irreducible_model(model, *parts, epochs=1, loss=rholoss.binary_cross_entropy)
 
     @pytest.mark.parametrize("targets", [torch.rand(64, CLASSES), torch.randn(64, CLASSES), torch.zeros(64, CLASSES)])

@@ -112,6 +112,7 @@ class FitRun:
         task, total, count = self.holdout.scorer.task, torch.zeros((), device=device), 0
         for batch in _batches(self.holdout.view):
             outputs, targets = task.forward(self.model, move(batch, device) if device is not None else batch)
+            self.validation.scorer.check.meet(task.loss, outputs, targets)
             losses = task.loss(outputs, targets)
             n = len(losses) if isinstance(losses, Tensor) and losses.ndim == 1 else self.holdout.batch_size or 1
             losses = check_loss(losses, n)
