@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import secrets
 import stat
 import zipfile
@@ -79,7 +80,8 @@ def explained(path: StrPath, what: str, cure: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
             raise
-        why = "it holds pickled objects, which are never read" if "pickle" in str(error) else str(error) or type(error).__name__
+        is_pickle = isinstance(error, pickle.UnpicklingError) or "pickle" in str(error)
+        why = "it holds pickled objects, which are never read" if is_pickle else str(error) or type(error).__name__
         raise ValueError(f"{os.fsdecode(path)} is not {what} that can be read ({why}): {cure}") from error
 
 

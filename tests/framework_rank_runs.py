@@ -185,7 +185,7 @@ def accelerate_trains(rank, folder, is_global=False, is_each_saved=True, is_resu
     if is_resumed:
         place.load_state(where)
         if is_each_saved:
-            selector.load_state_dict(torch.load(own))
+            selector.load_state_dict(torch.load(own, weights_only=True))
     for _ in range(selector.epoch, EPOCHS):
         for batch in selector:
             place.backward(parallel(**batch)["loss"])

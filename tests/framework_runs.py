@@ -213,7 +213,7 @@ def plain(folder, workers, accumulated, kind=DataLoader):
     selector, optimizer = selector_of(loader, model), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     parts, begin = {"model": model, "optimizer": optimizer, "selector": selector}, 0
     if (checkpoint := latest(folder, "*.pt")) is not None:
-        saved = torch.load(checkpoint)
+        saved = torch.load(checkpoint, weights_only=True)
         begin = saved["epoch"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -389,7 +389,7 @@ def resume(name, folder):
             there.mkdir()
             if status(fork(run_to_the_end, name, str(there), *options)):
                 return [f"{options}: the whole run failed"]
-            whole[options] = torch.load(there / "end")
+            whole[options] = torch.load(there / "end", weights_only=True)
         picks, weights = whole[options]
         there, step = Path(folder, f"{name}-{point}"), draw.randint(2, len(picks))
         there.mkdir()
@@ -398,7 +398,7 @@ def resume(name, folder):
         if status(fork(run_to_the_end, name, str(there), *options)):
             differing.append(f"{options}, step {step}: did not go on")
             continue
-        picks_after, weights_after = torch.load(there / "end")
+        picks_after, weights_after = torch.load(there / "end", weights_only=True)
         gone, between = len(picks) - len(picks_after), 5 if name == "lightning_epochs" else options[1]
         if not step - 1 - between <= gone < step:
             differing.append(f"{options}, step {step}: went on after step {gone}")

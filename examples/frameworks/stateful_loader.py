@@ -13,7 +13,7 @@ loader = StatefulDataLoader(train_set, batch_size=32, shuffle=True, generator=se
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 parts = {"model": model, "optimizer": optimizer, "loader": loader}
 if path.exists():
-    saved = torch.load(path)
+    saved = torch.load(path, weights_only=True)
     begin = saved.pop("epoch")
     torch.set_rng_state(saved.pop("rng"))
     for name, state in saved.items():

@@ -50,7 +50,7 @@ class Checkpoints:
             self.model.load_state_dict(own)
 
     def _read(self, path: str) -> Any:
-        cure = "expected weights as torch.save writes them now; copy it again, or torch.save what torch.load returns"
+        cure = "expected a state dict as torch.save writes it now; copy it again, or torch.save the one that torch.load returns"
         with explained(path, "a checkpoint", cure), open_regular(path) as file:
             checksums = zip_checksums(file)
             if self._checksums.setdefault(path, checksums) != checksums:

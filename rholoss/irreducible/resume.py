@@ -38,7 +38,7 @@ class ScoringCheckpoint:
         settings = os.path.join(path, SETTINGS)
         self._is_new = not os.path.exists(path)
         os.makedirs(path, exist_ok=True)
-        if not os.path.exists(settings):
+        if not os.path.exists(settings) or self._only_they_are_damaged(settings):
             write_json(settings, {**mine, **made_today()})
         self.meta = _read_settings(settings)
         different = [name for name in mine if self.meta.get(name) != mine[name]]
@@ -46,6 +46,13 @@ class ScoringCheckpoint:
             what = f"{path} holds an unfinished scoring with other {', '.join(different)}"
             raise ValueError(f"{what}; resume it with the same settings, or delete the folder to start from scratch")
         self.meta.pop("chunks")
+
+    def _only_they_are_damaged(self, settings: str) -> bool:
+        """Whether settings cannot be read, beside a chunk of this very scoring."""
+        try:
+            return not _read_settings(settings)
+        except ValueError:
+            return any(self._read(i) is not None for i in range(len(self.chunks)))
 
     def work(self, process: int, processes: int) -> bool:
         """Score this process's share of the missing or damaged chunks; returns whether the other shares are done as well."""

@@ -135,7 +135,7 @@ def test_a_comparison_is_resumed_and_merged():
     file.seek(0)
     resumed = ComparisonLog(whole.methods, lambda: SelectionLog(60))
     resumed.load_state_dict(half.state_dict())
-    resumed.load_state_dict(torch.load(file))
+    resumed.load_state_dict(torch.load(file, weights_only=True))
     assert_same(resumed.summary(), half.summary())
     resumed.merge(whole.state_dict())
     assert resumed.batches == half.batches + whole.batches

@@ -161,7 +161,7 @@ def test_every_number_is_that_of_the_slow_way(batches, flags, stop):
     ids = hash_ids(f"image {i}" for i in range(N))
     resumed, hashed = SelectionLog(N, masks), SelectionLog(N, masks, ids=ids)
     Batch([0, 0, 0], [0], [1.0, 2.0, 3.0], 7).add_to(resumed)  # is gone after loading
-    resumed.load_state_dict(torch.load(file))
+    resumed.load_state_dict(torch.load(file, weights_only=True))
     for batch in batches[stop:]:
         batch.add_to(resumed)
     for batch in batches:

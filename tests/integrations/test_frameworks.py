@@ -59,7 +59,9 @@ def test_an_example_differs_from_the_plain_one_by_a_handful_of_lines(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_picks_the_very_examples_that_the_plain_loop_picks(runs, name):
-    (picks, weights), (plain_picks, plain_weights) = (torch.load(runs / f"{name}{end}.pt") for end in ("", "-plain"))
+    (picks, weights), (plain_picks, plain_weights) = (
+        torch.load(runs / f"{name}{end}.pt", weights_only=True) for end in ("", "-plain")
+    )
     assert len(picks) >= 240
     assert picks == plain_picks
     assert all(map(torch.equal, weights, plain_weights))
@@ -76,7 +78,7 @@ def test_a_run_killed_at_any_of_20_steps_resumes_with_the_same_picks_and_weights
 def test_the_trainer_divides_the_loss_of_an_update_by_the_tokens_that_were_chosen(tmp_path):
     done = run("items", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    (picks, weights), (picks_by_hand, weights_by_hand) = torch.load(tmp_path / "items.pt").values()
+    (picks, weights), (picks_by_hand, weights_by_hand) = torch.load(tmp_path / "items.pt", weights_only=True).values()
     assert len(picks) == 18  # two epochs of 8 batches and a short one
     assert picks == picks_by_hand
     torch.testing.assert_close(weights, weights_by_hand, rtol=1e-4, atol=1e-6)

@@ -5,12 +5,16 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_data, make_net
+from forks import fork, status
 from torch.utils.data import DataLoader, Dataset
 
 from rholoss import IrreducibleLossStore, RhoLossSelector
@@ -268,3 +272,114 @@ def test_the_measurements_of_a_large_store_run(tmp_path):
     assert done.stdout.count("ratio") == 3
     assert "million names/s" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+class TestNeverSaved:
+    @pytest.mark.parametrize(
+        ("losses", "ids", "message"),
+        [
+            ([0.5, 0.25, 1.0], [1, 3, 2], "its ids do not ascend, or appear more than once"),
+            ([0.5, 0.25, 1.0], [1, 2, 2], "its ids do not ascend, or appear more than once"),
+            ([0.5, -0.25, 1.0], [1, 2, 3], "irreducible losses must be at least 0, got negative ones"),
+            ([0.5, -0.25, 1.0], None, "irreducible losses must be at least 0, got negative ones"),
+        ],
+    )
+    @pytest.mark.parametrize("block", [2, 1 << 20])
+    def test_order_repeats_or_sign_are_refused_though_the_checksums_fit(self, tmp_path, monkeypatch, losses, ids, message, block):
+        monkeypatch.setattr("rholoss.store.arrays._BLOCK", block)
+        columns = {"losses": np.array(losses), **({} if ids is None else {"ids": np.array(ids)})}
+        serialization.write_mapped(tmp_path / "il", 3, [columns], {})
+        with pytest.raises(ValueError, match=f"il is damaged: {message}; make the store again"):
+            IrreducibleLossStore.load(tmp_path / "il")
+
+    def test_metadata_of_no_store_are_refused_by_name(self, tmp_path):
+        for save in (serialization.write_store, lambda path, arrays, meta: serialization.write_mapped(path, 1, [arrays], meta)):
+            save(tmp_path / f"il{save.__name__}", {"losses": np.zeros(1)}, {"cross_fit": {"folds": 3}})
+            with pytest.raises(ValueError, match=r"il.* is damaged: .*plan.*; make the store again"):
+                IrreducibleLossStore.load(tmp_path / f"il{save.__name__}")
+
+
+class TestSavers:
+    """Of one folder, at the same time."""
+
+    def test_wait_for_each_other_so_that_none_removes_what_another_has_just_named(self, tmp_path, monkeypatch):
+        old, new = IrreducibleLossStore([0.5, 0.25], [3, 4]), IrreducibleLossStore([1.5, 0.75], [3, 4])
+        old.save(tmp_path / "il", mapped=True)
+        unlink, other = os.unlink, threading.Thread(target=old.save, args=(tmp_path / "il",), kwargs={"mapped": True})
+
+        def late(path):  # another saves the old store again, just before its arrays are removed
+            monkeypatch.undo()
+            other.start()
+            other.join(0.3)
+            unlink(path)
+
+        monkeypatch.setattr(os, "unlink", late)
+        new.save(tmp_path / "il", mapped=True)
+        other.join()
+        assert IrreducibleLossStore.load(tmp_path / "il").losses.tolist() == [0.5, 0.25]
+        assert len(list((tmp_path / "il").iterdir())) == 3
+
+    def test_where_a_folder_cannot_be_locked_leave_what_they_replace(self, tmp_path, monkeypatch):
+        def refused(*_):
+            raise OSError(37, "No locks available")
+
+        IrreducibleLossStore([0.5]).save(tmp_path / "il", mapped=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("fcntl.flock", refused)
+            IrreducibleLossStore([0.25]).save(tmp_path / "il", mapped=True)
+        assert len(list((tmp_path / "il").iterdir())) == 3
+        assert IrreducibleLossStore.load(tmp_path / "il").losses.tolist() == [0.25]
+        IrreducibleLossStore([0.125]).save(tmp_path / "il", mapped=True)  # removes what was left
+        assert len(list((tmp_path / "il").iterdir())) == 2
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+    @pytest.mark.parametrize("mapped", [False, True])
+    def test_let_a_reader_see_one_store_whole_at_any_time(self, tmp_path, mapped):
+        made = {value: IrreducibleLossStore(torch.full((50_000,), value), torch.arange(50_000)) for value in (0.5, 0.25)}
+        made[0.5].save(tmp_path / "il", mapped=mapped)
+        until = time.monotonic() + 1.5
+
+        def save(own):
+            while time.monotonic() < until:
+                made[own].save(tmp_path / "il", mapped=mapped)
+
+        savers = [fork(save, own) for own in (0.5, 0.25, 0.25)]
+        seen = set()
+        while time.monotonic() < until:
+            losses = IrreducibleLossStore.load(tmp_path / "il").losses
+            seen.add((len(losses), float(losses.min()), float(losses.max())))
+        assert [status(pid) for pid in savers] == [0, 0, 0]
+        assert seen <= {(50_000, 0.5, 0.5), (50_000, 0.25, 0.25)}
+        assert len(IrreducibleLossStore.load(tmp_path / "il")) == 50_000
+        assert not mapped or len(list((tmp_path / "il").iterdir())) == 3
+
+    @pytest.mark.parametrize("after", range(1, 7))
+    def test_interrupted_just_after_a_change_leave_the_old_store_or_the_new_one_whole(self, tmp_path, monkeypatch, after):
+        IrreducibleLossStore([0.5, 0.25], [3, 4]).save(tmp_path / "il", mapped=True)
+        done = []
+
+        def then_interrupted(function):
+            def changed(*args):
+                function(*args)
+                done.append(args)
+                if len(done) == after:
+                    raise KeyboardInterrupt
+
+            return changed
+
+        for name in ("replace", "fsync"):
+            monkeypatch.setattr(os, name, then_interrupted(getattr(os, name)))
+        with pytest.raises(KeyboardInterrupt):
+            IrreducibleLossStore([1.5, 0.75], [3, 5]).save(tmp_path / "il", mapped=True)
+        monkeypatch.undo()
+        assert IrreducibleLossStore.load(tmp_path / "il").losses.tolist() == ([1.5, 0.75] if after == 6 else [0.5, 0.25])
+        assert after == 6 or len(list((tmp_path / "il").iterdir())) == 3
+
+    def test_leave_what_killed_ones_left_where_no_reader_looks(self, tmp_path):
+        IrreducibleLossStore([0.5], [3]).save(tmp_path / "il", mapped=True)
+        (tmp_path / "il" / "losses.0011223344556677.partial").write_bytes(b"\x93NUMPY")
+        (tmp_path / "il" / "losses-00112233.npy").write_bytes(b"\x93NUMPY")  # named, and never in a manifest
+        assert len(IrreducibleLossStore.load(tmp_path / "il")) == 1
+        IrreducibleLossStore([0.25], [3]).save(tmp_path / "il", mapped=True)
+        assert len(IrreducibleLossStore.load(tmp_path / "il")) == 1
+        assert not (tmp_path / "il" / "losses-00112233.npy").exists()

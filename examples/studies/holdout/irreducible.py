@@ -86,7 +86,7 @@ def fit(part: IndexedSubset, recipe: Recipe, seed: int, kept: str) -> tuple[list
             x, y = (tensor[validation.indices] for tensor in part.dataset.tensors)
             loss = F.cross_entropy(logits_of(model, x), y).item()
             torch.save({"weights": model.state_dict(), "notes": {"seconds": took, "validation_loss": loss}}, path)
-        state = torch.load(path)
+        state = torch.load(path, weights_only=True)
         model.load_state_dict(state["weights"])
         models.append(model)
         notes.append(state["notes"])
