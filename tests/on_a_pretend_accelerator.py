@@ -194,6 +194,19 @@ def test_an_autocast_dtype_costs_no_wait():  # the pretend device has no half pr
     assert not any(Run("rho_loss", "pretend", dtype=torch.bfloat16).waits)
 
 
+def test_candidates_that_are_there_already_are_thinned_out_without_waiting():
+    chosen = []
+    for where in ("cpu", "pretend"):
+        loader, model, options = batches_of(32), on(where, make_net(0)), {"batch_size": 8, "device": "model"}
+        method = TrainLossSelector(loader, model, **options)
+        selector = KeepScheduleSelector(loader, model, method, lambda step: 0.5, **options)
+        with host_waits() as waits:
+            index = [selector.last.index for _ in selector]
+        assert len(waits) <= (where == "pretend"), "the end of the epoch"
+        chosen.append([each.tolist() for each in index])
+    assert chosen[1] == chosen[0]
+
+
 def test_the_gate_waits_in_its_measurements_only():
     def build(loader, model, **options):
         method, held = TrainLossSelector(loader, model, **options), make_data(64, seed=5)
@@ -277,7 +290,8 @@ class TestErrors:
         with pytest.raises(ValueError, match=self.MESSAGE):
             next(batches)
 
-    def test_it_is_an_error_before_the_epoch_ends(self):
+    def test_it_is_an_error_before_the_epoch_ends(self, monkeypatch):
+        monkeypatch.setattr(QUEUE, "lag", 10**9)
         selector = Exploding(DataLoader(DATA, batch_size=N, drop_last=True), on("pretend", make_net(0)), batch_size=8)
         with pytest.raises(ValueError, match="score of 1 of 128 candidates is NaN or infinite at step 0"):
             for _ in selector:
@@ -377,6 +391,15 @@ class TestLogs:
             found.append(log.summary())
         assert found[1] == pytest.approx(found[0])
 
+    def test_without_times_of_events_there_are_none(self, monkeypatch):
+        def unsupported(*events):
+            raise NotImplementedError("Backend doesn't support elapsedTime.")
+
+        monkeypatch.setattr(pretend_device.Event, "elapsed_time", unsupported)
+        cost = Run("rho_loss", "pretend").selector.cost()
+        assert math.isnan(cost.selecting)
+        assert str(cost).startswith("nothing measured yet")
+
     def test_a_step_has_times_and_they_cost_no_wait(self):
         run = Run("rho_loss", "pretend")
         assert not any(run.waits)
@@ -437,7 +460,9 @@ class TestStores:
         even, odd = (torch.where(torch.arange(N) % 2 == rest, KNOWN.losses, torch.nan) for rest in (0, 1))
         merged = IrreducibleLossStore(even).to("pretend").merge(IrreducibleLossStore(odd))
         assert torch.equal(merged.losses.cpu(), KNOWN.losses)
-        assert str(KNOWN.to("pretend").report(labels)) == str(KNOWN.report(labels))
+        there = TensorDataset(DATA.tensors[0], labels.to("pretend"))
+        for shown in (labels, labels.to("pretend"), there):
+            assert str(KNOWN.to("pretend").report(shown)) == str(KNOWN.report(labels))
 
 
 class TestFits:
@@ -504,13 +529,15 @@ class TestDataThere:
         assert chosen[1] == chosen[0]
 
     def test_it_is_split_and_divided_into_folds_by_its_labels(self):
-        for one, other in zip(split(DATA, holdout=0.4, seed=1), split(self.there, holdout=0.4, seed=1), strict=True):
-            assert one.indices.tolist() == other.indices.tolist()
+        labels = DATA.tensors[1].to("pretend")
+        for parts in (split(self.there, holdout=0.4, seed=1), split(DATA, holdout=0.4, seed=1, labels=labels)):
+            for one, other in zip(split(DATA, holdout=0.4, seed=1), parts, strict=True):
+                assert one.indices.tolist() == other.indices.tolist()
         fit = make_net(1)
         stores = [
-            cross_fit(data, lambda part: copy.deepcopy(fit), labels=labels)
+            cross_fit(data, lambda part: copy.deepcopy(fit), labels=given)
             for data in (DATA, self.there)
-            for labels in (None, DATA.tensors[1].to("pretend"))
+            for given in (None, labels)
         ]
         assert all(torch.allclose(store.losses, stores[0].losses, atol=1e-6) for store in stores)
         assert all(store.meta.cross_fit.plan == stores[0].meta.cross_fit.plan for store in stores)

@@ -202,4 +202,4 @@ def _integers(values: Any, n: int) -> Tensor | None:
         labels = tensor_of(values)
     except (TypeError, ValueError):
         return None
-    return labels.cpu() if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None
+    return labels if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None
