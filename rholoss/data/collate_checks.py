@@ -23,7 +23,7 @@ def check_examples(index: Any, examples: Any, collate: Any) -> None:
     if broken:
         what = f"expected an example for each index, got None for {some(broken)}"
         why = f"if {_name(collate)} drops or replaces it, rows move to other indices"
-        cure = "return a valid example from __getitem__, leave it out of the dataset"
+        cure = "return a valid example from __getitem__, leave it out with rholoss.IndexedSubset"
         raise ValueError(f"{what}: {why}; {cure}, {_OR_CARRY}")
 
 
@@ -36,7 +36,7 @@ def check_rows(n: int, batch: Any, collate: Any = None) -> None:
         what = f"expected one row per index, {n}, got {sizes[0]} rows in a batch"
         raise ValueError(f"{what}; let index= of IndexedBatches return the indices of exactly the examples in the batch")
     what = f"expected one row per example, {n}, got {sizes[0]} from {_name(collate)}, so that their indices are lost"
-    cure = "let __getitem__ return a valid example for each index, leave broken ones out of the dataset"
+    cure = "let __getitem__ return a valid example for each index, leave broken ones out with rholoss.IndexedSubset"
     if sizes[0] > n and sizes[0] % n == 0:
         shape = f"({n}, {sizes[0] // n}, ...)"
         cure = f"stack the rows of one example in a dimension of its own, shape {shape}, and reduce it in forward="

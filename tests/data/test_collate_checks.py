@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, build_selector
+from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector, build_selector
 
 N = 64
-X, Y = torch.randn(N, 5), torch.arange(N) % 3
+X, Y = torch.randn(N, 5, generator=torch.Generator().manual_seed(0)), torch.arange(N) % 3
 STORE = IrreducibleLossStore(torch.rand(N))
 
 
@@ -70,7 +70,7 @@ def test_the_cures_for_broken_examples_work():
     decided = Files(instead=(torch.zeros(5), torch.tensor(0)))
     selector = select(decided, default_collate)
     assert sum(len(x) for x, _ in selector) == N // 2
-    left_out = Subset(Files(), [i for i in range(N) if i not in (1, 40)])
+    left_out = IndexedSubset(Files(), [i for i in range(N) if i not in (1, 40)])
     assert rows_of(select(left_out, filtered)) == N // 2
     loader = IndexedBatches(DataLoader(Files(with_index=True), batch_size=16, collate_fn=refilled), index=2)
     carried = RhoLossSelector(loader, nn.Linear(5, 3), STORE, batch_size=4, forward=lambda m, b: (m(b[0]), b[1]))
@@ -98,9 +98,7 @@ def padded(examples):
 @pytest.mark.parametrize("collate", [shortest_first, reverse, drop_and_repeat])
 @pytest.mark.parametrize("method", ["rho_loss", "uniform"])
 def test_rows_that_hold_other_examples_than_were_read_there_are_refused(collate, method):
-    with pytest.raises(
-        ValueError, match=rf"the collate_fn {collate.__name__} sorted, dropped or replaced examples: rows 0, 1, 2"
-    ):
+    with pytest.raises(ValueError, match=rf"the collate_fn {collate.__name__} sorted, dropped or replaced examples: rows "):
         next(iter(select(TensorDataset(X, Y), collate, method)))
 
 

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -33,10 +34,14 @@ class Counting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net, self.passes = make_net(0), 0
+        self.net, self.counted = make_net(0), Counter()  # a count among its attributes would be reported as hidden state
+
+    @property
+    def passes(self):
+        return self.counted.total()
 
     def forward(self, x):
-        self.passes += 1
+        self.counted.update(["forward"])
         return self.net(x)
 
 
