@@ -171,6 +171,10 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor], apart: bool = Fa
     """The batch with every tensor in its containers changed; ``apart``: with containers and arrays of its own."""
     if isinstance(batch, Tensor):
         return change(batch)
+    if apart and type(batch) in (tuple, list, dict):  # a fast path with the same result
+        if isinstance(batch, dict):
+            return {key: each_tensor(part, change, apart) for key, part in batch.items()}
+        return type(batch)([each_tensor(part, change, apart) for part in batch])
     if isinstance(batch, _PER_BATCH):
         return batch
     if is_tensor_dict(batch):
