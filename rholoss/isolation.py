@@ -6,6 +6,7 @@ import random
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -143,7 +144,9 @@ def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval",
 
 
 def module_of(model: Any) -> nn.Module | None:
-    """The model if it is a module, the module of a bound method such as ``module.forward``, or None for another callable."""
+    """The model if it is a module, the module of a bound method such as ``module.forward`` or of a partial, else None."""
+    while isinstance(model, partial):
+        model = model.func
     model = getattr(model, "__self__", model)
     return model if isinstance(model, nn.Module) else None
 
@@ -154,8 +157,10 @@ def undistributed(model: Any) -> Any:
 
 
 def unwrapped(model: Any) -> Any:
-    """The user's own model inside ``DataParallel``, DDP, FSDP, ``torch.compile`` and adapters such as those of PEFT."""
+    """The user's own model inside ``DataParallel``, DDP, FSDP, ``torch.compile``, adapters such as PEFT's, and partials."""
     while True:
+        found = module_of(model)
+        model = model if found is None else found
         inside = getattr(model, "_orig_mod", None)  # of a compiled module
         if inside is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
             inside = model.module

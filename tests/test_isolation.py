@@ -1,5 +1,6 @@
 """No side effects in the user's run: keep=1 is plain training bit for bit, and scoring puts everything back."""
 
+import functools
 import random
 import threading
 import time
@@ -337,3 +338,13 @@ def test_generators_that_an_object_holds_are_put_back_also_those_of_what_it_hold
     with own_generators_kept(holder):
         first = draw()
     assert draw() == first
+
+
+def test_a_partial_of_a_model_is_scored_in_eval_mode_and_left_in_train_mode():
+    model = make_net(0).train()
+    selector = HardestSelector(DataLoader(make_data(16), batch_size=8), functools.partial(model), keep=0.5)
+    x, y = make_data(16).tensors
+    next(iter(selector))
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(selector.last.scores, nn.functional.cross_entropy(model.eval()(x), y, reduction="none"))

@@ -3,6 +3,7 @@
 import types
 from collections import UserDict
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -151,6 +152,10 @@ class Causal(nn.Module):
         lambda model: torch.compile(Adapter(model), backend="eager"),
         lambda model: Adapter(nn.DataParallel(model)),
         lambda model: model.forward,
+        lambda model: Adapter(model).forward,
+        lambda model: partial(model),
+        lambda model: partial(nn.DataParallel(model).forward),
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
     ],
 )
 def test_a_causal_model_is_refused_through_every_wrapper(wrap):
