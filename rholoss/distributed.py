@@ -1,7 +1,8 @@
 """Communication between the processes of a training run."""
 
+import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rholoss.isolation import derived_seed
+from rholoss.states import Settings, different
+
 _NUMBERS = 5  # that a rank may send at once
 
 
@@ -19,14 +23,18 @@ class Ranks:
 
     Args:
         group: the process group; None for all processes.
+        what: what needs them, for the error where ``torch.distributed`` is not initialized.
+        instead: what to do without them, likewise.
 
     Attributes:
         rank: this process, from 0.
         size: the number of processes.
     """
 
-    def __init__(self, group: Any = None) -> None:
-        _require_initialized("a choice over all ranks", "choose on each rank alone")
+    def __init__(
+        self, group: Any = None, what: str = "a choice over all ranks", instead: str = "choose on each rank alone"
+    ) -> None:
+        _require_initialized(what, instead)
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
@@ -54,6 +62,27 @@ class Ranks:
                 failed = int(received[:, 0].nonzero()[0])
                 raise RuntimeError(f"rank {failed} failed, and the others stop with it: {reasons[failed]}")
         return received[:, 1:]
+
+    def agree(self, settings: Settings, cure: str) -> None:
+        """Raise the same ValueError on every rank if the settings, JSON values by name, differ between ranks; with the cure."""
+        if len(self.all_gather_numbers(settings_number(settings))[:, 0].unique()) > 1:
+            self.refuse_different(settings, cure)
+
+    def refuse_different(self, settings: Settings, cure: str) -> None:
+        """As ``agree``, where a rank's settings are known to differ."""
+        first, *others = self.all_gather_objects(settings)
+        rank, differ = next((rank, differ) for rank, its in enumerate(others, 1) if (differ := different(first, its)))
+        place, (one, other) = next(iter(differ.items()))
+        got = f"{one!r} on rank 0 and {other!r} on rank {rank}"
+        raise ValueError(f"{place} must be the same on every rank, got {got}; {cure}")
+
+    def share(self, n: int, do: Callable[[int], Any]) -> None:
+        """Call a function with this rank's share of the numbers below n, in rounds; an error is raised on all in its round."""
+        for first in range(0, n, self.size):
+            with self.sharing_errors():
+                if first + self.rank < n:
+                    do(first + self.rank)
+            self.all_gather_numbers()
 
     @contextmanager
     def sharing_errors(self) -> Iterator[None]:
@@ -94,6 +123,11 @@ class Ranks:
         received = self.all_to_all(torch.tensor(sent), one_each, one_each).tolist()
         parts = self.all_to_all(torch.cat(packed), sent, received).cpu().split(received)
         return [pickle.loads(part.numpy().tobytes()) for part in parts]
+
+
+def settings_number(settings: Settings) -> int:
+    """A number that identifies settings, in [0, 2^56)."""
+    return derived_seed(json.dumps(settings, sort_keys=True))
 
 
 def rank_and_size() -> tuple[int, int]:

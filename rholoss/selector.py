@@ -2,13 +2,14 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
+from typing_extensions import Self
 
 from rholoss import functional
 from rholoss.batches import Rows, cut, move
@@ -22,6 +23,7 @@ from rholoss.isolation import derived_seed, device_of
 from rholoss.options import SelectorOptions, refuse_unknown
 from rholoss.scoring import Forward, Loss, Scorer, Task
 from rholoss.selection import FiniteCheck, SelectedPass, Selection, check_score, checked_choice, checked_prefilter
+from rholoss.states import Settings, arguments, check_settings, described, restoring, taken
 
 
 class Selector(ABC):
@@ -67,6 +69,13 @@ class Selector(ABC):
     """Whether ``score`` goes by ``candidates.index`` alone, and reads neither the batch nor the model."""
     compares_candidates: bool = False
     """Whether a score depends on the other candidates, so that scores of two batches cannot be ranked together."""
+
+    _own_options: Settings  # described when it is made, so that they are known whatever the constructor keeps
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        self = super().__new__(cls)
+        self._own_options = arguments(cls, args, options, besides=("loader", "model", *SelectorOptions.__annotations__))
+        return self
 
     def __init__(
         self,
@@ -271,34 +280,62 @@ class Selector(ABC):
         self._passes.announce(epoch)
         self.begin_epoch(epoch)
 
+    def settings(self) -> Settings:
+        """What decides the selections besides the data, the weights and the state: JSON values by name.
+
+        The options of every constructor of the class are among them. A state holds them, and ranks that select together compare
+        them. ``device``, ``chunk_size`` and the loader's workers may differ.
+        """
+        task = self.scorer.task
+        return {
+            "selector": type(self).__name__,
+            **{"n_b": self.n_b, "n_B": self.n_B, "redraws": self.redraws, "drop_last": self._drop_last},
+            **{"forward": described(task.forward), "loss": described(task.loss), "dtype": described(task.dtype)},
+            **{"mode": self.scorer.mode, "seed": self.generator.initial_seed(), "loader": self.view.settings},
+            **self._own_options,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """What is needed to resume with the same selections: tensors, numbers and strings."""
         return {
-            "selector": type(self).__name__,
-            "n_b": self.n_b,
-            "n_B": self.n_B,
+            "settings": self.settings(),
             "step": self.step,
             "loader": self.candidate_loader.state(),
             "generator": self.generator.get_state(),
             "extra": copy.deepcopy(self.extra_state()),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, allow: Collection[str] = ()) -> None:
         """Resume from a state: the next iteration makes the rest of its epoch. Batches of a sampler are skipped without loading.
 
+        Args:
+            state: what ``state_dict`` returned.
+            allow: names of ``settings`` that may differ from those of the state, such as ``["n_b", "n_B"]``, and ``"data"``. If
+                a batch size, the loader or the data differ, the next iteration begins the next epoch.
+
         Raises:
-            ValueError: the state is of another selector or of other batch sizes.
+            ValueError: the state is of another selector, store or loader, of other data or options, or damaged. The selector is
+                then as it was.
         """
-        for name, mine in (("selector", type(self).__name__), ("n_b", self.n_b), ("n_B", self.n_B)):
-            if (its := state.get(name)) != mine:
-                raise ValueError(
-                    f"this state cannot be loaded: expected {name} = {mine!r}, got {its!r}; build the selector as it was"
-                )
-        self.load_extra_state(state["extra"])
-        self.candidate_loader.resume(state["loader"])
-        self.step = state["step"]
-        self.generator.set_state(state["generator"].cpu())
-        self.begin_epoch(self.epoch)
+        differ = check_settings(self.settings(), taken(state, "settings", dict), allow)
+        before, passes = self.state_dict(), dict(vars(self._passes))
+
+        def restore() -> None:
+            self._resume(before)
+            vars(self._passes).update(passes)
+
+        with restoring(restore):
+            self._resume(state, differ, allow)
+            self.begin_epoch(self.epoch)
+
+    def _resume(self, state: dict[str, Any], differ: Collection[str] = (), allow: Collection[str] = ()) -> None:
+        extra, step = taken(state, "extra", self.extra_state()), taken(state, "step", int, least=0)
+        loader = self.candidate_loader.checked(taken(state, "loader", self.candidate_loader.state()), differ, allow)
+        random = taken(state, "generator", self.generator.get_state()).cpu()
+        self.load_extra_state(extra)
+        self.generator.set_state(random)
+        self.candidate_loader.resume(loader)
+        self.step = step
 
     @property
     def scoring_device(self) -> torch.device:

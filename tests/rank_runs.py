@@ -7,6 +7,7 @@ Each rank leaves what it saw in a file. The data and the methods of the tests ar
 
 import copy
 import datetime
+import inspect
 import os
 import sys
 import time
@@ -333,6 +334,116 @@ def stores(rank, world):
     return shared.losses, parts[0].merge(*parts[1:]).losses, held[0].losses
 
 
+def reordered(rank):
+    whole = data()
+    return TensorDataset(*(column.flip(0) if rank else column for column in whole.tensors))
+
+
+def moved(rank):
+    model = nn.Sequential(nn.BatchNorm1d(FEATURES).double(), net(1))
+    model[0].running_mean += rank
+    return model
+
+
+def squares(outputs, targets):
+    return (outputs[:, 0] - targets).square()
+
+
+def unlike_stores(rank, world, folder):
+    """What each rank says where they would make one store of different things."""
+    unlike = {
+        "weights": lambda: (net(rank), data(), {}),
+        "buffers": lambda: (moved(rank), data(), {}),
+        "models": lambda: ([net(1)] * (1 + rank), data(), {}),
+        "order": lambda: (net(1), reordered(rank), {}),
+        "length": lambda: (net(1), TensorDataset(*data()[: N - rank]), {}),
+        "part": lambda: (net(1), DataLoader(data(), sampler=range(rank, N)), {}),
+        "batch size": lambda: (net(1), data(), {"batch_size": 4 + rank}),
+        "loader": lambda: (net(1), DataLoader(data(), batch_size=4 + rank), {}),
+        "dtype": lambda: (
+            net(1).float(),
+            TensorDataset(data()[:][0].float(), data()[:][1]),
+            {"dtype": torch.bfloat16} if rank else {},
+        ),
+        "loss": lambda: (net(1), data(), {"loss": squares} if rank else {}),
+        "views": lambda: (net(1), data(), {"views": 1 + rank}),
+        "seed": lambda: (net(1), data(), {"seed": rank}),
+        "path": lambda: (net(1), data(), {"path": f"{folder}/one"} if rank else {}),
+        "mapped": lambda: (net(1), data(), {"path": f"{folder}/other", "mapped": bool(rank)}),
+    }
+
+    def run(build):
+        model, examples, options = build()
+        IrreducibleLossStore.from_model(model, examples, distributed=True, **options)
+
+    return {name: failure(lambda build=build: run(build)) for name, build in unlike.items()}
+
+
+class Fails(TensorDataset):
+    """Fails on a rank at an example in a chunk of its own, which is not its first."""
+
+    def __init__(self, failing):
+        super().__init__(*data().tensors)
+        self.failing = failing
+
+    def __getitem__(self, i):
+        if self.failing and i in (60, 65):
+            raise OSError("the disk is gone")
+        return super().__getitem__(i)
+
+
+def failed_stores(rank, world, folder):
+    """What each rank says, and when, where one fails at its work; and what they make together after it."""
+    last = rank == world - 1
+
+    def loss(outputs, targets):
+        if last and outputs is not None:  # closes over the rank, as code that names a device does
+            raise KeyError("no such loss")
+        return squares(outputs, targets)
+
+    def score(model, examples, **options):
+        return IrreducibleLossStore.from_model(model, examples, distributed=True, **options)
+
+    failing = {
+        "data": lambda path: score(net(1), Fails(last), path=path, batch_size=4),
+        "loss": lambda path: score(net(1), data(), path=path, loss=loss, batch_size=4),
+        "options": lambda path: score(net(1), data(), path=path, batch_size=0 if last else 4),
+        "stream": lambda path: score(net(1), stream(rank), path=path),
+        "first": lambda path: score(net(1), Fails(rank == 0), path=path, batch_size=4),
+    }
+    said = {}
+    for name, fail in failing.items():
+        for path in (None, f"{folder}/{name}"):
+            began = time.monotonic()
+            said[name, path is None] = failure(lambda fail=fail, path=path: fail(path)), time.monotonic() - began
+    path = f"{folder}/data"
+    parts = sorted(os.listdir(f"{path}.parts"))
+    whole = score(net(1), Fails(False), path=path, batch_size=4)
+    again = score(net(1), Fails(False), path=path, batch_size=4)
+    other = failure(lambda: score(net(2), Fails(False), path=path, batch_size=4))
+    return said, len(parts), whole.losses, again.losses, other, os.listdir(folder)
+
+
+def unlike_selectors(rank, world):
+    """What each rank says where their selectors differ."""
+
+    def rho(keep=0.25, il=1, method=None, **options):
+        model, batches = net(), loader(rank, world)
+        made = IrreducibleLossStore.from_model(net(il), data())
+        part = method(batches, model) if method else RhoLossSelector(batches, model, made, **options)
+        return failure(lambda: list(GlobalSelector(batches, model, part, keep=keep)))
+
+    return {
+        "store": rho(il=1 + rank),
+        "keep": rho(keep=0.25 if rank else 0.5),
+        "bounded": rho(bounded=bool(rank)),
+        "gate": rho(max_irreducible_loss=2.0 if rank else None),
+        "method": rho(method=boltzmann if rank else importance),
+        "temperature": rho(method=lambda b, m: BoltzmannRhoLossSelector(b, m, store(), temperature=1.0 + rank)),
+        "none": rho(),
+    }
+
+
 class Lopsided(Coarse):
     """Only what rank 0 has is worth anything."""
 
@@ -413,6 +524,9 @@ RUNS = {
         failures,
         methods,
         stores,
+        unlike_stores,
+        failed_stores,
+        unlike_selectors,
         logs,
         sharded,
     ],
@@ -424,7 +538,11 @@ def work(folder, rank, world, runs, name):
     limit = datetime.timedelta(seconds=30)
     where = f"file://{folder}/meet-{name}"
     torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=limit)
-    torch.save({run.__name__: run(rank, world) for run in runs}, f"{folder}/{name}-{rank}.pt")
+    seen = {}
+    for run in runs:
+        os.makedirs(own := f"{folder}/{name}/{run.__name__}", exist_ok=True)
+        seen[run.__name__] = run(rank, world, own) if "folder" in inspect.signature(run).parameters else run(rank, world)
+    torch.save(seen, f"{folder}/{name}-{rank}.pt")
     if name != "dies":
         torch.distributed.destroy_process_group()
 

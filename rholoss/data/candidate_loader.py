@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,11 +21,13 @@ from rholoss.data.samplers import (
     RandomStates,
     ResumableSampler,
     are_same,
+    check_random_states,
     sharded,
     sharded_as,
     skipped,
 )
 from rholoss.isolation import fork_rng
+from rholoss.states import OF_THE_POSITION, taken
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,7 @@ class CandidateLoader:
             "generators": {} if self._sampler is None else self._sampler.own_states(),
             "workers": self._has_workers,
             "N": self.view.dataset_length,
+            "labels": self.view.labels,
         }
 
     def _is_in_order(self) -> bool:
@@ -268,11 +271,33 @@ class CandidateLoader:
             return True
         return hasattr(self._sampler, "__len__") and self._state.position == len(self)
 
+    def checked(self, state: dict[str, Any], differ: Collection[str] = (), allow: Collection[str] = ()) -> dict[str, Any]:
+        """A state, without its position if one of the settings that ``differ`` is needed for it; nothing is changed.
+
+        Raises:
+            ValueError: it is damaged, or saved in mid-epoch over other data, which ``allow`` does not name.
+        """
+        self._state.check(state)
+        taken(state, "workers", bool)
+        own = {} if self._sampler is None else self._sampler.own_states()
+        its, mine = (state["N"], state["labels"]), (self.view.dataset_length, self.view.labels)
+        is_other = bool(state["position"]) and its != mine
+        if is_other and "data" not in allow:
+            got = f"of {its[0]} examples, got {mine[0]}" if its[0] != mine[0] else "with other labels, or in another order"
+            raise ValueError(f"this state was saved in mid-epoch over a dataset {got}; resume with the same data")
+        if is_other or set(OF_THE_POSITION) & set(differ):
+            state = {**state, "position": None, "began": None}
+        if "loader" in differ:
+            state = {**state, "generators": own}
+        check_random_states(taken(state, "generators", dict), own)
+        if state["position"]:
+            at = state["began"] if self._sampler is None else [each for pair in state["began"] for each in pair]
+            for each in at:
+                check_random_states(each, own)
+        return state
+
     def resume(self, state: dict[str, Any]) -> None:
         """Make the next iteration resume from a state: a sampler's entries are skipped, other iterables are read up to there."""
-        if state["position"] and state["N"] != self.view.dataset_length:
-            got = f"of {state['N']} examples, got {self.view.dataset_length}"
-            raise ValueError(f"this state was saved in mid-epoch over a dataset {got}; resume with the same data")
         if self._sampler is not None:
             self._sampler.put_back_own(state["generators"])
         # Running workers draw no seed for another epoch; new workers do.

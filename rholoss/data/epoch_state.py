@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rholoss.states import taken
+
 
 @dataclass(eq=False)
 class Pass:
@@ -102,6 +104,14 @@ class EpochState:
             epoch = self.next_epoch if self.iteration is None else self.epoch
             state |= {"epoch": epoch, "is_next": False, "position": 0, "began": this.before}
         return state
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Refuse what ``state`` cannot have returned."""
+        position = taken(state, "position", None, int, least=0)
+        taken(state, "epoch", int, least=0)
+        taken(state, "is_next", bool)
+        taken(state, "told", None, int, least=0)
+        taken(state, "began", *((list, tuple) if position else (None, list, tuple)))
 
     def resume(self, state: dict[str, Any], seed_was_drawn: bool) -> None:
         """Make the next iteration resume from a saved state."""

@@ -1,6 +1,7 @@
 """The user's loader, inspected in one place."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch.utils.data import DataLoader
 from rholoss.data import samplers
 from rholoss.data.index import CARRY_THE_INDEX, IndexedBatches, copy_loader, is_map_style
 from rholoss.data.indexed_dataset import attach_index
-from rholoss.data.subset import index_of, whole_of
+from rholoss.data.subset import index_of, labels_of, whole_of
+from rholoss.states import described
 
 
 class LoaderView:
@@ -106,6 +108,19 @@ class LoaderView:
         """Indices that may be drawn, int64; None if unknown until sampled."""
         positions = None if self.reports_index else self.drawable_positions()
         return None if positions is None else self.index_of(positions)
+
+    @cached_property
+    def settings(self) -> list[Any]:
+        """What decides the order of the examples besides the data and the random state: kinds of loader and samplers, as JSON."""
+        if not isinstance(self.loader, DataLoader):
+            return [type(self.loader).__name__]
+        own = self.loader.sampler if self.loader.batch_sampler is None else self.loader.batch_sampler
+        return [f"stream of {self.loader.num_workers} workers"] if self.is_stream else samplers.kinds(own)
+
+    @cached_property
+    def labels(self) -> Any:
+        """A digest of the labels of the whole dataset, in their order; None where it does not show them."""
+        return described(labels_of(whole_of(self.dataset))) if self.dataset_length is not None else None
 
     def index_of(self, positions: Tensor) -> Tensor:
         """The indices of positions in the loader's dataset, int64."""

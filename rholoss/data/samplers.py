@@ -2,10 +2,11 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
@@ -13,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 from rholoss.data.epoch_state import EpochState, Pass
 from rholoss.data.subset import by_position
 from rholoss.isolation import fork_rng
+from rholoss.states import described
 
 RandomStates = tuple[Tensor, dict[str, Any]]
 """The states of the global generator and of the generators and epochs that a sampler holds."""
@@ -66,8 +68,6 @@ class ResumableSampler:
     def put_back_own(self, states: dict[str, Any]) -> None:
         """Restore the generators other than the global one and the epochs of the samplers."""
         held = self._held()
-        if set(states) != set(held):
-            raise ValueError("this state was saved with a loader that has another set of generators; resume with the same loader")
         for place, state in states.items():
             holder, name, value = held[place]
             if isinstance(state, Tensor):
@@ -110,6 +110,35 @@ def are_same(states: RandomStates, others: RandomStates) -> bool:
 def _is_same(value: Any, other: Any) -> bool:
     both = isinstance(value, Tensor) and isinstance(other, Tensor)
     return torch.equal(value, other) if both else type(value) is type(other) and value == other
+
+
+def check_random_states(states: Any, own: Mapping[str, Any]) -> None:
+    """Refuse what is neither a generator's state nor a mapping of such states, and epochs, with the places of ``own``."""
+    if isinstance(states, Mapping) and set(states) != set(own):
+        raise ValueError("this state was saved with a loader that has another set of generators; resume with the same loader")
+    for state in states.values() if isinstance(states, Mapping) else [states]:
+        if isinstance(state, Tensor):
+            torch.Generator().set_state(state.cpu())  # an error if it is damaged
+        elif states is state or not isinstance(state, (int, type(None))):
+            what = f"expected the state of a generator, got {type(state).__name__}"
+            raise ValueError(f"this state cannot be loaded: {what}; pass what state_dict() returned")
+
+
+def kinds(sampler: Any) -> list[dict[str, Any]]:
+    """What decides the order of a sampler's entries besides its random state, as JSON values, and of those that it draws from."""
+    options = {
+        RandomSampler: ("replacement",),
+        DistributedSampler: ("num_replicas", "shuffle", "seed"),  # a rank may load the state of rank 0
+        SubsetRandomSampler: ("indices",),
+    }
+    found = []
+    for each in chain(sampler):
+        own = {name: getattr(each, name) for kind, names in options.items() if isinstance(each, kind) for name in names}
+        if "indices" in own:
+            own = {"indices": np.asarray(own["indices"])}
+        which = {"entries": list(each)} if isinstance(each, Sequence) else {}
+        found.append({"class": type(each).__name__, **described({**own, **which})})
+    return found
 
 
 def chain(sampler: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """What several methods would choose from the same candidates, and how far they agree."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rholoss.diagnostics.log import SelectionLog, already_correct
 from rholoss.isolation import derived_seed
 from rholoss.selection import FiniteCheck, Selection, check_score, checked_choice
 from rholoss.selector import Selector
+from rholoss.states import restoring, taken
 from rholoss.wrappers.base import check_part
 
 Method = Selector | Callable[[Candidates], Tensor]
@@ -174,7 +176,11 @@ class ComparisonLog:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the counts by those of a state."""
-        self._check(state)
+        with restoring(partial(self._put, self.state_dict())):
+            self._check(state)
+            self._put(state)
+
+    def _put(self, state: Mapping[str, Any]) -> None:
         for name, log in self.logs.items():
             log.load_state_dict(state["logs"][name])
         self.clear()
@@ -182,15 +188,21 @@ class ComparisonLog:
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add the counts of another process, from its ``state_dict``."""
-        self._check(state)
-        for name, log in self.logs.items():
-            log.merge(state["logs"][name])
-        self._add(state, state["batches"], state["uniform_overlap"])
+        with restoring(partial(self._put, self.state_dict())):
+            self._check(state)
+            for name, log in self.logs.items():
+                log.merge(state["logs"][name])
+            self._add(state, state["batches"], state["uniform_overlap"])
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        if state["names"] != self.names or list(state["logs"]) != list(self.logs):
+        names, logs = taken(state, "names", list), taken(state, "logs", dict)
+        taken(state, "batches", int, least=0)
+        taken(state, "uniform_overlap", float)
+        for name, total in self._sums.items():
+            taken(state, name, total)
+        if names != self.names or list(logs) != list(self.logs):
             expected = f"expected methods {self.names} and logs {list(self.logs)}"
-            raise ValueError(f"this state cannot be loaded: {expected}, got {state['names']} and {list(state['logs'])}")
+            raise ValueError(f"this state cannot be loaded: {expected}, got {names} and {list(logs)}")
 
     def _add(self, sums: Mapping[str, Tensor], batches: int, uniform_overlap: float) -> None:
         self._sums = {name: to_device(total, sums[name].device) + sums[name] for name, total in self._sums.items()}
@@ -200,4 +212,4 @@ class ComparisonLog:
 
 def _moves(state: Mapping[str, Any]) -> bool:
     """Whether a selector, or a part of it, keeps a state."""
-    return bool(set(state) - {"parts"}) or any(_moves(its) for _, its in state.get("parts", ()))
+    return bool(set(state) - {"parts"}) or any(map(_moves, state.get("parts", ())))

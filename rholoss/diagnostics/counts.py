@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rholoss.data.index import as_index, some
 from rholoss.devices import to_device
 from rholoss.selection import Selection
+from rholoss.states import taken
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEVER = torch.iinfo(torch.int32).max
@@ -129,8 +130,7 @@ class SelectionCounts:
         candidates in each group; then Q quantiles of the finite scores of all candidates, of each flag's, and of the selected.
         """
         self.settle()
-        width = 2 * (len(self.names) + 1) + len(QUANTILES) * (len(self.names) + 2)
-        self._rows = [torch.cat([torch.zeros(0, width), *(rows.cpu() for rows in self._rows)])]
+        self._rows = [torch.cat([torch.zeros(0, self._width), *(rows.cpu() for rows in self._rows)])]
         self.check()
         return self._rows[0].double()
 
@@ -148,6 +148,22 @@ class SelectionCounts:
             among = f"0 to {self.n - 1}" if self.ids is None else f"the {self.n:,} ids"
             what = f"{strays:,} candidates have an index that is not among {among}, such as {int(self._stray)}"
             raise ValueError(f"{what}; n must be the length of the whole dataset; if indices are ids, pass them all as ids=")
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what ``state`` cannot have returned, of as many examples and flags."""
+        steps = len(taken(state, "when", Tensor))
+        taken(state, "when", torch.zeros(steps, 5, dtype=torch.int64))
+        taken(state, "rows", torch.zeros(steps, self._width))
+        for name in ("selected", "drawn", "first"):
+            taken(state, name, torch.zeros(self.n, dtype=torch.int32))
+        for name, note in taken(state, "notes", dict).items():
+            places, values = (taken(dict(enumerate(note)), i, Tensor) for i in range(2))
+            if bool(((places < 0) | (places >= steps)).any()) or values.shape != places.shape:
+                raise ValueError(f"this state cannot be loaded: the note {name!r} is not of its {steps} steps")
+
+    @property
+    def _width(self) -> int:
+        return 2 * (len(self.names) + 1) + len(QUANTILES) * (len(self.names) + 2)
 
     def add(self, state: Mapping[str, Any]) -> None:
         """Add the counts of a ``state``."""

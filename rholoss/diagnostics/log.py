@@ -12,6 +12,7 @@ from rholoss.diagnostics.counts import SelectionCounts
 from rholoss.diagnostics.shares import Shares
 from rholoss.selection import Selection
 from rholoss.selector import Selector
+from rholoss.states import described, restoring, taken
 
 
 class SelectionLog:
@@ -165,15 +166,18 @@ class SelectionLog:
         return whole
 
     def _identity(self) -> dict[str, Any]:
-        return {"n": self._counts.n, "flags": {name: int(flag.sum()) for name, flag in self.flags.items()}}
+        return {"n": self._counts.n, "flags": described(self.flags)}
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        for name, mine in self._identity().items():
-            if state[name] != mine:
-                raise ValueError(f"this state cannot be loaded: expected {name} = {mine}, got {state[name]}, those of other data")
-        ids = self._counts.ids
-        if (ids is None) != ("ids" not in state) or (ids is not None and not torch.equal(ids, state["ids"])):
-            raise ValueError("this state cannot be loaded: it is of examples with other ids")
+        with restoring():
+            for name, mine in self._identity().items():
+                if (its := taken(state, name, int, dict)) != mine:
+                    what = f"expected {name} = {mine}, got {its}, those of other data"
+                    raise ValueError(f"this state cannot be loaded: {what}")
+            ids = self._counts.ids
+            if (ids is None) != ("ids" not in state) or (ids is not None and not torch.equal(ids, taken(state, "ids", ids))):
+                raise ValueError("this state cannot be loaded: it is of examples with other ids")
+            self._counts.check_state(state)
 
     def _by(self, key: Callable[[Shares], Tensor], record: Callable[..., dict[str, float]]) -> list[dict[str, float]]:
         shares = Shares(self._counts)

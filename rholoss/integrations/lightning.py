@@ -1,5 +1,6 @@
 """The state of a selector in the checkpoints of Lightning's ``Trainer``."""
 
+from collections.abc import Collection
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -12,6 +13,9 @@ class SelectorCheckpoint(Callback):
 
     Without it, Lightning restores the state of a loader in mid-epoch only: after a checkpoint at the end of an epoch, as is
     usual, the selector would start from scratch.
+
+    Args:
+        allow: names of settings that may differ from those of the checkpoint, see ``Selector.load_state_dict``.
 
     Raises:
         ValueError: the checkpoint has no state of a selector.
@@ -26,7 +30,8 @@ class SelectorCheckpoint(Callback):
 
     KEY = "rholoss_selector"
 
-    def __init__(self) -> None:
+    def __init__(self, *, allow: Collection[str] = ()) -> None:
+        self.allow = allow
         self._state: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -41,7 +46,7 @@ class SelectorCheckpoint(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         selector = _selector_of(trainer)
         if self._state is not None:
-            selector.load_state_dict(self._state)
+            selector.load_state_dict(self._state, allow=self.allow)
             self._state = None
 
 

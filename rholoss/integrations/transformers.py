@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.selector import Selector
+from rholoss.states import OF_THE_POSITION
 
 
 class SelectionMixin:
@@ -17,7 +18,8 @@ class SelectionMixin:
 
     A subclass writes ``make_selector``. The training arguments keep their meaning. Each batch is chosen when the Trainer asks for
     it, with the current weights; under gradient accumulation, the batches of an update are chosen together before it. A
-    checkpoint holds the selector's state, one file per process, and ``train(resume_from_checkpoint=...)`` resumes exactly.
+    checkpoint holds the selector's state, one file per process, and ``train(resume_from_checkpoint=...)`` resumes exactly; with
+    ``ignore_data_skip=True`` it begins an epoch instead, also with another batch size, as a ``Trainer`` does.
 
     Attributes:
         selector: the selector of the latest call of ``train``; None before it.
@@ -92,10 +94,15 @@ class SelectionMixin:
         args: Any = self.args  # type: ignore[attr-defined]
         with explained(path, "the state of a selector", "resume from another checkpoint"), open_regular(path) as file:
             state = read_torch(file)
-        selector.load_state_dict(state)
         if args.ignore_data_skip:
+            selector.load_state_dict(state, allow=OF_THE_POSITION)
             selector.set_epoch(selector.epoch + 1)  # abandons the epoch in progress
             return 0, 0
+        try:
+            selector.load_state_dict(state)
+        except ValueError as error:
+            cure = "with another batch size, loader or data, pass TrainingArguments(ignore_data_skip=True), as without selection"
+            raise ValueError(f"{error}. {cure}") from error
         if has_length(selector):
             return state["loader"]["position"] or 0, 0
         # A Trainer that does not know the length of an epoch counts all of them as its first.

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rholoss.data.fingerprint import digest
 from rholoss.data.index import some
+from rholoss.distributed import Ranks
 from rholoss.files import read_json, write_json
 from rholoss.irreducible.scoring_job import Scored, ScoringJob, made_today
 from rholoss.store.metadata import CalibrationCounts, StoreMetadata
@@ -63,13 +63,16 @@ class ScoringCheckpoint:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
 
+    def complete(self, i: int) -> None:
+        """Score a chunk, if it is missing or damaged."""
+        if self._read(i) is None:
+            self._score(i)
+        else:
+            self.job.passed(self.chunks[i])
+
     def _work(self, process: int, processes: int) -> bool:
-        for i, rows in enumerate(self.chunks):
-            if i % processes == process:
-                if self._read(i) is None:
-                    self._score(i)
-                else:
-                    self.job.passed(rows)
+        for i in range(process, len(self.chunks), processes):
+            self.complete(i)
         others = [i for i in range(len(self.chunks)) if i % processes != process]
         if not all(os.path.exists(self._file(i)) for i in others):
             return False
@@ -123,14 +126,15 @@ class ScoringCheckpoint:
         return os.path.join(self.path, f"{i:06d}.npz")
 
 
-def score_in_memory(job: ScoringJob, process: int = 0, processes: int = 1) -> tuple[Arrays, dict[str, Any]]:
+def score_in_memory(job: ScoringJob, ranks: Ranks | None = None) -> tuple[Arrays, dict[str, Any]]:
     """Score everything, or a share of it on each rank; returns the arrays and metadata of the store, on every rank."""
     chunks = job.chunks()
-    mine = {i: job.score(rows) for i, rows in enumerate(chunks) if i % processes == process}
-    if processes > 1:
-        gathered: list[dict[int, Scored]] = [{} for _ in range(processes)]
-        dist.all_gather_object(gathered, mine)
-        mine = {i: scored for share in gathered for i, scored in share.items()}
+    mine: dict[int, Scored] = {}
+    if ranks is None:
+        mine = {i: job.score(rows) for i, rows in enumerate(chunks)}
+    else:
+        ranks.share(len(chunks), lambda i: mine.update({i: job.score(chunks[i])}))
+        mine = {i: scored for share in ranks.all_gather_objects(mine) for i, scored in share.items()}
     arrays, calibration = joined([mine[i] for i in range(len(chunks))], job.scorer.view.dataset_length)
     return arrays, {**job.settings, **made_today(), "calibration": calibration.to_json()}
 
@@ -149,12 +153,37 @@ def score_on_disk(job: ScoringJob, path: str, mapped: bool, process: int = 0, pr
                 raise
         if not os.path.exists(path):
             return False
+    check_made(job, path)
+    return True
+
+
+def score_by_ranks(job: ScoringJob, path: str, mapped: bool, ranks: Ranks) -> None:
+    """As ``score_on_disk`` for a share on each rank; an error of a rank is raised on all of them, and rank 0 saves the store."""
+    path = path.rstrip(os.sep)
+    if not bool(ranks.all_gather_numbers(os.path.exists(path))[:, 0].all()):
+        with ranks.sharing_errors():
+            checkpoint = ScoringCheckpoint(f"{path}.parts", job)
+        ranks.share(len(checkpoint.chunks), checkpoint.complete)
+        with ranks.sharing_errors():
+            if ranks.rank == 0:
+                os.replace(checkpoint.saved(mapped), path)
+        ranks.all_gather_numbers()
+    with ranks.sharing_errors():
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"rank {ranks.rank} does not see {path}, which rank 0 saved; pass a path that all ranks share"
+            )
+        check_made(job, path)
+    ranks.all_gather_numbers()
+
+
+def check_made(job: ScoringJob, path: str) -> None:
+    """Raise a ValueError if the store at a path was made by something else; otherwise remove what is left of its making."""
     different = [NAMES.get(name, name) for name in _different(job, read_store(path)[1])]
     if different:
         what = f"{path} exists already, made with other {', '.join(different)}"
         raise ValueError(f"{what}; choose another path, or delete it to score again")
-    _clear(job, parts)
-    return True
+    _clear(job, f"{path}.parts")
 
 
 def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, CalibrationCounts]:

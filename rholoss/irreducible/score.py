@@ -2,43 +2,55 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss.data.fingerprint import labels_digest
 from rholoss.data.index import tensor_of
-from rholoss.distributed import rank_and_size
+from rholoss.distributed import Ranks
 from rholoss.files import StrPath
-from rholoss.irreducible.resume import score_in_memory, score_on_disk
-from rholoss.irreducible.scoring_job import ScoringJob
+from rholoss.irreducible.resume import score_by_ranks, score_in_memory, score_on_disk
+from rholoss.irreducible.scoring_job import ScoringJob, made_today
 from rholoss.losses import probability_scale, refuse_other_classes
 from rholoss.options import ScoringOptions
+from rholoss.states import described, shared
 from rholoss.store import CalibrationCounts, IrreducibleLossStore
 
 ROWS = 65_536  # rows to read at a time
+SAME = "give every rank the same weights, the same data in the same order, and the same options"
 
 
 def score_with_model(
     model: Any, data: Any, *, path: StrPath | None, mapped: bool, distributed: bool, **options: Unpack[ScoringOptions]
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_model``."""
-    job = ScoringJob(model, data, **options)
-    process, processes = rank_and_size() if distributed else (0, 1)
+    ranks = Ranks(what="distributed=True", instead="leave it out") if distributed else None
+    with ranks.sharing_errors() if ranks else nullcontext():
+        job = ScoringJob(model, data, **options)
+        if ranks and ranks.size > 1 and job.scorer.positions is None:
+            raise TypeError("only a map-style dataset can be scored in shares; let every rank score data of its own, and merge")
+    if ranks:
+        task = job.scorer.scorer.task
+        how = {"code": [described(task.forward), described(task.loss)], "path": path is not None, "mapped": mapped}
+        ranks.agree(shared({**job.settings, **how, "versions": made_today()["versions"]}), SAME)
+        job.settings = ranks.all_gather_objects(job.settings)[0]  # code may close over the rank
     if path is None:
-        return IrreducibleLossStore.of_arrays(*score_in_memory(job, process, processes))
-    whole = score_on_disk(job, os.fsdecode(path), mapped, process, processes)
-    if distributed:
-        dist.barrier()
-        whole = whole or score_on_disk(job, os.fsdecode(path), mapped, process, processes)
-    assert whole
-    return IrreducibleLossStore.load(path)
+        return IrreducibleLossStore.of_arrays(*score_in_memory(job, ranks))
+    if ranks is None:
+        score_on_disk(job, os.fsdecode(path), mapped)
+        return IrreducibleLossStore.load(path)
+    score_by_ranks(job, os.fsdecode(path), mapped, ranks)
+    with ranks.sharing_errors():
+        store = IrreducibleLossStore.load(path)
+    ranks.all_gather_numbers()
+    return store
 
 
 def score_share(

@@ -10,6 +10,7 @@ from rholoss.candidates import Candidates
 from rholoss.isolation import device_of, fork_rng
 from rholoss.selection import Selection
 from rholoss.selector import Selector
+from rholoss.states import taken
 
 
 class CoTrainingSelector(Selector):
@@ -41,5 +42,5 @@ class CoTrainingSelector(Selector):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if self.co_optimizer is not None:
-            self.co_trained.load_state_dict(state["model"])
-            self.co_optimizer.load_state_dict(state["optimizer"])
+            self.co_trained.load_state_dict(taken(state, "model", self.co_trained.state_dict()))
+            self.co_optimizer.load_state_dict(taken(state, "optimizer", self.co_optimizer.state_dict()))

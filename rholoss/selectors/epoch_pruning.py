@@ -15,6 +15,7 @@ from rholoss.isolation import derived_seed
 from rholoss.options import SelectorOptions
 from rholoss.selection import Selection
 from rholoss.selector import Selector
+from rholoss.states import Settings, taken
 
 
 class EpochPruningSelector(Selector):
@@ -30,7 +31,7 @@ class EpochPruningSelector(Selector):
     """
 
     usual_share: ClassVar[float] = 0.5
-    remembered: ClassVar[tuple[str, ...]] = ()  # names of further attributes that the state holds
+    remembered: ClassVar[tuple[str, ...]] = ()  # names of further attributes that the state holds: tensors (N,), or numbers
 
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
         if options.get("keep") is None and options.get("batch_size") is None:
@@ -69,16 +70,22 @@ class EpochPruningSelector(Selector):
     def score(self, candidates: Candidates) -> Tensor:
         return torch.ones(len(candidates), device=candidates.device)
 
+    def settings(self) -> Settings:
+        return {**super().settings(), "share": self.share}
+
     def extra_state(self) -> dict[str, Any]:
         return {"subset": self.subset, "subset_of": self._subset_of, **{name: getattr(self, name) for name in self.remembered}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        if len(state["subset"]) != len(self.subset):
-            sizes = f"{len(state['subset'])} examples, got a dataset of {len(self.subset)}"
-            raise ValueError(f"this state cannot be loaded: it is of {sizes}")
-        self.subset, self._subset_of = state["subset"].cpu().clone(), state["subset_of"]
+        self.subset = taken(state, "subset", self.subset).cpu().clone()
+        self._subset_of = taken(state, "subset_of", None, int, least=0)
         for name in self.remembered:
-            setattr(self, name, copy.deepcopy(state[name]))
+            setattr(self, name, copy.deepcopy(taken(state, name, *self.kinds_of(name))))
+
+    def kinds_of(self, name: str) -> tuple[Any, ...]:
+        """What a remembered attribute may be, as for ``rholoss.states.taken``."""
+        value = getattr(self, name)
+        return (value,) if isinstance(value, Tensor) else (type(value),)
 
 
 class LossPruningSelector(EpochPruningSelector):

@@ -50,6 +50,9 @@ class InfoBatchSelector(LossPruningSelector):
         self.weights = weights if bool((weights != 1).any()) else None
         return subset
 
+    def kinds_of(self, name: str) -> tuple[Any, ...]:
+        return (None, self.losses) if name == "weights" else super().kinds_of(name)
+
     def score(self, candidates: Candidates) -> Tensor:
         if self.weights is None:
             return super().score(candidates)

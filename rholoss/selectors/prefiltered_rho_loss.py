@@ -14,6 +14,7 @@ from rholoss.registry import register
 from rholoss.selection import Selection
 from rholoss.selectors.rho_loss import RhoLossFormula
 from rholoss.selectors.store_selector import StoreSelector
+from rholoss.states import taken
 from rholoss.store import IrreducibleLossStore
 
 
@@ -86,7 +87,5 @@ class PrefilteredRhoLossSelector(StoreSelector):
         return {"loss": self._loss, "when": self._when, "mean": self._mean}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        if len(state["loss"]) != len(self._loss):
-            sizes = f"{len(state['loss'])} examples, got a dataset of {len(self._loss)}"
-            raise ValueError(f"this state cannot be loaded: it remembers {sizes}")
-        self._loss, self._when, self._mean = (state[name].cpu().clone() for name in ("loss", "when", "mean"))
+        mine = self.extra_state()
+        self._loss, self._when, self._mean = (taken(state, name, mine[name]).cpu().clone() for name in ("loss", "when", "mean"))

@@ -16,6 +16,7 @@ from rholoss.progress import Progress, reporter
 from rholoss.registry import register
 from rholoss.scoring import Forward
 from rholoss.selector import Selector
+from rholoss.states import taken
 
 Measure = Literal["entropy", "least_confidence"]
 _MEASURES = {
@@ -125,7 +126,7 @@ class SelectionViaProxy(Selector):
         return {"members": self.members}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        if not torch.equal(state["members"].cpu(), self.members):
+        if not torch.equal(taken(state, "members", self.members).cpu(), self.members):
             raise ValueError("this state cannot be loaded: it is of another part of the dataset; pass the scores as they were")
 
     def score(self, candidates: Candidates) -> Tensor:

@@ -14,6 +14,7 @@ from rholoss.registry import register
 from rholoss.schedules import Schedule, at
 from rholoss.selection import Selection
 from rholoss.selector import Selector
+from rholoss.states import taken
 
 
 @register("selective_backprop")
@@ -78,4 +79,5 @@ class SelectiveBackpropSelector(Selector):
         return {"history": self._history}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._history = state["history"].clone()
+        history = taken(state, "history", Tensor)
+        self._history = taken(state, "history", torch.zeros(history.numel())).clone()

@@ -67,5 +67,8 @@ class StoreSelector(Selector):
         self.store = self.store.to(index.device)
         return self.store[index]
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "store": self.store.digest}
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "store": self.store}

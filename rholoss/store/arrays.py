@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from rholoss.data.index import some
 from rholoss.devices import to_device
+from rholoss.states import tensor_digest
 from rholoss.store.serialization import read_store
 
 _BLOCK = 1 << 20  # rows to check at a time
@@ -57,6 +59,11 @@ class StoreArrays:
             ids = None if self.ids is None else self.ids[start : start + _BLOCK + 1]
             if ids is not None and bool((ids[1:] <= ids[:-1]).any()):
                 raise ValueError("its ids do not ascend, or appear more than once")
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the arrays, on any device and mapped or not."""
+        return "".join(tensor_digest(array) for array in (self.losses, self.ids) if array is not None)
 
     def to(self, device: torch.device | str) -> StoreArrays:
         """The arrays in the memory of a device."""

@@ -195,6 +195,11 @@ class IrreducibleLossStore:
     is_mapped = property(lambda self: bool(self._arrays.files), doc="Whether the arrays are memory-mapped files.")
 
     @property
+    def digest(self) -> str:
+        """Hexadecimal digits that identify the losses and ids, in memory or mapped; computed once."""
+        return self._arrays.digest
+
+    @property
     def size(self) -> str:
         """How many examples, in words."""
         return f"{len(self):,} examples" + ("" if self.ids is None else " with ids")

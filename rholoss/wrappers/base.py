@@ -12,6 +12,7 @@ from rholoss.data.candidate_loader import DrawRule
 from rholoss.options import SelectorOptions
 from rholoss.selection import Selection
 from rholoss.selector import Selector
+from rholoss.states import Settings, taken
 
 
 class WrapperSelector(Selector):
@@ -87,15 +88,18 @@ class WrapperSelector(Selector):
     def after_loss(self, selection: Selection, losses: Tensor) -> None:
         self.part_at(selection.step, selection.epoch).after_loss(selection, losses)
 
+    def settings(self) -> Settings:
+        return {**super().settings(), "parts": [part.settings() for part in self.parts()]}
+
     def extra_state(self) -> dict[str, Any]:
-        return {"parts": [[type(part).__name__, part.extra_state()] for part in self.parts()]}
+        return {"parts": [part.extra_state() for part in self.parts()]}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        saved, mine = [name for name, _ in state["parts"]], [type(part).__name__ for part in self.parts()]
-        if saved != mine:
-            raise ValueError(f"this state cannot be loaded: expected parts {mine}, got {saved}; build the selector as it was")
-        for part, (_, its) in zip(self.parts(), state["parts"], strict=True):
-            part.load_extra_state(its)
+        mine, saved = self.parts(), dict(enumerate(taken(state, "parts", list)))
+        if len(saved) != len(mine):
+            raise ValueError(f"this state cannot be loaded: expected {len(mine)} parts, got {len(saved)}; pass what was saved")
+        for i, part in enumerate(mine):
+            part.load_extra_state(taken(saved, i, part.extra_state()))
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "parts": [type(part).__name__ for part in self.parts()]}

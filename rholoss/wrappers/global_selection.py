@@ -1,6 +1,7 @@
 """One selection over the candidates of all ranks of ``torch.distributed``."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from typing_extensions import Unpack
 from rholoss.candidates import Candidates
 from rholoss.data.index import IndexedBatch
 from rholoss.devices import to_device
-from rholoss.distributed import Ranks
+from rholoss.distributed import Ranks, settings_number
 from rholoss.isolation import derived_seed
 from rholoss.options import SelectorOptions
 from rholoss.scoring import Scorer
 from rholoss.selection import checked_choice
 from rholoss.selector import Selector
+from rholoss.states import Settings, shared, taken
 from rholoss.wrappers.base import MethodWrapper
 from rholoss.wrappers.row_exchange import Exchange, Share
 
@@ -74,19 +76,28 @@ class GlobalSelector(MethodWrapper):
         if self.ranks.rank:  # random scores, such as those of uniform sampling, must not repeat between ranks
             self.generator.manual_seed(derived_seed("rank", self._seed, self.ranks.rank))
 
+    def settings(self) -> Settings:
+        return {**super().settings(), "seed": self._seed, "group": None, "rank": f"{self.ranks.rank} of {self.ranks.size}"}
+
+    def shared_settings(self) -> Settings:
+        """The settings that must be the same on every rank: not those of its loader, nor ``forward``, which may name a device."""
+        own = {"rank", "loader", "forward"} if self.redraws else {"rank", "loader", "forward", "n_B"}
+        return shared(self.settings(), own)
+
+    @cached_property
+    def _identity(self) -> int:
+        return settings_number(self.shared_settings())
+
     def select(self, candidates: IndexedBatch | tuple[Any, Any]) -> Any:
         with self.ranks.sharing_errors():
             return super().select(candidates)
 
-    def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "rank": self.ranks.rank, "ranks": self.ranks.size}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        mine, saved = (self.ranks.rank, self.ranks.size), (state["rank"], state["ranks"])
-        if saved != mine:
-            got = f"expected that of rank {mine[0]} of {mine[1]}, got that of rank {saved[0]} of {saved[1]}"
+    def load_state_dict(self, state: dict[str, Any], *, allow: Collection[str] = ()) -> None:
+        mine, its = self.settings()["rank"], taken(taken(state, "settings", dict), "rank", str)
+        if its != mine:
+            got = f"expected that of rank {mine}, got that of rank {its}"
             raise ValueError(f"this state cannot be loaded: {got}; save the state of every rank, and load each on its own")
-        super().load_extra_state(state)
+        super().load_state_dict(state, allow=allow)
 
     def draw(self) -> Iterator[IndexedBatch]:
         return _WhileAllHaveOne(self.ranks, super().draw())
@@ -98,9 +109,9 @@ class GlobalSelector(MethodWrapper):
     def take(self, candidates: Candidates, score: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         self.finite_check.wait()
         exchange = Exchange(self.ranks, candidates.batch, len(candidates))
-        gathered = self.ranks.all_gather_numbers(len(candidates), self.step, self.n_b, self._seed % 2**63, exchange.digest)
+        gathered = self.ranks.all_gather_numbers(len(candidates), self.step, self._identity, exchange.digest)
         self._check_alike(gathered)
-        exchange.check(gathered[:, 4])
+        exchange.check(gathered[:, 3])
         sizes = gathered[:, 0].tolist()
         everyones = self._everyones(candidates, self.ranks.all_gather(candidates.index, sizes))
         score = self.ranks.all_gather(score if score.dtype == torch.float64 else score.float(), sizes)
@@ -119,10 +130,11 @@ class GlobalSelector(MethodWrapper):
         return index, positions, None if weights is None else to_device(weights[share.mine], device), batch
 
     def _check_alike(self, gathered: Tensor) -> None:
-        for name, values in zip(("step", "n_b", "seed"), gathered.T[1:4].tolist(), strict=True):
-            if len(set(values)) > 1:
-                cure = "build the selector of every rank alike, and resume them from states of the same step"
-                raise ValueError(f"{name} must be the same on every rank, got {values}; {cure}")
+        if len(gathered[:, 2].unique()) > 1:
+            self.ranks.refuse_different(self.shared_settings(), "build the selector of every rank alike")
+        if len(set(steps := gathered[:, 1].tolist())) > 1:
+            cure = "build the selector of every rank alike, and resume them from states of the same step"
+            raise ValueError(f"step must be the same on every rank, got {steps}; {cure}")
 
     def _everyones(self, candidates: Candidates, index: Tensor) -> Candidates:
         """The candidates of all ranks, without batches; the generator is in the same state on each rank."""

@@ -22,6 +22,7 @@ from rholoss.options import SelectorOptions
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.selectors.uniform import UniformSelector
+from rholoss.states import taken
 from rholoss.wrappers.base import WrapperSelector
 
 
@@ -163,8 +164,10 @@ class PayoffGatedSelector(WrapperSelector):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self.decides, self._next, self._scored = self.parts()[state["decides"]], state["_next"], state["_scored"]
-        self.gains, self._worth = list(state["gains"]), list(state["_worth"])
+        self.decides = self.parts()[taken(state, "decides", int, least=0)]
+        self._next, self._scored = taken(state, "_next", int, least=1), taken(state, "_scored", int, least=0)
+        self.gains = [(int(step), float(gain)) for step, gain in taken(state, "gains", list)]
+        self._worth = [[float(worth) for worth in each] for each in taken(state, "_worth", list)]
         self._decided = -1
 
 

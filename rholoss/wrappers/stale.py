@@ -13,6 +13,7 @@ from rholoss.registry import register
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.selectors.rho_loss import RhoLossSelector
+from rholoss.states import taken
 from rholoss.store import IrreducibleLossStore
 from rholoss.wrappers.base import MethodWrapper
 
@@ -54,8 +55,8 @@ class StaleSelector(MethodWrapper):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self.stale_model.load_state_dict(state["stale_model"])
-        self._copied = state["copied"]
+        self._copied = taken(state, "copied", int, least=-2)
+        self.stale_model.load_state_dict(taken(state, "stale_model", self.stale_model.state_dict()))
 
 
 @register("stale_rho_loss")

@@ -272,6 +272,26 @@ def test_lightnings_overfit_batches_with_a_loader_that_shuffles_says_what_to_do(
     assert fitted(selector, overfit_batches=2)[0] == [(epoch, [*range(3 * i, 3 * i + 3)]) for epoch in (0, 1) for i in (0, 1)]
 
 
+def test_a_lightning_checkpoint_of_another_batch_size_resumes_where_that_may_differ():
+    from rholoss.integrations.lightning import SelectorCheckpoint
+
+    def trainer(batch_size):
+        return SimpleNamespace(train_dataloader=build_selector("uniform", DataLoader(data(48), batch_size=batch_size), keep=0.5))
+
+    saved, smaller = {}, trainer(4)
+    next(iter(smaller.train_dataloader))
+    SelectorCheckpoint().on_save_checkpoint(smaller, None, saved)
+    for allow in ((), ("n_b", "n_B")):
+        callback, larger = SelectorCheckpoint(allow=allow), trainer(8)
+        callback.on_load_checkpoint(larger, None, saved)
+        if not allow:
+            with pytest.raises(ValueError, match=r"expected n_b = 8, got 4; .* pass allow=\['n_b'\]"):
+                callback.on_train_start(larger, None)
+            continue
+        callback.on_train_start(larger, None)
+        assert larger.train_dataloader.step == 1
+
+
 # The Trainer of transformers.
 
 
@@ -379,6 +399,24 @@ def test_a_trainer_that_skips_nothing_begins_the_epoch_again(tmp_path):
     resumed = Selects(ignore_data_skip=True)
     assert None not in resumed.train(resume_from_checkpoint=str(tmp_path))
     assert len(resumed.train()) == 6
+
+
+def test_a_trainer_that_skips_nothing_resumes_with_another_batch_size_loader_and_data(tmp_path):
+    class Doubled(Selects):
+        def get_loader(self):
+            return DataLoader(data(64), batch_size=8)
+
+        def make_selector(self, loader):
+            return build_selector("uniform", self.get_loader(), keep=0.5)
+
+    checkpoint(tmp_path, 2)
+    cure = r"expected n_b = 8, got 4; .*\. .* pass TrainingArguments\(ignore_data_skip=True\)"
+    with pytest.raises(ValueError, match=cure):
+        Doubled().train(resume_from_checkpoint=str(tmp_path))
+    resumed = Doubled(ignore_data_skip=True)
+    batches = resumed.train(resume_from_checkpoint=str(tmp_path))
+    assert [len(x) for x, _ in batches] == [8] * 4
+    assert (resumed.selector.step, resumed.selector.epoch) == (2 + 4, 1)
 
 
 def test_an_epoch_that_is_to_begin_passes_over_nothing(tmp_path):

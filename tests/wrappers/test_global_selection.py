@@ -252,7 +252,7 @@ class TestFailure:
                 "step",
                 r"ValueError: step must be the same on every rank, got \[5, 6\]; .* resume them from states of the same step",
             ),
-            ("seed", r"ValueError: seed must be the same on every rank, got \[0, 1\]"),
+            ("seed", r"ValueError: seed must be the same on every rank, got 0 on rank 0 and 1 on rank 1; build the selector"),
             (
                 "ragged",
                 r"ValueError: rows of batch\['tokens'\]\['ids'\] must be alike on every rank.*\(7,\) on rank 0.*\(8,\) on rank 1",
@@ -283,6 +283,89 @@ class TestFailure:
         batches = torch.utils.data.DataLoader(data, batch_size=4)
         with pytest.raises(RuntimeError, match="call init_process_group first"):
             GlobalSelector(batches, net, UniformSelector(batches))
+
+
+class TestUnlikeRanks:
+    @pytest.mark.parametrize(
+        ("what", "place"),
+        [
+            ("store", r"parts\[0\]\.store"),
+            ("keep", "n_B"),
+            ("bounded", r"parts\[0\]\.bounded"),
+            ("gate", r"parts\[0\]\.max_irreducible_loss"),
+            ("method", "method"),
+            ("temperature", r"parts\[0\]\.temperature"),
+        ],
+    )
+    def test_do_not_select_together_and_all_say_what_differs(self, ran, what, place):
+        said = [said[what] for said in ran(2, "unlike_selectors")]
+        assert said[0] == said[1]
+        words = "must be the same on every rank, got .* on rank 0 and .* on rank 1; build the selector of every rank alike"
+        assert re.match(f"ValueError: {place} {words}", said[0])
+
+    def test_are_not_those_that_differ_in_their_loaders_alone(self, ran):
+        assert [said["none"] for said in ran(2, "unlike_selectors")] == [None, None]
+
+    @pytest.mark.parametrize(
+        ("what", "place"),
+        [
+            ("weights", r"models\[0\]\.digest"),
+            ("buffers", r"models\[0\]\.digest"),
+            ("models", r"models\[1\]\.class"),
+            ("order", r"data\.labels"),
+            ("length", r"data\.length"),
+            ("part", r"examples\[0\]"),
+            ("batch size", r"scoring\.batch_size"),
+            ("loader", r"scoring\.batch_size"),
+            ("dtype", r"scoring\.dtype"),
+            ("loss", "loss"),
+            ("views", "views"),
+            ("seed", r"scoring\.seed"),
+            ("path", "path"),
+            ("mapped", "mapped"),
+        ],
+    )
+    def test_make_no_store_together_and_all_say_what_differs(self, ran, what, place):
+        said = [said[what] for said in ran(2, "unlike_stores")]
+        assert said[0] == said[1]
+        words = (
+            "must be the same on every rank, got .* on rank 0 and .* on rank 1; give every rank the same weights, the same data"
+        )
+        assert re.match(f"ValueError: {place} {words}", said[0])
+
+    @pytest.mark.parametrize("in_memory", [True, False])
+    @pytest.mark.parametrize(
+        ("what", "message"),
+        [
+            ("data", "OSError: the disk is gone"),
+            ("loss", "KeyError: 'no such loss'"),
+            ("options", "ValueError: batch_size must be a number of examples, at least 1"),
+        ],
+    )
+    def test_fail_together_in_seconds_where_one_fails_at_a_store(self, ran, what, message, in_memory):
+        (first, seconds), (last, its) = (said[what, in_memory] for said, *_ in ran(2, "failed_stores"))
+        assert last.startswith(message)
+        assert first.startswith(f"RuntimeError: rank 1 failed, and the others stop with it: {message}")
+        assert max(seconds, its) < 10
+
+    def test_fail_together_where_the_first_fails_or_all_do(self, ran):
+        for in_memory in (True, False):
+            first, last = (said["first", in_memory][0] for said, *_ in ran(2, "failed_stores"))
+            assert first == "OSError: the disk is gone"
+            assert last.startswith("RuntimeError: rank 0 failed, and the others stop with it: OSError: the disk is gone")
+            for said, *_ in ran(2, "failed_stores"):
+                assert said["stream", in_memory][0].startswith("TypeError: only a map-style dataset can be scored in shares")
+
+    def test_resume_a_store_together_after_a_failure_and_read_it_when_it_is_there(self, ran):
+        for _, parts, whole, again, other, files in ran(2, "failed_stores"):
+            assert parts > 2
+            assert whole.equal(store().losses)
+            assert again.equal(whole)
+            assert re.match(
+                "(ValueError|RuntimeError): .*data exists already, made with other models; choose another path", other
+            )
+            assert "data" in files
+            assert "data.parts" not in files
 
 
 COMPARE = {"divbs", "selective_backprop"}
