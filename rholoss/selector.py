@@ -16,6 +16,7 @@ from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import Cost, StepTimer
 from rholoss.data import CandidateLoader, DrawRule, IndexedBatch, LoaderView
+from rholoss.data.candidate_loader import KEPT
 from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import as_index
 from rholoss.data.samplers import InOrder, is_called_by
@@ -262,12 +263,12 @@ class Selector(ABC):
     @property
     def _iterator(self) -> Any:
         """That of a loader whose workers live from epoch to epoch: Lightning ends them after ``fit``, and sets None."""
-        return getattr(self.candidate_loader.reader, "_iterator", None)
+        return getattr(self.candidate_loader.reader, KEPT, None)
 
     @_iterator.setter
     def _iterator(self, iterator: Any) -> None:
-        if hasattr(self.candidate_loader.reader, "_iterator"):
-            self.candidate_loader.reader._iterator = iterator
+        if hasattr(self.candidate_loader.reader, KEPT):
+            setattr(self.candidate_loader.reader, KEPT, iterator)
 
     @property
     def next_epoch(self) -> int:

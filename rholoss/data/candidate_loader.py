@@ -30,6 +30,10 @@ from rholoss.isolation import fork_rng
 from rholoss.states import OF_THE_POSITION, taken
 
 
+KEPT = "_iterator"
+"""Where a ``DataLoader`` keeps its iterator if its workers live from epoch to epoch."""
+
+
 @dataclass(frozen=True)
 class DrawRule:
     """What a method decides before anything is loaded.
@@ -231,7 +235,7 @@ class CandidateLoader:
     @property
     def _has_workers(self) -> bool:
         """Whether there are workers that live from epoch to epoch."""
-        return bool(getattr(self.reader, "persistent_workers", False)) and getattr(self.reader, "_iterator", None) is not None
+        return bool(getattr(self.reader, "persistent_workers", False)) and getattr(self.reader, KEPT, None) is not None
 
     def __len__(self) -> int:
         return len(self.batches)
