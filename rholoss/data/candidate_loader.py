@@ -29,7 +29,6 @@ from rholoss.data.samplers import (
 from rholoss.isolation import fork_rng
 from rholoss.states import OF_THE_POSITION, taken
 
-
 KEPT = "_iterator"
 """Where a ``DataLoader`` keeps its iterator if its workers live from epoch to epoch."""
 
