@@ -19,6 +19,8 @@ from rholoss.devices import to_device
 
 _PER_BATCH = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}  # of which torch takes no rows
+
 
 class Taker(Protocol):
     """Takes rows of a column, by the kind of column; ``own``: of a container that is cut by its own indexing."""
@@ -46,10 +48,9 @@ class Rows:
     def tensor(self, column: Tensor) -> Tensor:
         if column.is_nested:
             return as_type_of(column, self._nested(column))
-        try:
-            return as_type_of(column, column.index_select(0, self.on(column.device)))
-        except NotImplementedError:  # unsigned integers, in some versions of PyTorch
-            return column[self.on(column.device)]
+        signed = _SIGNED.get(column.dtype)
+        found = (column if signed is None else column.view(signed)).index_select(0, self.on(column.device))
+        return as_type_of(column, found if signed is None else found.view(column.dtype))
 
     def array(self, column: np.ndarray) -> np.ndarray:
         return column[self.on(torch.device("cpu")).numpy()]

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from rholoss.arguments import fraction, number
 from rholoss.devices import recorded
 
 Phase = Literal["waiting", "selecting", "training"]
@@ -30,12 +31,9 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
         >>> round(break_even(0.1), 2), round(break_even(0.1, scoring=0.02), 2)
         (4.33, 1.07)
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be n_b / n_B, in (0, 1], got {keep!r}")
-    if not scoring >= 0:
-        raise ValueError(f"scoring must be the cost relative to a forward pass, at least 0, got {scoring!r}")
-    if not 0 < forward < 1:
-        raise ValueError(f"forward must be the fraction of a training step, in (0, 1), got {forward!r}")
+    keep = fraction(keep, "keep", "n_b / n_B, in (0, 1]")
+    scoring = number(scoring, "scoring", "the cost relative to a forward pass, at least 0", lambda cost: 0 <= cost < math.inf)
+    forward = number(forward, "forward", "the fraction of a training step, in (0, 1)", lambda share: 0 < share < 1)
     return 1 + scoring * forward / keep
 
 

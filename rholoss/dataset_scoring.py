@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 from typing_extensions import Unpack
 
+from rholoss.arguments import optional, refuse_unknown, seed_of, whole
 from rholoss.data import CandidateLoader, LoaderView
 from rholoss.isolation import device_of, seeded
 from rholoss.losses import LabelError
-from rholoss.options import ScoringOptions, refuse_unknown
+from rholoss.options import ScoringOptions
 from rholoss.scoring import Reduce, Scorer, Task
 
 
@@ -24,11 +25,9 @@ class DatasetScorer:
 
     def __init__(self, data: Any, *, positions: Tensor | None = None, **options: Unpack[ScoringOptions]) -> None:
         refuse_unknown(options, ScoringOptions.__annotations__, "scoring a dataset")
-        batch_size = options.get("batch_size")
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise ValueError(f"batch_size must be a number of examples, at least 1, or None, got {batch_size!r}")
+        batch_size = optional(whole, options.get("batch_size"), "batch_size", "a number of examples, at least 1, or None")
         self.scorer = Scorer(Task.of(*(options.get(name) for name in ("task", "forward", "loss", "dtype"))))  # type: ignore[arg-type]
-        self._seed = options.get("seed", 0)
+        self.seed = seed_of(options.get("seed", 0))
         self.view = view = LoaderView.of_data(data, batch_size)
         self.positions: Tensor | None = None  # to draw, ascending, distinct, (m,) int64; None if unknown until sampled
         self.total: int | None = None  # number of examples; None if unknown until sampled
@@ -61,7 +60,7 @@ class DatasetScorer:
         self.scorer.refuse_causal(model)
         measure = measure or self.scorer.losses
         indices, values = [], []
-        with seeded(self._seed, view, rows.start if rows else 0, device=device_of(model)):
+        with seeded(self.seed, view, rows.start if rows else 0, device=device_of(model)):
             for index, batch in self.batches(rows):
                 indices.append(index.cpu())
                 try:

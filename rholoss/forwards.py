@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rholoss.arguments import fraction, function, shown, whole
 from rholoss.batches import each_tensor
 from rholoss.isolation import device_of, preserve_state
 from rholoss.scoring import Forward, default_forward
@@ -18,8 +19,7 @@ from rholoss.scoring import Forward, default_forward
 
 def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
     """Score images of any size at ``scale`` times their height and width, in (0, 1]; 0.5 takes a quarter of the work."""
-    if not 0 < scale <= 1:
-        raise ValueError(f"scale must be the fraction of height and width to keep, in (0, 1], got {scale!r}")
+    scale = fraction(scale, "scale", "the fraction of height and width to keep, in (0, 1]")
 
     def smaller(tensor: Tensor) -> Tensor:
         is_image = tensor.ndim == 4 and tensor.is_floating_point()
@@ -30,8 +30,7 @@ def lower_resolution(scale: float, forward: Forward | None = None) -> Forward:
 
 def shorter(length: int, forward: Forward | None = None) -> Forward:
     """Score sequences by their first tokens: integer and boolean tensors (n, T, ...) are cut to T = ``length``, at least 1."""
-    if length < 1:
-        raise ValueError(f"length must be a number of tokens, at least 1, got {length!r}")
+    length = whole(length, "length", "a number of tokens, at least 1")
 
     def cut(tensor: Tensor) -> Tensor:
         return tensor[:, :length] if tensor.ndim >= 2 and not tensor.is_floating_point() else tensor
@@ -53,7 +52,8 @@ def channels_last(forward: Forward | None = None) -> Forward:
 
 def on_changed(change: Callable[[Tensor], Tensor], forward: Forward | None = None) -> Forward:
     """A forward pass on a changed batch: ``change`` is called with each tensor, then ``forward`` (None: the default)."""
-    then = forward or default_forward
+    function(change, "change", "(tensor) -> tensor")
+    then = _given(forward)
     return lambda model, batch: then(model, each_tensor(batch, change))
 
 
@@ -63,8 +63,12 @@ def compiled(forward: Forward | None = None, **options: Any) -> Forward:
     Compiling takes about half a minute for each mode, and a C++ compiler on a CPU. The last bits of the result differ. Make one
     for each model. The options are those of ``torch.compile``, such as ``mode="reduce-overhead"`` for CUDA graphs.
     """
-    fast: Forward = torch.compile(forward or default_forward, **{"dynamic": False, **options})
+    fast: Forward = torch.compile(_given(forward), **{"dynamic": False, **options})
     return fast
+
+
+def _given(forward: Forward | None) -> Forward:
+    return default_forward if forward is None else function(forward, "forward", "(model, batch) -> (outputs, targets)")
 
 
 class ShallowExit(nn.Module):
@@ -84,6 +88,9 @@ class ShallowExit(nn.Module):
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
+        for name, part in (("trunk", trunk), ("head", head)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"{name} must be a torch.nn.Module, got {shown(part)}")
         super().__init__()
         self.trunk, self.head = trunk, head
 

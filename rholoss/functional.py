@@ -42,8 +42,15 @@ def gradient_norm(logits: Tensor, targets: Tensor) -> Tensor:
     check_logits(logits, 2)
     if targets.shape != logits.shape[:1]:
         raise ValueError(f"targets must be one class per example, shape ({len(logits)},), got {tuple(targets.shape)}")
-    onehot = F.one_hot(targets.long(), logits.shape[-1])
-    return (logits.float().softmax(-1) - onehot).norm(dim=-1)
+    return (logits.float().softmax(-1) - _onehot(targets, logits.shape[-1])).norm(dim=-1)
+
+
+def _onehot(targets: Tensor, C: int) -> Tensor:
+    try:
+        return F.one_hot(targets.long(), C)
+    except RuntimeError as error:
+        got = f"{int(targets.long().min())} to {int(targets.long().max())}"
+        raise ValueError(f"targets must be classes from 0 on, below {C}, as the logits have {C}, got {got}") from error
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:
@@ -189,7 +196,7 @@ def gram(logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Ten
     layer's inputs h (n_B, d). Without these features the second factor is 1: the gradients with respect to the logits.
     """
     check_logits(logits, 2)
-    error = logits.double().softmax(-1) - F.one_hot(targets.long(), logits.shape[-1])
+    error = logits.double().softmax(-1) - _onehot(targets, logits.shape[-1])
     if features is None:
         return error @ error.T
     if features.ndim != 2 or len(features) != len(logits):

@@ -1,8 +1,6 @@
 """The options that selectors, and functions that score a dataset, take by keyword."""
 
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from typing_extensions import TypedDict
@@ -50,24 +48,3 @@ class ScoringOptions(TypedDict, total=False):
     views: int
     seed: int
     progress: Progress
-
-
-_MEANT = {  # words that other libraries use
-    "keep": ("ratio", "fraction", "share", "percent", "keep_ratio"),
-    "batch_size": ("bs", "n_b", "size"),
-    "loss": ("criterion", "loss_fn", "loss_func"),
-    "forward": ("forward_fn",),
-    "dtype": ("precision", "amp_dtype"),
-    "seed": ("generator", "random_state"),
-}
-
-
-def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], owner: str) -> None:
-    """Raise a TypeError that suggests the right name if one of the given options of ``owner`` is not a known one."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            close = [option for option, words in _MEANT.items() if name in words and option in known]
-            close = close or difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}=? " if close else ""
-            raise TypeError(f"{owner} got an unexpected option {name}=; {hint}The options are {', '.join(known)}")

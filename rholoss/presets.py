@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
+from rholoss.arguments import options_of, refuse_unknown
 from rholoss.batches import move
 from rholoss.data.subset import dataset_of, split
 from rholoss.irreducible import cross_fit, fit_irreducible_model
@@ -73,6 +74,7 @@ def fast_rho_loss(
         >>> [len(y) for x, y in loader]
         [10, 10, 10]
     """
+    refuse_unknown(options, [*options_of(fast_rho_loss), *SelectorOptions.__annotations__], "fast_rho_loss")
     holdout, validation = found = [dataset_of(data) for data in (holdout, validation)]
     if any(isinstance(data, (list, tuple)) and data and not isinstance(data[0], tuple) for data in found):
         raise TypeError("holdout and validation must be datasets of examples, got lists of batches")

@@ -5,7 +5,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from rholoss.arguments import model_of, optional, shown
 from rholoss.selector import Selector
+from rholoss.store import IrreducibleLossStore
 
 Build = TypeVar("Build", bound=Callable[..., Selector])
 
@@ -30,8 +32,8 @@ def register(name: str) -> Callable[[Build], Build]:
         >>> [batch.tolist() for batch in build_selector("newest", loader, keep=0.4)]
         [[103, 104], [108, 109]]
     """
-    if not isinstance(name, str):
-        raise TypeError(f"register takes a name, as in @register('newest'), got {name!r}")
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"register takes a name, as in @register('newest'), got {shown(name)}")
 
     def add(build: Build) -> Build:
         if name in _METHODS and _whence(_METHODS[name]) != _whence(build):  # a cell of a notebook may run again
@@ -79,11 +81,17 @@ def build_selector(
         if selector.loader is not loader or options:
             raise ValueError("a selector that is built already keeps its own loader and options; pass its name or class instead")
         return selector
+    if not (callable(selector) or isinstance(selector, str)):
+        raise TypeError(f"selector must be a name, a class, a function that builds one, or a selector, got {shown(selector)}")
     build = selector if callable(selector) else _METHODS.get(selector)
     if build is None:
         close = difflib.get_close_matches(str(selector), _METHODS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"no selector is named {selector!r}; {hint}The names are {', '.join(selector_names())}")
+    optional(model_of, proxy, "proxy")
+    optional(model_of, irreducible_model, "irreducible_model")
+    if not (store is None or isinstance(store, IrreducibleLossStore)):
+        raise TypeError(f"store must be an IrreducibleLossStore, got {shown(store)}")
     given = dict(zip(_INGREDIENTS, (store, proxy, irreducible_model), strict=True))
     taken = inspect.signature(build).parameters
     needs = {name: given[name] for name in _INGREDIENTS if name in taken}
@@ -91,4 +99,9 @@ def build_selector(
     if missing:
         cure = f"pass {', '.join(f'{name}=' for name in missing)}"
         raise ValueError(f"{getattr(build, '__name__', build)} needs {' and '.join(missing)}; {cure}")
-    return build(loader, model, **{name: value for name, value in needs.items() if value is not None}, **options)
+    given = {**{name: value for name, value in needs.items() if value is not None}, **options}
+    try:
+        inspect.signature(build).bind(loader, model, **given)
+    except TypeError as error:
+        raise TypeError(f"the selector {getattr(build, '__name__', build)} cannot be built: {error}") from None
+    return build(loader, model, **given)

@@ -3,13 +3,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
+
+from rholoss.arguments import function, number, whole
 
 Schedule = Callable[[int], float]
 
 
-def at(value: float | Schedule, step: int) -> float:
-    """A number, or a schedule's number at a step."""
-    return value(step) if callable(value) else value
+def checked(value: float | Schedule, name: str, what: str, fits: Callable[[float], bool], step: int = 0) -> float:
+    """The number at a step, refused unless it ``fits``; at step 0 a schedule must also be a function of the step."""
+    if not callable(value):
+        return number(value, name, what, fits)
+    if not step:
+        function(value, name, "(step) -> a number")
+    return number(value(step), f"{name} at step {step}", what, fits)
 
 
 @dataclass(frozen=True)
@@ -17,10 +24,14 @@ class _Gradual:
     start: float
     end: float
     steps: int
+    above: ClassVar[float] = -math.inf  # what start and end are above
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        object.__setattr__(self, "steps", whole(self.steps, "steps"))
+        for name in ("start", "end"):
+            what = "a number above 0" if self.above == 0 else "a number"
+            value = number(getattr(self, name), name, what, lambda value: self.above < value < math.inf)
+            object.__setattr__(self, name, value)
 
     def _done(self, step: int) -> float:
         """The fraction of the steps that is done, in [0, 1]."""
@@ -49,10 +60,7 @@ class Geometric(_Gradual):
         [8.0, 4.0, 0.5, 0.5]
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.start > 0 and self.end > 0):
-            raise ValueError(f"a geometric schedule needs numbers above 0, got {self.start} and {self.end}")
+    above = 0.0
 
     def __call__(self, step: int) -> float:
         return float(self.start * (self.end / self.start) ** self._done(step))
@@ -83,6 +91,11 @@ class Switch:
     start: float
     end: float
     at: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", whole(self.at, "at", "a step, a whole number, at least 0", 0))
+        for name in ("start", "end"):
+            object.__setattr__(self, name, number(getattr(self, name), name, "a number"))
 
     def __call__(self, step: int) -> float:
         return self.start if step < self.at else self.end

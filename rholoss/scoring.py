@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rholoss.arguments import function, one_of, optional, whole
 from rholoss.batches import RowRange, cut, move
 from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed, unwrapped
 from rholoss.lending import Lender
@@ -25,7 +25,7 @@ Reduce = Callable[[Any, Any, int], Any]
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
 
-_PASS_FORWARD = "pass forward=(model, batch) -> (outputs, targets)"
+_PASS_FORWARD = "pass forward=(model, batch) -> (outputs, targets), or a task= with it"
 
 
 def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
@@ -101,7 +101,9 @@ class Task:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in (None, torch.bfloat16, torch.float16):
+        function(self.forward, "forward", "(model, batch) -> (outputs, targets)")
+        function(self.loss, "loss", "(outputs, targets) -> (n,)")
+        if not (self.dtype is None or any(self.dtype is kind for kind in (torch.bfloat16, torch.float16))):
             raise ValueError(f"dtype must be torch.bfloat16, torch.float16, or None for the model's own, got {self.dtype!r}")
 
     @classmethod
@@ -110,7 +112,7 @@ class Task:
     ) -> Task:
         """The given task, or a new one from separate hooks; a ValueError if both are given."""
         if task is None:
-            return cls(forward or default_forward, loss or default_loss, dtype)
+            return cls(default_forward if forward is None else forward, default_loss if loss is None else loss, dtype)
         given = {"forward": forward, "loss": loss, "dtype": dtype}
         twice = ", ".join(f"{name}=" for name, value in given.items() if value is not None)
         if twice:
@@ -134,10 +136,9 @@ class Scorer:
     check: LossCheck = field(default_factory=LossCheck, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.mode not in ("eval", "train"):
-            raise ValueError(f"mode must be 'eval' or 'train', got {self.mode!r}")
-        if self.chunk_size is not None and (not isinstance(self.chunk_size, Integral) or self.chunk_size < 1):
-            raise ValueError(f"chunk_size must be a number of examples, at least 1, or None for all, got {self.chunk_size!r}")
+        one_of(self.mode, "mode", ("eval", "train"))
+        size = optional(whole, self.chunk_size, "chunk_size", "a number of examples, at least 1, or None for all")
+        object.__setattr__(self, "chunk_size", size)
 
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
@@ -189,7 +190,7 @@ class Scorer:
         if self.in_one_pass(n):
             yield batch, 0, n
             return
-        size = int(self.chunk_size or n)
+        size = self.chunk_size or n
         for start in range(0, n, size):
             start = min(start, n - size)
             yield cut(batch, RowRange(start, start + size), n), start, start + size

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rholoss.arguments import shown
 from rholoss.candidates import Candidates
 from rholoss.cost import StepTimer
 from rholoss.data.index import IndexedBatch
@@ -49,8 +50,9 @@ class Selection:
 
     def check_losses(self, losses: Tensor) -> None:
         """Raise a ValueError unless the losses are one per selected example."""
-        if losses.shape != self.index.shape:
-            expected, got = tuple(self.index.shape), tuple(losses.shape)
+        if not isinstance(losses, Tensor) or losses.shape != self.index.shape:
+            expected = tuple(self.index.shape)
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else shown(losses)
             raise ValueError(f"losses must be one per selected example, shape {expected}, got {got}; pass reduction='none'")
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import SequentialSampler
 from typing_extensions import Self
 
 from rholoss import functional
+from rholoss.arguments import device_named, flag, model_of, optional, options_of, refuse_unknown, seed_of, shown, whole
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import Cost, StepTimer
@@ -21,7 +22,7 @@ from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import as_index
 from rholoss.data.samplers import InOrder, is_called_by
 from rholoss.isolation import derived_seed, device_of
-from rholoss.options import SelectorOptions, refuse_unknown
+from rholoss.options import SelectorOptions
 from rholoss.scoring import Forward, Loss, Scorer, Task
 from rholoss.selection import FiniteCheck, SelectedPass, Selection, check_score, checked_choice, checked_prefilter
 from rholoss.states import Settings, arguments, check_settings, described, restoring, taken
@@ -96,17 +97,19 @@ class Selector(ABC):
         seed: int = 0,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(unknown, SelectorOptions.__annotations__, type(self).__name__)
+        if unknown:
+            refuse_unknown(unknown, [*options_of(type(self)), *SelectorOptions.__annotations__], type(self).__name__)
         self.loader = loader
-        self.model = model
+        self.model: Any = optional(model_of, model, "model")
         self.view = LoaderView(loader)
         self.view.require_index()
         self.n_b, n_B = self.view.batch_sizes(keep, batch_size)  # n_B is None where the loader's batches are the candidates
         self.n_B, self.redraws = n_B or self.view.batch_size, n_B is not None
+        self.sizes_given = keep is not None or batch_size is not None
         self.scorer = Scorer(Task.of(task, forward, loss, dtype), mode, chunk_size)
-        self._device = device
-        self._drop_last = self.view.drop_last if drop_last is None else drop_last
-        self.generator = torch.Generator().manual_seed(seed)
+        self._device: Any = device if device is None or (isinstance(device, str) and device == "model") else device_named(device)
+        self._drop_last = self.view.drop_last if drop_last is None else flag(drop_last, "drop_last")
+        self.generator = torch.Generator().manual_seed(seed_of(seed))
         self.finite_check, self.timer = FiniteCheck(), StepTimer()
         self.last: Selection | None = None
         self.listeners: list[Callable[[Candidates, Selection], Any]] = []
@@ -167,7 +170,7 @@ class Selector(ABC):
         (index, batch), device = indexed, self.scoring_device
         self.timer.enter("selecting", device)
         if self._device is not None:
-            batch = move(batch, device if self._device == "model" else torch.device(self._device))
+            batch = move(batch, device if self._device == "model" else self._device)
         candidates = self.candidates_of(index, batch, device)
         score = check_score(self.score(candidates), len(candidates), candidates.device)
         score = self.finite_check(type(self).__name__, score, candidates)
@@ -213,12 +216,14 @@ class Selector(ABC):
         Raises:
             ValueError: there are fewer than n_b candidates, or a loss, score or choice is not what it has to be.
         """
-        index, batch = candidates
+        if not (isinstance(candidates, tuple) and len(candidates) == 2):
+            raise TypeError(f"candidates must be an IndexedBatch, or a pair (index, batch), got {shown(candidates)}")
+        index, batch = as_index(candidates[0]), candidates[1]
         if len(index) < self.n_b:
             raise ValueError(
                 f"cannot choose n_b = {self.n_b} of {len(index)} candidates; pass more of them, or a smaller batch_size"
             )
-        return self.select_from(IndexedBatch(as_index(index), batch))
+        return self.select_from(IndexedBatch(index, batch))
 
     def mean_loss(self, losses: Tensor) -> Tensor:
         """The loss to train on, a scalar: the mean of the latest batch's losses (n_b,), each times its weight if it has one."""
@@ -277,6 +282,7 @@ class Selector(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the next epoch, also to the loader's sampler and dataset; after ``load_state_dict``, the same one resumes."""
+        epoch = whole(epoch, "epoch", "a whole number, at least 0", 0)
         self.candidate_loader.set_epoch(epoch)
         self._passes.announce(epoch)
         self.begin_epoch(epoch)
@@ -348,6 +354,8 @@ class Selector(ABC):
     def candidate_loader(self) -> CandidateLoader:
         """Where candidate batches come from; built lazily, as ``draw_rule`` may need what a subclass's constructor sets."""
         self._rule = rule = self.draw_rule()
+        if not isinstance(rule, DrawRule):
+            raise TypeError(f"draw_rule must return a DrawRule, got {shown(rule)}")
         n_B = rule.n_B or (self.n_B if self.redraws else None)
         prefilter, least = self._prefiltered if rule.prefilter else None, self.n_b if self._drop_last else 1
         return CandidateLoader(self.view, n_B, rule.members, prefilter, self._passes, least)

@@ -199,6 +199,8 @@ def _checked_prefilter(rule: DrawRule, loaded: list[Any]) -> Callable[[Tensor, i
     def prefilter(index: Tensor, step: int) -> Tensor | None:
         assert rule.prefilter is not None
         found = rule.prefilter(index, step)
+        what = "prefilter must return positions, an int64 tensor, or None for all"
+        assert found is None or isinstance(found, Tensor), f"{what}, got {type(found).__name__}"
         positions = list(range(len(index))) if found is None else sorted(found.tolist())
         least, distinct = min(_N_B, len(index)), set(positions) & set(range(len(index)))
         assert len(distinct) == len(positions), f"prefilter must return distinct positions below {len(index)}, got {positions}"

@@ -259,10 +259,13 @@ class TestScore:
         ("change", "message"),
         [
             ("--data things:broken", "RuntimeError: no such disk"),
-            ("--data things:generator", "TypeError: expected a map-style dataset, a DataLoader or IndexedBatches, got Generator"),
+            (
+                "--data things:generator",
+                "TypeError: data must be a map-style dataset, a DataLoader or IndexedBatches, got <torch._C.Generator",
+            ),
             ("--data things:floats --loss things:loss", "RuntimeError: "),
             ("--views 0", "views must be a number of passes over the data, at least 1, got 0"),
-            ("--process 2 --processes 2", "process must be from 0 to processes - 1, got process=2 of processes=2"),
+            ("--process 2 --processes 2", "process must be from 0 to processes - 1 = 1, got 2"),
         ],
     )
     def test_a_failure_is_one_line_and_leaves_no_store(self, run, change, message):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from rholoss import IrreducibleLossStore, RhoLossSelector, Task, cross_fit, fit_irreducible_model, split
 from rholoss.scoring import default_forward, default_loss
 from rholoss.selectors import InfoBatchSelector, TrainLossSelector, UniformSelector
-from rholoss.wrappers import SwitchSelector
+from rholoss.wrappers import StaleSelector, SwitchSelector
 
 
 @pytest.fixture
@@ -51,13 +51,11 @@ class TestUnknown:
             UniformSelector(loader, xyzzy=1)
 
     def test_of_scoring_a_dataset_as_well(self, data, net):
-        for make in (
-            lambda **options: IrreducibleLossStore.from_model(net, data, **options),
-            lambda **options: cross_fit(data, lambda part: make_net(0), **options),
+        for what, make in (
+            ("scoring a dataset", lambda **options: IrreducibleLossStore.from_model(net, data, **options)),
+            ("cross_fit", lambda **options: cross_fit(data, lambda part: make_net(0), **options)),
         ):
-            with pytest.raises(
-                TypeError, match=r"scoring a dataset got an unexpected option batchsize=; did you mean batch_size=\?"
-            ):
+            with pytest.raises(TypeError, match=rf"{what} got an unexpected option batchsize=; did you mean batch_size=\?"):
                 make(batchsize=4)
 
 
@@ -107,9 +105,17 @@ class TestPrinted:
             pass
         assert "epoch=0, step=5" in repr(selector)
 
-    def test_of_a_wrapper_its_parts(self, loader, net):
-        selector = SwitchSelector(loader, net, {0: TrainLossSelector(loader, net), 3: UniformSelector(loader)}, unit="step")
-        assert repr(selector).endswith("parts=['TrainLossSelector', 'UniformSelector'])")
+    def test_of_a_wrapper_its_part(self, loader, net):
+        assert repr(StaleSelector(loader, net, TrainLossSelector(loader, net))).endswith("parts=['TrainLossSelector'])")
+
+    def test_of_a_switch_its_stages_and_which_one_is_active(self, loader, net):
+        stages = {1: UniformSelector(loader), 0: TrainLossSelector(loader, net)}
+        selector = SwitchSelector(loader, net, stages, unit="epoch", keep=0.25)
+        shown = "stages={0: 'TrainLossSelector', 1: 'UniformSelector'}, unit='epoch', active="
+        assert repr(selector).endswith(f"{shown}TrainLossSelector)")
+        for _ in selector:
+            pass
+        assert repr(selector).endswith(f"{shown}UniformSelector)"), "the next epoch is that of the second stage"
 
 
 def test_losses_can_be_recorded_with_every_method_and_only_after_a_batch(loader, net):

@@ -84,7 +84,9 @@ def test_an_option_that_does_not_exist_is_an_error(loader):
 
 @pytest.mark.parametrize("wrong", [{}, {"from_epoch": 0}, {"from_step": 0}, {"from_epoch": 1, "from_step": 1}])
 def test_rho_loss_then_uniform_needs_to_know_when(wrong, loader):
-    with pytest.raises(ValueError, match="pass either from_epoch or from_step, at least 1"):
+    with pytest.raises(
+        ValueError, match="from_epoch or from_step, at least 1|from_(epoch|step) must be a whole number, at least 1, got 0"
+    ):
         build_selector("rho_loss_then_uniform", loader, make_net(0), store=IrreducibleLossStore(torch.zeros(64)), **wrong)
 
 
@@ -104,12 +106,12 @@ def test_stages_and_methods_of_another_loader_are_refused(loader):
     ("name", "options", "message"),
     [
         ("bald", {"passes": 0}, "passes must be a whole number of forward passes, at least 1, got 0"),
-        ("boltzmann_rho_loss", {"temperature": 0.0}, "temperature must be above 0 nats, got 0.0 at step 0"),
+        ("boltzmann_rho_loss", {"temperature": 0.0}, "temperature must be a number above 0 nats, .*got 0.0"),
         ("selective_backprop", {"window": 0}, "window must be a number of losses, at least 1, or None for ranks, got 0"),
-        ("selective_backprop", {"beta": -1.0}, "beta must be at least 0, got -1.0 at step 0"),
-        ("rank_based", {"pressure": 0.5}, "pressure must be at least 1, got 0.5 at step 0"),
+        ("selective_backprop", {"beta": -1.0}, "beta must be a number, at least 0, .*got -1.0"),
+        ("rank_based", {"pressure": 0.5}, "pressure must be a number, at least 1, .*got 0.5"),
         ("proxy_rho_loss", {"compare_every": 0}, "compare_every must be a number of steps, at least 1, or None, got 0"),
-        ("selection_via_proxy", {"by": "margin"}, r"by must be one of \['entropy', 'least_confidence'\], got 'margin'"),
+        ("selection_via_proxy", {"by": "margin"}, r"by must be 'entropy' or 'least_confidence', got 'margin'"),
         ("selection_via_proxy", {"scores": torch.zeros(64)}, "pass either a proxy that ranks the dataset or scores by index"),
     ],
 )

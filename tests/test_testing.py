@@ -145,7 +145,6 @@ def test_a_selector_with_a_draw_rule_keeps_the_contract(base):
     ("base", "methods", "message"),
     [
         (Even, {"score": lambda self, c: c.loss + float(self.dataset[1][0][1])}, r"only members may be read, but \[1\] were too"),
-        (Even, {"members": lambda self: torch.arange(99) % 2}, "members must be one bool per example, .* got torch.int64"),
         (Half, {"prefilter": lambda self, index, step: torch.arange(self.n_b - 1)}, "at least n_b = 6 positions, got 5"),
         (
             Half,

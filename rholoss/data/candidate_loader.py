@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
+from rholoss.arguments import function, optional, shown, whole
 from rholoss.data.collate_checks import check_rows
 from rholoss.data.epoch_state import EpochState, Pass
 from rholoss.data.index import IndexedBatch, IndexedBatches, check_indexed, idle
@@ -49,6 +50,15 @@ class DrawRule:
     members: Tensor | Callable[[], Tensor] | None = None
     prefilter: Callable[[Tensor, int], Tensor | None] | None = None
     n_B: int | None = None  # noqa: N815
+
+    def __post_init__(self) -> None:
+        optional(function, self.prefilter, "prefilter", "(index, step) -> positions")
+        optional(whole, self.n_B, "n_B", "a number of examples, at least 1, or None")
+        members = function(self.members, "members", "() -> one bool per example") if callable(self.members) else self.members
+        is_mask = isinstance(members, Tensor) and members.dtype == torch.bool and members.ndim == 1
+        if not (members is None or is_mask or callable(members)):
+            what = "one bool per example, shape (N,), a function that returns that, or None"
+            raise TypeError(f"members must be {what}, got {shown(members)}; make it with torch.zeros(N, dtype=torch.bool)")
 
 
 class CandidateIterator:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from rholoss.arguments import function, iterable, shown
+
 
 def hash_ids(names: Iterable[str | bytes]) -> Tensor:
     """A 64-bit id for each name, shape (n,), int64; wherever ids or indices are accepted, names are hashed like this.
@@ -25,7 +27,9 @@ def hash_ids(names: Iterable[str | bytes]) -> Tensor:
         [6363927864770536222]
     """
     digest, ids = hashlib.blake2b, bytearray()
-    for name in names:
+    for name in iterable(names, "names", "several strings, such as ['img/0001.jpg']"):
+        if not isinstance(name, (str, bytes)):
+            raise TypeError(f"names must be strings or bytes, got {shown(name)} among them; convert it with str()")
         ids += digest(name.encode() if isinstance(name, str) else name, digest_size=8).digest()
     return torch.from_numpy(np.frombuffer(ids, "<i8"))
 
@@ -40,12 +44,15 @@ def are_names(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and len(values) > 0 and isinstance(values[0], (str, bytes))
 
 
-def tensor_of(values: Any) -> Tensor:
+def tensor_of(values: Any, name: str = "values") -> Tensor:
     """Values as a tensor that shares their memory; read-only arrays, such as mapped ones, are copied."""
     if isinstance(values, Tensor):
         return values
-    array = np.asarray(values)
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
+    try:
+        array = np.asarray(values)
+        return torch.as_tensor(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be numbers, a tensor, an array or a list, got {shown(values)}") from None
 
 
 def some(values: list[Any], most: int = 5) -> str:
@@ -92,8 +99,13 @@ class IndexedBatches:
     """
 
     def __init__(self, batches: Iterable[Any], index: str | int | Callable[[Any], Any] | None = None) -> None:
+        if not hasattr(batches, "__getitem__") or isinstance(batches, (str, bytes, Mapping)) or getattr(batches, "ndim", 1) == 0:
+            iterable(batches, "batches", "a loader or another iterable of batches")
+        if isinstance(index, bool) or not (index is None or isinstance(index, (str, int)) or callable(index)):
+            what = "the key or position of the indices in a batch, a function of the batch, or None"
+            raise TypeError(f"index must be {what}, got {shown(index)}")
         self.batches = batches
-        self.index = index
+        self.index = function(index, "index", "(batch) -> indices") if callable(index) else index
 
     def __iter__(self) -> Iterator[IndexedBatch]:
         return (self._indexed(item) for item in self.batches)
@@ -130,7 +142,7 @@ class IndexedBatches:
         return IndexedBatch(as_index(found), item)
 
 
-def as_index(values: Any) -> Tensor:
+def as_index(values: Any, name: str = "indices") -> Tensor:
     """Indices as an int64 tensor of shape (n,); names are hashed, see ``rholoss.hash_ids``."""
     try:
         if type(values) is list and values and type(values[0]) is int:
@@ -142,13 +154,13 @@ def as_index(values: Any) -> Tensor:
         index = torch.as_tensor(values) if isinstance(values, (list, tuple, range)) else tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{type(values).__name__}: {str(values)[:80]}"
-        raise TypeError(f"indices must be integers, one per example, got {got}; {CARRY_THE_INDEX}") from error
+        raise TypeError(f"{name} must be integers, one per example, got {got}; {CARRY_THE_INDEX}") from error
     if index.numel() == 0:  # an empty list has a floating dtype
         return index.long()
     if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
-        raise TypeError(f"indices must be integers, got dtype {index.dtype}; {CARRY_THE_INDEX}")
+        raise TypeError(f"{name} must be integers, got dtype {index.dtype}; {CARRY_THE_INDEX}")
     if index.ndim != 1:
-        raise ValueError(f"indices must be one per example, shape (n,), got shape {tuple(index.shape)}; {CARRY_THE_INDEX}")
+        raise ValueError(f"{name} must be one per example, shape (n,), got shape {tuple(index.shape)}; {CARRY_THE_INDEX}")
     return index.long()
 
 

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable
 from functools import cached_property
-from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rholoss.arguments import fraction, map_style, whole
 from rholoss.data import samplers
 from rholoss.data.index import CARRY_THE_INDEX, IndexedBatches, copy_loader, is_map_style
 from rholoss.data.indexed_dataset import attach_index
 from rholoss.data.subset import index_of, labels_of, whole_of
 from rholoss.states import described
+
+MOST_CANDIDATES = 2**31  # in a batch
+DATA = "a map-style dataset, a DataLoader or IndexedBatches"
 
 
 class LoaderView:
@@ -36,9 +39,7 @@ class LoaderView:
     def of_data(cls, data: Any, batch_size: int | None = None) -> "LoaderView":
         """The view of a loader, or of a new one over a map-style dataset, with a batch size of 256 if None."""
         if not isinstance(data, (DataLoader, IndexedBatches)):
-            if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-                raise TypeError(f"expected a map-style dataset, a DataLoader or IndexedBatches, got {type(data).__name__}")
-            data = DataLoader(data, batch_size=batch_size or 256)
+            data = DataLoader(map_style(data, "data", what=DATA), batch_size=batch_size or 256)
         return cls(data)
 
     def require_index(self) -> None:
@@ -66,21 +67,24 @@ class LoaderView:
         if keep is not None:
             what = f"pass keep or batch_size, not both, got keep={keep} and batch_size={batch_size}"
             raise ValueError(f"{what}: keep draws larger candidate batches, batch_size selects from the loader's own")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of examples, at least 1, got {batch_size!r}")
+        batch_size = whole(batch_size, "batch_size", "a whole number of examples, at least 1")
         if self.batch_size is not None and batch_size > self.batch_size:
             what = f"batch_size = {batch_size} examples cannot be chosen of the loader's batches of {self.batch_size}"
             raise ValueError(f"{what}; give the loader a larger batch_size: its batches are the candidates")
-        return int(batch_size), None
+        return batch_size, None
 
     def _drawn_sizes(self, keep: float) -> tuple[int, int]:
-        if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
-            raise ValueError(f"keep must be the fraction of each candidate batch to keep, in (0, 1], got {keep!r}")
+        keep = fraction(keep, "keep", "the fraction of each candidate batch to keep, in (0, 1]")
         if self.batch_size is None or self.batching is None:
             size = "" if self.batch_size else "keeps the loop's batch size and "
             what = f"keep= {size}draws larger candidate batches with the loader's sampler, but {self._why_not_drawn()}"
             raise ValueError(f"{what}; pass batch_size= to select from the batches that come")
-        return self.batch_size, round(self.batch_size / float(keep))
+        if self.batch_size / keep > MOST_CANDIDATES:
+            what = (
+                f"at least {self.batch_size / MOST_CANDIDATES:.1g}, as a batch cannot have n_B = n_b / keep candidates otherwise"
+            )
+            raise ValueError(f"keep must be {what}, got {keep!r}; pass the fraction of each candidate batch to keep, such as 0.1")
+        return self.batch_size, round(self.batch_size / keep)
 
     def _why_not_drawn(self) -> str:
         if not isinstance(self.loader, DataLoader):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
+from rholoss.arguments import shown
 from rholoss.data.epoch_state import EpochState, Pass
-from rholoss.data.subset import by_position
+from rholoss.data.subset import by_position, whole_of
 from rholoss.isolation import fork_rng
 from rholoss.states import described
 
@@ -185,6 +186,10 @@ class MemberSampler:
 
     def _members(self) -> list[bool]:
         members = self.members() if callable(self.members) else self.members
+        n = len(whole_of(self.dataset))
+        if not isinstance(members, Tensor) or members.dtype != torch.bool or members.shape != (n,):
+            got = f"{members.dtype} of shape {tuple(members.shape)}" if isinstance(members, Tensor) else shown(members)
+            raise ValueError(f"members must be one bool per example, a tensor of shape ({n},), got {got}")
         return by_position(self.dataset, members).tolist()
 
     def __len__(self) -> int:
@@ -250,7 +255,7 @@ def drawable(loader: Any, n: int) -> Tensor | None:
     draws = _each_draw(sampler, n)
     if isinstance(draws, range):
         return torch.arange(draws.start, draws.stop, draws.step)
-    return None if draws is None else torch.as_tensor(draws)
+    return None if draws is None else torch.as_tensor(draws, dtype=torch.int64)
 
 
 def _each_draw(sampler: Any, n: int) -> Sequence[int] | None:

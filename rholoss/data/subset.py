@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from rholoss.arguments import item, map_style, number, seed_of, shown, whole
 from rholoss.data.index import tensor_of
 from rholoss.isolation import derived_seed
 
@@ -33,14 +34,10 @@ class IndexedSubset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, indices: Any) -> None:
-        positions = torch.as_tensor(indices)
-        positions = positions.long() if positions.numel() == 0 else positions
-        if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
-            got = f"{positions.dtype} of shape {tuple(positions.shape)}"
-            raise ValueError(f"a part needs one whole number per example, shape (n,), got {got}")
-        n, positions = len(dataset), positions.long().cpu()
+        n, positions = len(map_style(dataset, "dataset")), _positions(indices)
         if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= n):
-            raise IndexError(f"expected positions from 0 to {n - 1}, got {int(positions.min())} to {int(positions.max())}")
+            got = f"{int(positions.min())} to {int(positions.max())}"
+            raise IndexError(f"indices must be positions from 0 to {n - 1} in the dataset, got {got}")
         repeated = len(positions) - len(positions.unique())
         if repeated:
             raise ValueError(f"a part holds each example once, got {repeated:,} repetitions")
@@ -91,9 +88,9 @@ def split(dataset: Any, *, holdout: float = 0.1, validation: float = 0.02, seed:
         >>> len(train), len(holdout), len(validation)
         (70, 20, 10)
     """
-    n = len(dataset)
+    n, seed = len(map_style(dataset, "dataset", 1)), seed_of(seed)
     sizes = [_count(holdout, n, "holdout", least=1), _count(validation, n, "validation", least=0)]
-    if sum(sizes) == n + 1 and not any(isinstance(share, Integral) for share in (holdout, validation)):
+    if sum(sizes) == n + 1 and not any(isinstance(item(share), Integral) for share in (holdout, validation)):
         sizes[0] -= 1  # both were rounded up
     if sum(sizes) > n:
         what = f"a holdout of {sizes[0]:,} and a validation part of {sizes[1]:,} exceed the {n:,} examples"
@@ -109,9 +106,7 @@ def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
     order = torch.randperm(n, generator=generator)
     if labels is None:
         return order
-    labels = tensor_of(labels).cpu()
-    if labels.shape != (n,):
-        raise ValueError(f"labels must be one per example, shape ({n},), got {tuple(labels.shape)}")
+    labels = checked_labels(labels, n).cpu()
     _, kind, counts = labels[order].unique(return_inverse=True, return_counts=True)
     by_kind = torch.argsort(kind, stable=True)
     firsts = counts.cumsum(0) - counts
@@ -119,6 +114,16 @@ def stratified_order(n: int, labels: Any, seed: int) -> Tensor:
     offset = torch.rand(len(counts), dtype=torch.float64, generator=generator)  # else single examples would all be in the middle
     rank[by_kind] = (torch.arange(n) - firsts[kind[by_kind]] + offset[kind[by_kind]]) / counts[kind[by_kind]]
     return order[torch.argsort(rank, stable=True)]
+
+
+def checked_labels(labels: Any, n: int, name: str = "labels") -> Tensor:
+    """Labels that were given, one integer per example: shape (n,), int64, on the CPU."""
+    found = _integers(labels, n)
+    if found is None:
+        got = getattr(labels, "shape", None)
+        got = shown(labels) if got is None else f"{labels.dtype} of shape {tuple(got)}"
+        raise ValueError(f"{name} must be one per example, shape ({n},), integers, got {got}")
+    return found.cpu()
 
 
 def labels_of(dataset: Any) -> Tensor | None:
@@ -137,7 +142,7 @@ def labels_of(dataset: Any) -> Tensor | None:
 def _labels_shown(dataset: Any) -> Tensor | None:
     if isinstance(dataset, (IndexedSubset, Subset)):
         labels = labels_of(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+        return None if labels is None else labels[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
         parts = [labels_of(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
@@ -173,7 +178,7 @@ def origin(dataset: Any) -> tuple[Any, Tensor | None]:
     """The dataset behind parts and subsets, and the indices of the examples in it; None for all of them."""
     indices: Tensor | None = None
     while isinstance(dataset, (IndexedSubset, Subset)):
-        inner = torch.as_tensor(dataset.indices)
+        inner = torch.as_tensor(dataset.indices, dtype=torch.int64)
         indices = inner if indices is None else inner[indices]
         dataset = dataset.dataset
     return dataset, indices
@@ -189,17 +194,31 @@ def in_common(one: Any, other: Any) -> int:
 
 
 def _count(share: float, n: int, name: str, least: int) -> int:
-    whole = isinstance(share, Integral) and not isinstance(share, bool)
-    count = int(share) if whole else round(n * share) if 0 <= share < 1 else -1
-    if count < least or isinstance(share, bool):
-        expected = f"a share of the {n:,} examples, in (0, 1), or a whole number of them, at least {least}"
-        raise ValueError(f"{name} must be {expected}, got {share!r}")
-    return count
+    expected = f"a share of the {n:,} examples, in (0, 1), or a whole number of them, at least {least}"
+    if isinstance(item(share), Integral):
+        return whole(share, name, expected, least)
+    count = round(n * number(share, name, expected, lambda part: 0 <= part < 1))
+    return whole(count, name, expected, least)
+
+
+def _positions(indices: Any) -> Tensor:
+    """Positions that were given, shape (n,), int64, on the CPU."""
+    try:
+        positions = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"indices must be one whole number per example, shape (n,), got {shown(indices)}") from None
+    positions = positions.long() if positions.numel() == 0 else positions
+    if positions.ndim != 1 or positions.dtype.is_floating_point or positions.dtype == torch.bool:
+        got = f"{positions.dtype} of shape {tuple(positions.shape)}"
+        raise ValueError(f"indices must be one whole number per example, shape (n,), got {got}")
+    return positions.long().cpu()
 
 
 def _integers(values: Any, n: int) -> Tensor | None:
     try:
         labels = tensor_of(values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         return None
-    return labels if labels.shape == (n,) and not labels.is_floating_point() and not labels.is_complex() else None
+    if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
+        return None
+    return labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels  # torch cannot sort these

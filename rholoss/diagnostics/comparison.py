@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rholoss import functional
+from rholoss.arguments import function, mapping, optional, shown, whole
 from rholoss.candidates import Candidates
 from rholoss.data.index import IndexedBatch, as_index
 from rholoss.devices import to_device
@@ -43,9 +44,12 @@ def compare(methods: Mapping[str, Method], batch: IndexedBatch | tuple[Any, Any]
     Raises:
         ValueError: the methods differ in loader, model or way of scoring, or a method keeps a state.
     """
+    _refuse_no_methods(methods)
+    if not (isinstance(batch, tuple) and len(batch) == 2):
+        raise TypeError(f"batch must be an IndexedBatch, or a pair (index, batch), got {shown(batch)}")
     selectors = [method for method in methods.values() if isinstance(method, Selector)]
     if not selectors:
-        raise ValueError("compare needs a selector, which decides how many are chosen and how the model is called, got none")
+        raise ValueError("methods must have a selector, which decides how many are chosen and how the model is called, got none")
     whole = next((selector for selector in selectors if selector.model is not None), selectors[0])
     check_methods(methods, whole)
     index = as_index(batch[0])
@@ -57,11 +61,17 @@ def compare(methods: Mapping[str, Method], batch: IndexedBatch | tuple[Any, Any]
     return chosen
 
 
+def _refuse_no_methods(methods: Any) -> None:
+    mapping(methods, "methods", "a mapping of selectors by name, such as {'uniform': selector}")
+    for name, method in methods.items():
+        if isinstance(method, type) or not (isinstance(method, Selector) or callable(method)):
+            what = "must be a selector or a function from candidates to scores"
+            raise TypeError(f"methods: method {name!r} {what}, got {shown(method)}")
+
+
 def check_methods(methods: Mapping[str, Method], whole: Selector) -> None:
     """Refuse methods that cannot score the candidates of a selector as they would score their own."""
     for name, method in methods.items():
-        if isinstance(method, type) or not (isinstance(method, Selector) or callable(method)):
-            raise TypeError(f"method {name!r} must be a selector or a function from candidates to scores, got {method!r}")
         if isinstance(method, Selector):
             check_part(method, whole)
             if _moves(method.extra_state()):
@@ -103,11 +113,11 @@ class ComparisonLog:
     """
 
     def __init__(self, methods: Mapping[str, Method], log: Callable[[], SelectionLog] | None = None, *, every: int = 10) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
+        _refuse_no_methods(methods)
+        optional(function, log, "log", "() -> SelectionLog")
         if OWN in methods:
             raise ValueError(f"{OWN!r} is the name of the selector that the log is attached to; give the method another name")
-        self.methods, self.every = dict(methods), every
+        self.methods, self.every = dict(methods), whole(every, "every", "a number of steps, at least 1")
         self.names = [OWN, *methods]
         self.logs = {} if log is None else {name: log() for name in self.names}
         self.last: dict[str, Selection] | None = None

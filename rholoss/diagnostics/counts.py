@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from rholoss.data.index import as_index, some
+from rholoss.arguments import whole
+from rholoss.data.index import as_index, some, tensor_of
 from rholoss.devices import to_device
 from rholoss.selection import Selection
 from rholoss.states import taken
@@ -39,11 +40,9 @@ class SelectionCounts:
     """
 
     def __init__(self, n: int, flags: Mapping[str, Any] | None = None, ids: Any = None) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be the number of examples in the dataset, at least 1, got {n!r}")
-        self.n = n
+        self.n = n = whole(n, "n", "the number of examples in the dataset, at least 1")
         self.names = list(flags or {})
-        self.ids = None if ids is None else as_index(ids).cpu()
+        self.ids = None if ids is None else as_index(ids, "ids").cpu()
         places: tuple[Tensor | None, Tensor | None] = (None, None) if self.ids is None else _places(self.ids, n)
         self._sorted, self._place = places
         masks = [_mask(name, flag, n) for name, flag in (flags or {}).items()]
@@ -193,10 +192,10 @@ class SelectionCounts:
 
 
 def _mask(name: str, flag: Any, n: int) -> Tensor:
-    mask = torch.as_tensor(flag).cpu()
+    mask = tensor_of(flag, f"flags[{name!r}]").cpu()
     if mask.dtype != torch.bool or mask.shape != (n,):
         got = f"{mask.dtype} of shape {tuple(mask.shape)}"
-        raise ValueError(f"flag {name!r} must be one bool per example of the dataset, shape ({n},), got {got}")
+        raise ValueError(f"flags: flag {name!r} must be one bool per example of the dataset, shape ({n},), got {got}")
     return mask
 
 

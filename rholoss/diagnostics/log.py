@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from rholoss.arguments import flag, mapping, optional, shown, whole
 from rholoss.candidates import Candidates
+from rholoss.data.subset import checked_labels
 from rholoss.diagnostics.counts import SelectionCounts
 from rholoss.diagnostics.shares import Shares
 from rholoss.selection import Selection
@@ -47,14 +49,17 @@ class SelectionLog:
     """
 
     def __init__(self, n: int, flags: Mapping[str, Any] | None = None, *, ids: Any = None, correct: bool = False) -> None:
+        optional(mapping, flags, "flags", "a mapping of one bool per example by name, or None")
         for name in {"correct", "candidates", "selected"} & set(flags or {}):
             raise ValueError(f"a flag cannot be called {name!r}, which the log has a meaning for; choose another name")
         self._counts = SelectionCounts(n, flags, ids)
-        self.asks = correct
+        self.asks = flag(correct, "correct")
         self._latest: Selection | None = None
 
     def attach(self, selector: Selector) -> Self:
         """Listen to a selector from now on; ``selector.listeners.remove(log)`` ends it."""
+        if not isinstance(selector, Selector):
+            raise TypeError(f"selector must be a selector that is built, got {shown(selector)}")
         selector.listeners.append(self)
         return self
 
@@ -88,6 +93,7 @@ class SelectionLog:
             method's notes. By example: ``never_selected`` and ``never_drawn``, fractions of the dataset; ``most_selected``, the
             highest count of one example.
         """
+        since = whole(since, "since", "a step, a whole number, at least 0", 0)
         shares, selected, drawn = Shares(self._counts), self.selected, self.drawn
         return {
             **shares.record(torch.nonzero(shares.step >= since).flatten()),
@@ -117,10 +123,9 @@ class SelectionLog:
 
         ``labels`` are the class of each example of the dataset, shape (N,), integers from 0.
         """
-        labels = torch.as_tensor(labels).cpu()
-        if labels.shape != (self._counts.n,) or labels.is_floating_point() or int(labels.min()) < 0:
-            expected, got = f"shape ({self._counts.n},), integers from 0", f"{labels.dtype} of shape {tuple(labels.shape)}"
-            raise ValueError(f"labels must be one class per example of the dataset, {expected}, got {got}")
+        labels = checked_labels(labels, self._counts.n).long()
+        if int(labels.min()) < 0:
+            raise ValueError(f"labels must be integers from 0, got {int(labels.min())}")
         of = {"selected": self.selected, "candidates": self.drawn, "data": torch.ones(len(labels))}
         sums = {name: torch.bincount(labels, weights=count.double()) for name, count in of.items()}
         return {name: total / total.sum() for name, total in sums.items()}
@@ -189,8 +194,7 @@ class SelectionLog:
 
 
 def _window(every: int) -> Callable[[Shares], Tensor]:
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
+    every = whole(every, "every", "a number of steps, at least 1")
     return lambda shares: shares.step // every
 
 
@@ -204,4 +208,4 @@ def already_correct(candidates: Candidates, ask: bool = False) -> Tensor | None:
         return None
     if outputs.ndim != 2 or outputs.shape[1] < 2 or targets.shape != outputs.shape[:1]:
         return None
-    return (outputs.argmax(1) == targets.to(outputs.device)).to(candidates.device)
+    return (outputs.argmax(1) == targets.to(outputs.device).long()).to(candidates.device)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
+from rholoss.arguments import function, refuse_unknown, seed_of, whole
 from rholoss.data.fingerprint import digest
-from rholoss.data.index import is_readable, tensor_of
+from rholoss.data.index import is_readable
 from rholoss.data.loader_view import LoaderView
-from rholoss.data.subset import IndexedSubset, labels_of, stratified_order
+from rholoss.data.subset import IndexedSubset, checked_labels, labels_of, stratified_order
 from rholoss.irreducible.models import as_models, describe
+from rholoss.options import ScoringOptions
 from rholoss.store import CrossFit, IrreducibleLossStore
 
 
@@ -63,7 +65,7 @@ def cross_fit(
         Mindermann et al., ICML 2022, section 4, "irreducible loss model training without a holdout set", with two folds.
     """
     view = _checked_view(data, fit, options)
-    fold_of = _folds(view, folds, seed, labels)
+    fold_of = _folds(view, folds, seed := seed_of(seed), labels)
     count = int(fold_of.max()) + 1
     plan = digest(fold_of.numpy().astype("<i8").tobytes())
     stores: list[IrreducibleLossStore] = []
@@ -93,6 +95,8 @@ def _checked_view(data: Any, fit: Any, options: dict[str, Any]) -> LoaderView:
     if not callable(fit) or isinstance(fit, nn.Module):
         what = "fit must be a function that fits a model on a part of the dataset and returns it"
         raise TypeError(f"{what}, got {type(fit).__name__}")
+    function(fit, "fit", "(part) -> model")
+    refuse_unknown(options, ScoringOptions.__annotations__, "cross_fit")
     can_view = isinstance(data, DataLoader) or is_readable(data)
     view = LoaderView.of_data(data, options.get("batch_size")) if can_view else None
     if view is None or not view.is_map_style or view.loader.batch_sampler is None:
@@ -103,9 +107,12 @@ def _checked_view(data: Any, fit: Any, options: dict[str, Any]) -> LoaderView:
 def _checked_folds(only: Any, count: int) -> list[int]:
     if only is None:
         return list(range(count))
-    wanted = list(only) if isinstance(only, (list, tuple, range, set)) else [only]
-    if not wanted or len(set(wanted)) < len(wanted) or any(type(fold) is not int or not 0 <= fold < count for fold in wanted):
-        raise ValueError(f"only must name folds from 0 to {count - 1}, each once, got {wanted}")
+    what = f"folds from 0 to {count - 1}, each once"
+    several = isinstance(only, Iterable) and not isinstance(only, (str, bytes)) and getattr(only, "shape", (0,)) != ()
+    given: list[Any] = list(only) if several else [only]
+    wanted = [whole(fold, "only", what, 0, count - 1) for fold in given]
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(f"only must be {what}, got {wanted}")
     return wanted
 
 
@@ -115,16 +122,16 @@ def _folds(view: LoaderView, folds: int | Tensor, seed: int, labels: Any) -> Ten
     drawn = view.drawable_positions()
     positions = torch.arange(n) if drawn is None else drawn.unique()
     fold_of = torch.full((n,), -1, dtype=torch.int64)
-    if not isinstance(folds, int):
-        given = tensor_of(folds).long()
-        if given.shape != (n,) or tensor_of(folds).is_floating_point():
-            raise ValueError(f"folds must be the fold of each example, shape ({n},), or how many, got shape {tuple(given.shape)}")
+    if isinstance(folds, (list, tuple)) or tuple(getattr(folds, "shape", ())):
+        given = checked_labels(folds, n, "folds").long()
+        if n and int(given.min()) < 0:
+            raise ValueError(f"folds must be numbers from 0, got {int(given.min())}")
         fold_of[positions] = given[positions]
         count = int(given.max()) + 1 if n else 0
     else:
-        if isinstance(folds, bool) or not 2 <= folds <= len(positions):
-            raise ValueError(f"folds must be from 2 to the number of examples, {len(positions):,}, got {folds!r}")
-        labels = labels_of(view.dataset) if labels is None else tensor_of(labels).cpu()
+        what = f"the fold of each example, or how many, from 2 to the number of examples, {len(positions):,}"
+        folds = whole(folds, "folds", what, 2, len(positions))
+        labels = labels_of(view.dataset) if labels is None else checked_labels(labels, n)
         order = stratified_order(len(positions), None if labels is None else labels[positions], seed)
         for fold, part in enumerate(order.tensor_split(folds)):
             fold_of[positions[part]] = fold

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
+from rholoss.arguments import function, map_style, optional, options_of, path_of, refuse_unknown, seed_of, whole
 from rholoss.batches import each_tensor, move
 from rholoss.data.fingerprint import digest, example_digests, fingerprint, spread
 from rholoss.data.index import copy_loader, is_readable
@@ -54,12 +54,11 @@ class FitRun:
         batch_size: int,
         task: Task,
         seed: int,
-        checkpoint: str | os.PathLike[str] | None,
+        checkpoint: str | None,
     ) -> None:
-        if optimizer is not None and not callable(optimizer):
-            such = "torch.optim.SGD or lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
-            got = type(optimizer).__name__
-            raise TypeError(f"optimizer must be a function that makes one from parameters, such as {such}, got {got}")
+        such = "such as torch.optim.SGD or lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
+        optional(function, optimizer, "optimizer", f"(parameters) -> optimizer, {such}")
+        optional(function, scheduler, "scheduler", "(optimizer) -> scheduler")
         self.model = model
         self.seed = seed
         self.optimizer = _checked_optimizer((optimizer or _adamw)(model.parameters()), model)
@@ -70,7 +69,7 @@ class FitRun:
         self.done: list[FitEpoch] = []
         self.best_weights: dict[str, Any] = {}  # the state dict of the epoch with the lowest validation loss
         self.sizes = (0, 0)  # examples that an epoch trains on, and validates on
-        self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
+        self.checkpoint = checkpoint
         self._settings = self._what_it_is() if checkpoint is not None else {}
 
     def stopped(self, epochs: int, patience: int | None) -> str:
@@ -312,6 +311,7 @@ def fit_irreducible_model(
     checkpoint: str | os.PathLike[str] | None = None,
     on_duplicates: Literal["warn", "error", "ignore"] | None = None,
     progress: Progress = None,
+    **unknown: Any,
 ) -> Fit:
     """Train a model on the holdout; it ends with the weights of its lowest validation loss.
 
@@ -338,6 +338,7 @@ def fit_irreducible_model(
         on_duplicates: what to do about validation examples whose content is in the holdout too, such as natural duplicates:
             ``"warn"``, ``"error"`` or ``"ignore"``. None ignores up to 1 % of them, and warns of up to 10 %; more are an error.
         progress: see ``rholoss.options.ScoringOptions``; counts epochs.
+        **unknown: refused, with the option that is meant.
 
     Returns:
         The fitted model and its history.
@@ -359,27 +360,25 @@ def fit_irreducible_model(
     References:
         Mindermann et al., ICML 2022, appendix B, for the optimizer and the choice by validation loss.
     """
-    _check_whole(epochs=epochs, patience=1 if patience is None else patience, batch_size=1 if batch_size is None else batch_size)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    refuse_unknown(unknown, options_of(fit_irreducible_model), "fit_irreducible_model")
+    epochs, patience = whole(epochs, "epochs"), optional(whole, patience, "patience", "a whole number, at least 1, or None")
+    size = optional(whole, batch_size, "batch_size", "a number of examples, at least 1, or None for 32")
+    path = optional(path_of, checkpoint, "checkpoint")
     if batch_size is not None and _is_loader(holdout):
         raise ValueError(f"a loader has its own batch size, got batch_size={batch_size} too; omit it, or pass the dataset")
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("expected a model to train, but all its parameters are frozen; call model.requires_grad_(True)")
+    for data, name in ((holdout, "holdout"), (validation, "validation")):
+        if not _is_loader(data):
+            map_style(data, name, 1)
     _refuse_overlap(holdout, validation, on_duplicates)
     task = Task.of(task, forward, loss)
-    run = FitRun(model, holdout, validation, optimizer, scheduler, batch_size or 32, task, seed, checkpoint)
+    run = FitRun(model, holdout, validation, optimizer, scheduler, size or 32, task, seed_of(seed), path)
     run.resume()
     stopped = run.finish(epochs, patience, reporter(progress, "epoch", "fitting the irreducible-loss model"))
     return Fit(model, run.done, stopped, [dataset_of(holdout), dataset_of(validation)], run.sizes)
-
-
-def _check_whole(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
 
 
 def _refuse_overlap(holdout: Any, validation: Any, on_duplicates: str | None) -> None:

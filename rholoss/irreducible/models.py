@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rholoss.arguments import iterable, model_of, path_of, shown
 from rholoss.data.fingerprint import digest
 from rholoss.files import explained, open_regular, zip_checksums
 from rholoss.irreducible.fit import Fit
@@ -33,8 +34,13 @@ class Checkpoints:
     """
 
     def __init__(self, model: nn.Module, states: Sequence[Mapping[str, Any] | str | os.PathLike[str]]) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, whose weights are replaced, got {shown(model)}")
         self.model = model
-        self.states = list(states)
+        self.states = list(iterable(states, "states", "several state dicts or paths, such as ['a.pt', 'b.pt']"))
+        for state in self.states:
+            if not isinstance(state, Mapping):
+                path_of(state, "each of states")
         self._checksums: dict[str, dict[str, int]] = {}  # of each file, when it was read first
 
     def __len__(self) -> int:
@@ -62,12 +68,11 @@ def as_models(model: Any) -> Sequence[Any] | Checkpoints:
     """A list of models from one model, a ``Fit``, or several of them."""
     if isinstance(model, (Checkpoints, list, tuple, nn.ModuleList)):
         if not len(model):
-            raise ValueError("expected a model, or several, got none")
-        return model if isinstance(model, Checkpoints) else [each.model if isinstance(each, Fit) else each for each in model]
+            raise ValueError("model must be a model, or several, got none")
+        each = model if isinstance(model, Checkpoints) else [one.model if isinstance(one, Fit) else one for one in model]
+        return each if isinstance(each, Checkpoints) else [model_of(one, "each model") for one in each]
     model = model.model if isinstance(model, Fit) else model
-    if not callable(model):
-        raise TypeError(f"expected a model, a list of models, a Fit or Checkpoints, got {type(model).__name__}")
-    return [model]
+    return [model_of(model, "model", "a model, a list of models, a Fit or Checkpoints")]
 
 
 def describe(model: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Stores made from models or predictions, behind ``IrreducibleLossStore.from_model`` and the like."""
 
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from numbers import Integral
@@ -12,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rholoss import arguments
 from rholoss.data.fingerprint import labels_digest
 from rholoss.data.index import tensor_of
+from rholoss.data.subset import checked_labels
 from rholoss.distributed import Ranks
 from rholoss.files import StrPath
 from rholoss.irreducible.resume import score_by_ranks, score_in_memory, score_on_disk
@@ -21,7 +22,7 @@ from rholoss.irreducible.scoring_job import ScoringJob, made_today
 from rholoss.losses import probability_scale, refuse_other_classes
 from rholoss.options import ScoringOptions
 from rholoss.states import described, shared
-from rholoss.store import CalibrationCounts, IrreducibleLossStore
+from rholoss.store import CalibrationCounts, IrreducibleLossStore, StoreMetadata
 
 ROWS = 65_536  # rows to read at a time
 SAME = "give every rank the same weights, the same data in the same order, and the same options"
@@ -31,6 +32,8 @@ def score_with_model(
     model: Any, data: Any, *, path: StrPath | None, mapped: bool, distributed: bool, **options: Unpack[ScoringOptions]
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_model``."""
+    path = arguments.optional(arguments.path_of, path, "path")
+    mapped, distributed = arguments.flag(mapped, "mapped"), arguments.flag(distributed, "distributed")
     ranks = Ranks(what="distributed=True", instead="leave it out") if distributed else None
     with ranks.sharing_errors() if ranks else nullcontext():
         job = ScoringJob(model, data, **options)
@@ -44,9 +47,9 @@ def score_with_model(
     if path is None:
         return IrreducibleLossStore.of_arrays(*score_in_memory(job, ranks))
     if ranks is None:
-        score_on_disk(job, os.fsdecode(path), mapped)
+        score_on_disk(job, path, mapped)
         return IrreducibleLossStore.load(path)
-    score_by_ranks(job, os.fsdecode(path), mapped, ranks)
+    score_by_ranks(job, path, mapped, ranks)
     with ranks.sharing_errors():
         store = IrreducibleLossStore.load(path)
     ranks.all_gather_numbers()
@@ -57,9 +60,10 @@ def score_share(
     model: Any, data: Any, path: StrPath, *, process: int, processes: int, mapped: bool, **options: Unpack[ScoringOptions]
 ) -> IrreducibleLossStore | None:
     """See ``IrreducibleLossStore.score_share``."""
-    if not 0 <= process < processes:
-        raise ValueError(f"process must be from 0 to processes - 1, got process={process} of processes={processes}")
-    whole = score_on_disk(ScoringJob(model, data, **options), os.fsdecode(path), mapped, process, processes)
+    path, mapped = arguments.path_of(path), arguments.flag(mapped, "mapped")
+    processes = arguments.whole(processes, "processes")
+    process = arguments.whole(process, "process", f"from 0 to processes - 1 = {processes - 1}", 0, processes - 1)
+    whole = score_on_disk(ScoringJob(model, data, **options), path, mapped, process, processes)
     return IrreducibleLossStore.load(path) if whole else None
 
 
@@ -68,17 +72,19 @@ def score_predictions(
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_predictions``."""
     losses, counts = losses_of_predictions(predictions, targets, kind)
-    known = {"length": len(losses), "labels": labels_digest(tensor_of(targets)), "sample": {}} if ids is None else None
-    return IrreducibleLossStore(losses, ids, meta={"data": known, "loss": "default_loss", "calibration": counts, **(meta or {})})
+    labels = labels_digest(checked_labels(targets, len(losses), "targets"))
+    known = {"length": len(losses), "labels": labels, "sample": {}} if ids is None else None
+    return IrreducibleLossStore(
+        losses, ids, meta={"data": known, "loss": "default_loss", "calibration": counts, **StoreMetadata.of(meta).to_json()}
+    )
 
 
 def losses_of_predictions(
     predictions: Any, targets: Any, kind: Literal["logits", "probabilities"]
 ) -> tuple[Tensor, CalibrationCounts]:
     """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, and their confidence and correctness."""
-    if kind not in ("logits", "probabilities"):
-        raise ValueError(f"kind must be 'logits' or 'probabilities', got {kind!r}")
-    predictions = predictions if hasattr(predictions, "shape") else np.asarray(predictions)
+    arguments.one_of(kind, "kind", ("logits", "probabilities"))
+    predictions = _table(predictions)
     classes = _classes(predictions, targets)
     n, C = predictions.shape
     counts, parts = CalibrationCounts(C, formula="cross_entropy"), []
@@ -133,6 +139,19 @@ def _refuse_probabilities(rows: Tensor) -> None:
         cure = "pass kind='probabilities'" if scale == 1 else f"divide them by {scale}, and pass kind='probabilities'"
         what = f"expected logits, got rows without a negative value that sum to {scale}, like probabilities"
         raise ValueError(f"{what}: {cure} (if they are logits, subtract 1 from all: their losses stay the same)")
+
+
+def _table(predictions: Any) -> Any:
+    """Predictions as a tensor or an array of numbers."""
+    try:
+        table = predictions if hasattr(predictions, "shape") else np.asarray(predictions)
+    except ValueError:  # rows of different lengths
+        table = np.empty(0, object)
+    is_number = table.dtype.is_floating_point if isinstance(table, Tensor) else getattr(table.dtype, "kind", "O") in "fiu"
+    if not is_number:
+        expected = "predictions must be one row of numbers per example, shape (N, C), C at least 2"
+        raise ValueError(f"{expected}, got {arguments.shown(predictions)}")
+    return table
 
 
 def _refuse_not_probabilities(rows: Tensor, start: int) -> None:

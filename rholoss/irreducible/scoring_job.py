@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss._version import __version__
+from rholoss.arguments import whole
 from rholoss.data.fingerprint import digest, fingerprint
 from rholoss.data.index import some
 from rholoss.data.subset import origin
@@ -39,9 +40,7 @@ class ScoringJob:
     """Computes the mean loss under one model or several; ``settings`` determines it: fields of ``StoreMetadata``, as JSON."""
 
     def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:
-        self.views = views = options.get("views", 1)
-        if isinstance(views, bool) or not isinstance(views, int) or views < 1:
-            raise ValueError(f"views must be a number of passes over the data, at least 1, got {views!r}")
+        self.views = views = whole(options.get("views", 1), "views", "a number of passes over the data, at least 1")
         self.scorer = DatasetScorer(data, **options)
         self.models = as_models(model)
         refuse_seen(model, self.scorer)
@@ -57,7 +56,7 @@ class ScoringJob:
             "forward": callable_name(task.forward),
             "code": [None if hook is default else code_digest(hook) for hook, default in hooks],
             "views": views,
-            "scoring": {"batch_size": self.scorer.batch_size, "dtype": dtype, "seed": options.get("seed", 0)},
+            "scoring": {"batch_size": self.scorer.batch_size, "dtype": dtype, "seed": self.scorer.seed},
             "examples": self._examples(),
             "validation_loss": _validation_loss(model),
         }

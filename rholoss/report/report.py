@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rholoss.arguments import map_style, number, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.data.fingerprint import difference, labels_digest
 from rholoss.data.subset import dataset_of, labels_of, whole_of
 from rholoss.report import statistics
@@ -102,7 +103,7 @@ class Report(Indicators):
         Raises:
             ImportError: matplotlib is missing; the message names the extra.
         """
-        return draw(self, path)
+        return draw(self, optional(path_of, path, "path"))
 
     def __str__(self) -> str:
         return text_of(self)
@@ -117,6 +118,7 @@ def report_on(
     validation_loss: float | None = None,
     plain_accuracy: float | None = None,
     top: int = 5,
+    **unknown: Any,
 ) -> Report:
     """Judge a store, as ``IrreducibleLossStore.report`` does.
 
@@ -128,11 +130,16 @@ def report_on(
         validation_loss: validation loss of the irreducible-loss model, in nats; None: as in the store's metadata.
         plain_accuracy: held-out accuracy on such labels of the model in training without selection, in [0, 1].
         top: how many of the highest and of the lowest examples to list.
+        **unknown: refused, with the option that is meant.
     """
-    if classes is not None and (isinstance(classes, bool) or classes < 2):
-        raise ValueError(f"classes must be the number of classes, at least 2, or None, got {classes!r}")
-    if plain_accuracy is not None and not 0 <= plain_accuracy <= 1:
-        raise ValueError(f"plain_accuracy must be a share, in [0, 1], got {plain_accuracy!r}")
+    refuse_unknown(unknown, options_of(report_on), "the report")
+    if not isinstance(store, IrreducibleLossStore):
+        raise TypeError(f"store must be an IrreducibleLossStore, got {shown(store)}")
+    classes = optional(whole, classes, "classes", "the number of classes, at least 2, or None", 2)
+    share = lambda accuracy: 0 <= accuracy <= 1  # noqa: E731
+    plain_accuracy = optional(number, plain_accuracy, "plain_accuracy", "a share, in [0, 1], or None", share)
+    validation_loss = optional(number, validation_loss, "validation_loss", "a loss in nats, or None")
+    top = whole(top, "top", "a number of examples, at least 0", 0)
     by_index = None if labels is None else _labels(labels, store)
     calibration = store.meta.calibration or CalibrationCounts()
     found = StoreStatistics(store, by_index, classes or calibration.classes or _classes(by_index), top)
@@ -194,21 +201,24 @@ def _bins(counts: CalibrationCounts) -> tuple[tuple[int, float, float], ...]:
 def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:
     """The label of each example by index, shape (N,), integer; None where a dataset does not show them."""
     if isinstance(labels, (Tensor, Sequence)) or hasattr(labels, "__array__"):
-        found = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        found = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(None if isinstance(labels, str) else labels)
         if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
             got = f"{found.dtype} of shape {tuple(found.shape)}; or pass a dataset that shows its labels"
             raise TypeError(f"labels must be one whole number per example, shape (N,), got {got}")
     else:
-        shown = labels_of(whole_of(dataset_of(labels)))
-        if shown is None:
+        map_style(dataset_of(labels), "what labels are looked up in")
+        known = labels_of(whole_of(dataset_of(labels)))
+        if known is None:
             return None
-        now: dict[str, Any] = {"length": len(shown), "labels": labels_digest(shown), "sample": {}}
+        now: dict[str, Any] = {"length": len(known), "labels": labels_digest(known), "sample": {}}
         how = difference(store.meta.data, now) if store.meta.data else None
         if how:
             raise ValueError(f"this store was made from other data than these: {how}; pass the data that it was made from")
-        found = shown.cpu().numpy()
+        found = known.cpu().numpy()
     if store.ids is None and len(found) != len(store):
-        raise ValueError(f"expected the label of each of {len(store):,} examples, got {len(found):,}")
+        raise ValueError(
+            f"labels must be one per example: expected the label of each of {len(store):,} examples, got {len(found):,}"
+        )
     return found
 
 

@@ -9,7 +9,7 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.schedules import Schedule, at
+from rholoss.schedules import Schedule, checked
 from rholoss.selectors.store_selector import StoreSelector
 from rholoss.store import IrreducibleLossStore
 
@@ -47,7 +47,5 @@ class BoltzmannRhoLossSelector(StoreSelector):
         return functional.drawn(score / self._temperature(candidates.step), candidates.rand(), n_b), None
 
     def _temperature(self, step: int) -> float:
-        temperature = at(self.temperature, step)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0 nats, got {temperature} at step {step}; RhoLossSelector is for 0")
-        return temperature
+        what = "a number above 0 nats, or a schedule of such; RhoLossSelector is for 0"
+        return checked(self.temperature, "temperature", what, lambda nats: nats > 0, step)

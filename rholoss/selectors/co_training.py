@@ -5,12 +5,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from rholoss.arguments import shown
 from rholoss.batches import move
 from rholoss.candidates import Candidates
 from rholoss.isolation import device_of, fork_rng
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.states import taken
+
+
+def optimizer_of(value: Any, name: str) -> torch.optim.Optimizer:
+    """An optimizer that is made already."""
+    if not (hasattr(value, "zero_grad") and hasattr(value, "step")) or isinstance(value, type):
+        such = f"torch.optim.SGD({name.replace('optimizer', 'model')}.parameters(), lr=0.1)"
+        raise TypeError(f"{name} must be an optimizer, such as {such}, got {shown(value)}")
+    return value
 
 
 class CoTrainingSelector(Selector):

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import function, optional
 from rholoss.candidates import Candidates
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
@@ -38,7 +39,7 @@ class DivBSSelector(Selector):
 
     def __init__(self, loader: Any, model: Any, *, features: Features | None = None, **options: Unpack[SelectorOptions]) -> None:
         super().__init__(loader, model, **options)
-        self.features = features
+        self.features = optional(function, features, "features", "(model, batch) -> (logits, targets, features)")
 
     def score(self, candidates: Candidates) -> Tensor:
         features = None

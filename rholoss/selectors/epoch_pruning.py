@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rholoss.arguments import fraction, optional
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.devices import to_device
@@ -34,13 +35,16 @@ class EpochPruningSelector(Selector):
     remembered: ClassVar[tuple[str, ...]] = ()  # names of further attributes that the state holds: tensors (N,), or numbers
 
     def __init__(self, loader: Any, model: Any = None, **options: Unpack[SelectorOptions]) -> None:
-        if options.get("keep") is None and options.get("batch_size") is None:
-            options["keep"] = self.usual_share
+        if options.get("batch_size") is None:
+            keep = optional(fraction, options.get("keep"), "keep", "the fraction of the dataset to keep, in (0, 1]")
+            self.share = keep or self.usual_share
+            options["keep"] = 1.0  # every drawn example is trained on
         super().__init__(loader, model, **options)
         if not self.view.draws_by_index:
             expected = f"{type(self).__name__} draws from a subset: pass a DataLoader over a map-style dataset"
             raise TypeError(f"{expected}, got {type(loader).__name__}")
-        self.share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
+        if options.get("batch_size") is not None:
+            self.share = self.n_b / (self.n_B or self.n_b)
         self.n_B = self.n_b
         self.subset = torch.ones(self.view.dataset_length or 0, dtype=torch.bool)
         self._subset_of: int | None = None  # the epoch of the subset

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import optional, whole
 from rholoss.candidates import Candidates
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
@@ -38,8 +39,8 @@ class InfoBatchSelector(LossPruningSelector):
     def __init__(
         self, loader: Any, model: Any = None, *, full_from: int | None = None, **options: Unpack[SelectorOptions]
     ) -> None:
+        self.full_from = optional(whole, full_from, "full_from", "an epoch, a whole number, at least 0, or None for never", 0)
         super().__init__(loader, model, **options)
-        self.full_from = full_from
         self.weights: Tensor | None = None
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:

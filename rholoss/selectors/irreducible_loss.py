@@ -55,7 +55,7 @@ class GatedUniformSelector(StoreSelector):
         **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(loader, model, store, **options)  # type: ignore[arg-type]
-        self.max_irreducible_loss = checked_limit(max_irreducible_loss)
+        self.max_irreducible_loss = checked_limit(max_irreducible_loss, "max_irreducible_loss")
 
     def score(self, candidates: Candidates) -> Tensor:
         below = (self.irreducible_loss(candidates) <= self.max_irreducible_loss).float()

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import function, model_of, whole
 from rholoss.candidates import Candidates
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
@@ -47,10 +48,10 @@ class JestSelector(Selector):
         chunks: int = 16,
         **options: Unpack[SelectorOptions],
     ) -> None:
+        self.reference = model_of(reference, "reference")
+        self.pair_losses = function(pair_losses, "pair_losses", "(model, outputs) -> (n_B, n_B)")
+        self.chunks = whole(chunks, "chunks", "how many parts to draw a batch in, at least 1")
         super().__init__(loader, model, **options)
-        if chunks < 1:
-            raise ValueError(f"chunks must be how many parts to draw a batch in, at least 1, got {chunks!r}")
-        self.reference, self.pair_losses, self.chunks = reference, pair_losses, chunks
 
     def score(self, candidates: Candidates) -> Tensor:
         pairs = candidates.memory[self] = self._pair_scores(candidates)

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import number, shown, whole
 from rholoss.cost import ScoredCounts
 from rholoss.data.subset import by_position
 from rholoss.dataset_scoring import DatasetScorer
@@ -56,13 +57,15 @@ class KakurenboSelector(LossPruningSelector):
     ) -> None:
         if model is None:
             raise ValueError("KAKURENBO scores what it hides; pass the model in training as the second argument, got None")
-        if math.isnan(bound):
-            raise ValueError("bound must be the highest loss of a hidden example, such as -ln(0.7) for a cross-entropy, got nan")
-        if list(stages) != sorted(set(stages)) or len(stages) >= len(DECAY):
-            what = f"the first epochs of up to {len(DECAY[1:])} later stages, ascending, such as (25, 50, 75)"
+        what = "the highest loss of a hidden example, such as -ln(0.7) for a cross-entropy"
+        self.bound = number(bound, "bound", what, lambda loss: True)
+        what = f"the first epochs of up to {len(DECAY[1:])} later stages, ascending, such as (25, 50, 75)"
+        if isinstance(stages, (str, bytes)) or not isinstance(stages, Sequence):
+            raise TypeError(f"stages must be {what}, got {shown(stages)}")
+        self.stages = [whole(stage, "each of stages", "an epoch, a whole number, at least 0", 0) for stage in stages]
+        if self.stages != sorted(set(self.stages)) or len(stages) >= len(DECAY):
             raise ValueError(f"stages must be {what}, got {stages!r}")
         super().__init__(loader, model, **options)
-        self.bound, self.stages = bound, stages
         self.learning_rate_scale = 1.0
 
     def choose_subset(self, epoch: int, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import model_of
 from rholoss.candidates import Candidates
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
@@ -39,7 +40,7 @@ class LazyRhoLossSelector(StoreSelector):
         self, loader: Any, model: Any, store: IrreducibleLossStore, irreducible_model: Any, **options: Unpack[SelectorOptions]
     ) -> None:
         super().__init__(loader, model, store, **options)
-        self.irreducible_model = irreducible_model
+        self.irreducible_model = model_of(irreducible_model, "irreducible_model")
 
     def score(self, candidates: Candidates) -> Tensor:
         return functional.reducible_loss(candidates.loss, self.irreducible_loss(candidates))

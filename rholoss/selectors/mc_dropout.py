@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import whole
 from rholoss.candidates import Candidates
 from rholoss.devices import LateErrors
 from rholoss.options import SelectorOptions
@@ -18,10 +19,8 @@ class DropoutSelector(Selector):
     """Base class of methods that use K = ``passes`` passes with dropout, at least 1. For classifiers. See also ``Selector``."""
 
     def __init__(self, loader: Any, model: Any, *, passes: int = 10, **options: Unpack[SelectorOptions]) -> None:
-        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
-            raise ValueError(f"passes must be a whole number of forward passes, at least 1, got {passes!r}")
+        self.passes = whole(passes, "passes", "a whole number of forward passes, at least 1")
         super().__init__(loader, model, **options)
-        self.passes = passes
         self._checked, self._late = False, LateErrors()
 
     def logits(self, candidates: Candidates) -> Tensor:

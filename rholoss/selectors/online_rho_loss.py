@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import model_of, optional
 from rholoss.candidates import Candidates
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.co_training import CoTrainingSelector
+from rholoss.selectors.co_training import CoTrainingSelector, optimizer_of
 
 
 @register("online_rho_loss")
@@ -40,8 +41,8 @@ class OnlineRhoLossSelector(CoTrainingSelector):
         **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(loader, model, **options)
-        self.irreducible_model = self.co_trained = irreducible_model
-        self.co_optimizer = irreducible_optimizer
+        self.irreducible_model = self.co_trained = model_of(irreducible_model, "irreducible_model")
+        self.co_optimizer = optional(optimizer_of, irreducible_optimizer, "irreducible_optimizer")
 
     def score(self, candidates: Candidates) -> Tensor:
         irreducible_loss = candidates.under(self.irreducible_model, mode="eval").loss

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import fraction, number
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.options import SelectorOptions
@@ -49,10 +50,9 @@ class PrefilteredRhoLossSelector(StoreSelector):
         bounded: bool = False,
         **options: Unpack[SelectorOptions],
     ) -> None:
-        if not (0 < share <= 1 and 0 <= oldest <= 1):
-            raise ValueError(f"share must be in (0, 1] and oldest in [0, 1], got share={share!r} and oldest={oldest!r}")
+        self.share = fraction(share, "share")
+        self.oldest = number(oldest, "oldest", "a fraction in [0, 1]", lambda oldest: 0 <= oldest <= 1)
         super().__init__(loader, model, store, **options)
-        self.share, self.oldest = share, oldest
         self.formula = RhoLossFormula(max_irreducible_loss, bounded)
         if not self.view.draws_by_index or options.get("batch_size") is not None:
             raise ValueError("the sampler draws what to prefilter: pass a DataLoader over a map-style dataset, and keep=")

@@ -7,11 +7,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import model_of, optional, whole
 from rholoss.candidates import Candidates
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.selectors.co_training import CoTrainingSelector
+from rholoss.selectors.co_training import CoTrainingSelector, optimizer_of
 from rholoss.selectors.rho_loss import RhoLossFormula
 from rholoss.selectors.store_selector import StoreSelector
 from rholoss.store import IrreducibleLossStore
@@ -47,13 +48,11 @@ class ProxyRhoLossSelector(CoTrainingSelector, StoreSelector):
         compare_every: int | None = None,
         **options: Unpack[SelectorOptions],
     ) -> None:
-        if compare_every is not None and compare_every < 1:
-            raise ValueError(f"compare_every must be a number of steps, at least 1, or None, got {compare_every!r}")
+        self.compare_every = optional(whole, compare_every, "compare_every", "a number of steps, at least 1, or None")
         super().__init__(loader, model, store, **options)
         self.formula = RhoLossFormula(max_irreducible_loss, bounded)
-        self.proxy = self.co_trained = proxy
-        self.co_optimizer = proxy_optimizer
-        self.compare_every = compare_every
+        self.proxy = self.co_trained = model_of(proxy, "proxy")
+        self.co_optimizer = optional(optimizer_of, proxy_optimizer, "proxy_optimizer")
 
     def score(self, candidates: Candidates) -> Tensor:
         loss = to_device(candidates.under(self.proxy).loss, candidates.device)

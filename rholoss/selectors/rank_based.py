@@ -1,5 +1,6 @@
 """Draws by the rank of the loss, with a selection pressure that may fall during training."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from rholoss import functional
 from rholoss.candidates import Candidates
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.schedules import Schedule, at
+from rholoss.schedules import Schedule, checked
 from rholoss.selector import Selector
 
 
@@ -43,7 +44,5 @@ class RankBasedSelector(Selector):
         return functional.drawn(log_probability, candidates.rand(), n_b), None
 
     def _pressure(self, step: int) -> float:
-        pressure = at(self.pressure, step)
-        if not pressure >= 1:
-            raise ValueError(f"pressure must be at least 1, got {pressure} at step {step}")
-        return pressure
+        what = "a number, at least 1, or a schedule of such"
+        return checked(self.pressure, "pressure", what, lambda pressure: 1 <= pressure < math.inf, step)

@@ -6,6 +6,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import flag, number, optional
 from rholoss.candidates import Candidates
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
@@ -17,8 +18,8 @@ class RhoLossFormula:
     """The score: loss - irreducible loss, in nats, or its bounded form; optionally gated. See ``RhoLossSelector``."""
 
     def __init__(self, max_irreducible_loss: float | None, bounded: bool) -> None:
-        self.max_irreducible_loss = None if max_irreducible_loss is None else checked_limit(max_irreducible_loss)
-        self.bounded = bounded
+        self.max_irreducible_loss = optional(checked_limit, max_irreducible_loss, "max_irreducible_loss")
+        self.bounded = flag(bounded, "bounded")
 
     def __call__(self, loss: Tensor, irreducible_loss: Tensor, notes: dict[str, Tensor]) -> Tensor:
         """The score of candidates, shape (n_B,); the share that the gate removes is left in the notes."""
@@ -32,13 +33,9 @@ class RhoLossFormula:
         return functional.gated(score, irreducible_loss, self.max_irreducible_loss)  # -inf above the limit
 
 
-def checked_limit(limit: Any) -> float:
+def checked_limit(limit: Any, name: str) -> float:
     """The highest irreducible loss to admit, in nats, checked."""
-    if not isinstance(limit, (int, float)) or not limit > 0:
-        raise ValueError(
-            f"max_irreducible_loss must be a loss in nats above 0, such as math.log(number of classes), or None, got {limit!r}"
-        )
-    return float(limit)
+    return number(limit, name, "a loss in nats above 0, such as math.log(number of classes), or None", lambda nats: nats > 0)
 
 
 @register("rho_loss")

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import fraction, model_of, one_of, optional, shown, whole
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.dataset_scoring import DatasetScorer
@@ -37,8 +38,8 @@ def proxy_scores(
         forward: see ``Selector``.
         progress: see ``ScoringOptions``.
     """
-    if by not in _MEASURES:
-        raise ValueError(f"by must be one of {sorted(_MEASURES)}, got {by!r}; or pass scores=ForgettingCounts(...).scores()")
+    one_of(by, "by", _MEASURES, "or pass scores=ForgettingCounts(...).scores()")
+    model_of(proxy, "proxy")
     scorer, report, seen = DatasetScorer(data, forward=forward), reporter(progress, what="ranking"), 0
 
     def count(n: int) -> None:
@@ -61,6 +62,7 @@ class ForgettingCounts:
     """
 
     def __init__(self, n: int) -> None:
+        n = whole(n, "n", "the number of examples in the dataset, at least 1")
         self.events = torch.zeros(n)
         self.correct = torch.zeros(n, dtype=torch.bool)
         self.learned = torch.zeros(n, dtype=torch.bool)
@@ -105,16 +107,22 @@ class SelectionViaProxy(Selector):
     ) -> None:
         if (proxy is None) == (scores is None):
             raise ValueError("pass either a proxy that ranks the dataset or scores by index, one of the two")
+        one_of(by, "by", _MEASURES)
+        keep = optional(fraction, options.get("keep"), "keep", "the fraction of the dataset to keep, in (0, 1]")
+        if options.get("batch_size") is None:
+            options["keep"] = 1.0  # every drawn example is trained on
         super().__init__(loader, model, **options)
         if not self.view.draws_by_index:
             raise TypeError(f"selection via proxy needs a DataLoader over a map-style dataset, got {type(loader).__name__}")
         if scores is None:
             scores = proxy_scores(proxy, loader, by, forward=self.scorer.task.forward)
+        elif not isinstance(scores, Tensor):
+            raise TypeError(f"scores must be a tensor of one number per example of the dataset, got {shown(scores)}")
         self.scores = scores.float()
         if self.scores.shape != (self.view.dataset_length,) or bool(self.scores.isnan().any()):
             expected = f"one number per example of the dataset, shape {(self.view.dataset_length,)}, none of them NaN"
             raise ValueError(f"scores must be {expected}, got shape {tuple(self.scores.shape)}")
-        share = options.get("keep") or self.n_b / (self.n_B or self.n_b)
+        share = (keep or 0.1) if options.get("batch_size") is None else self.n_b / (self.n_B or self.n_b)
         self.n_B = self.n_b
         self.members = torch.zeros(len(self.scores), dtype=torch.bool)
         self.members[functional.top(self.scores, max(1, round(int(self.scores.isfinite().sum()) * share)))] = True

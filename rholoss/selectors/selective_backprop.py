@@ -1,5 +1,6 @@
 """Selective-Backprop: draws by how high a loss is among the latest losses."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,11 +8,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import optional, whole
 from rholoss.candidates import Candidates
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
-from rholoss.schedules import Schedule, at
+from rholoss.schedules import Schedule, checked
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.states import taken
@@ -45,10 +47,9 @@ class SelectiveBackpropSelector(Selector):
         beta: float | Schedule | None = None,
         **options: Unpack[SelectorOptions],
     ) -> None:
+        self.window = optional(whole, window, "window", "a number of losses, at least 1, or None for ranks")
+        self.beta = beta
         super().__init__(loader, model, **options)
-        if window is not None and window < 1:
-            raise ValueError(f"window must be a number of losses, at least 1, or None for ranks, got {window!r}")
-        self.window, self.beta = window, beta
         self._history = torch.zeros(0)
         self._exponent(0, 1)
 
@@ -70,10 +71,10 @@ class SelectiveBackpropSelector(Selector):
         return torch.cat([to_device(self._history, loss.device), loss])[-max(self.window, len(loss)) :]
 
     def _exponent(self, step: int, candidates_per_kept: float) -> float:
-        beta = candidates_per_kept - 1 if self.beta is None else at(self.beta, step)
-        if not beta >= 0:
-            raise ValueError(f"beta must be at least 0, got {beta} at step {step}")
-        return beta
+        if self.beta is None:
+            return candidates_per_kept - 1
+        what = "a number, at least 0, a schedule of such, or None"
+        return checked(self.beta, "beta", what, lambda beta: 0 <= beta < math.inf, step)
 
     def extra_state(self) -> dict[str, Any]:
         return {"history": self._history}

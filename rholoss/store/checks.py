@@ -63,7 +63,7 @@ def warn_of_other_loss(store: IrreducibleLossStore, loss: Loss) -> None:
     if made not in (None, mine) and not is_formula:
         warnings.warn(
             f"this store was made with the loss {made!r}, and the selector scores with {mine!r}: their difference means nothing "
-            "unless the two are the same; pass one loss= to both",
+            "unless the two are the same; pass one loss=, or one task= with it, to both",
             stacklevel=4,
         )
 

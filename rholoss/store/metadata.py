@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rholoss.arguments import mapping, optional
 from rholoss.data.fingerprint import difference
 
 BINS = 10
@@ -121,7 +122,7 @@ class StoreMetadata:
         """The record from values by name, as in ``to_json``; other names go into ``extra``."""
         if isinstance(values, StoreMetadata):
             return values
-        extra: dict[str, Any] = dict(values or {})
+        extra: dict[str, Any] = dict(optional(mapping, values, "meta", "a StoreMetadata, or JSON values by string") or {})
         known = {each.name for each in fields(cls)} - {"extra"}
         given = {name: extra.pop(name) for name in list(extra) if name in known}
         for name, kind in (("cross_fit", CrossFit), ("calibration", CalibrationCounts)):

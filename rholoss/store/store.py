@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rholoss.arguments import device_named, flag, path_of, shown
 from rholoss.data.fingerprint import fingerprint
 from rholoss.data.index import as_index, some, tensor_of
+from rholoss.data.loader_view import LoaderView
 from rholoss.devices import to_device
 from rholoss.options import ScoringOptions
 from rholoss.store.arrays import StoreArrays
@@ -56,15 +58,13 @@ class IrreducibleLossStore:
     """
 
     def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | StoreMetadata | None = None) -> None:
-        given = (torch.as_tensor(losses) if isinstance(losses, (list, tuple)) else tensor_of(losses)).detach()
-        if isinstance(losses, (list, tuple)) and given.is_floating_point():
-            given = torch.as_tensor(losses, dtype=torch.float32)  # whatever the default dtype is
+        given = tensor_of(losses, "losses").detach()
         if not given.is_floating_point():
             raise TypeError(f"irreducible losses must be floating, got {given.dtype}")
         if given.ndim != 1:
             raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(given.shape)}")
         own = given.to(torch.float32, copy=True)
-        self._arrays = StoreArrays(own, None) if ids is None else StoreArrays.sorted(own, as_index(ids).to(own.device))
+        self._arrays = StoreArrays(own, None) if ids is None else StoreArrays.sorted(own, as_index(ids, "ids").to(own.device))
         self.meta = StoreMetadata.of(meta)
         negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
         if len(negative):
@@ -171,6 +171,8 @@ class IrreducibleLossStore:
         Raises:
             IndexError: an index is outside 0 to N-1, for a store without ids on the CPU; elsewhere it gets NaN.
         """
+        if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"index must be a tensor of indices, shape (n,), int64, got {shown(index)}")
         losses, ids = self._arrays.losses, self._arrays.ids
         index = to_device(index, losses.device)
         if not len(losses):
@@ -214,7 +216,10 @@ class IrreducibleLossStore:
 
     def to(self, device: torch.device | str) -> IrreducibleLossStore:
         """This store on a device; itself if it is there."""
-        return self if torch.device(device) == self.device else self._like(self._arrays.to(device), self.meta)
+        if isinstance(device, torch.device) and device == self.device:  # as in every step
+            return self
+        device = device_named(device)
+        return self if device == self.device else self._like(self._arrays.to(device), self.meta)
 
     def rebind(self, data: Any) -> IrreducibleLossStore:
         """This store, for a dataset that holds the same examples in another form, such as under another transform.
@@ -222,6 +227,7 @@ class IrreducibleLossStore:
         Args:
             data: the dataset, or a loader over it; the store is checked against its present content from here on.
         """
+        LoaderView.of_data(data)  # refuses what is neither
         return self._like(self._arrays, replace(self.meta, data=fingerprint(data)))
 
     def _like(self, arrays: StoreArrays, meta: StoreMetadata) -> IrreducibleLossStore:
@@ -241,6 +247,8 @@ class IrreducibleLossStore:
         """
         together = self
         for other in others:
+            if not isinstance(other, IrreducibleLossStore):
+                raise TypeError(f"others must be stores, as IrreducibleLossStore.load returns them, got {shown(other)}")
             together = together._with(other.to(self.device))
         ids, n = together.ids, (together.meta.data or {}).get("length")
         if others and ids is not None and 0 < len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1:
@@ -286,6 +294,7 @@ class IrreducibleLossStore:
         Raises:
             OSError: it cannot be written.
         """
+        path, mapped = path_of(path), flag(mapped, "mapped")
         arrays = {"losses": self.losses.cpu().numpy()}
         if self.ids is not None:
             arrays["ids"] = self.ids.cpu().numpy()
@@ -306,6 +315,7 @@ class IrreducibleLossStore:
             OSError: it cannot be read.
             ValueError: the file is not a store, is damaged, or is of a newer format; the message names it.
         """
+        path = path_of(path)
         arrays, meta = read_store(path)
         try:
             if not isinstance(arrays["losses"], np.memmap):
@@ -314,7 +324,7 @@ class IrreducibleLossStore:
             store._arrays.refuse_unsaved()
             return store
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fsdecode(path)} is damaged: {error}; make the store again") from error
+            raise ValueError(f"{path} is damaged: {error}; make the store again") from error
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> IrreducibleLossStore:

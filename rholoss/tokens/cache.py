@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from rholoss.arguments import path_of
 from rholoss.data.index import as_index, some
 from rholoss.files import explained, open_npz, open_regular, write_npz
 
@@ -126,7 +127,7 @@ class ReferenceLossCache:
         """Write one ``.npz`` file, atomically: on an OSError, an earlier file stays as it was."""
         header = {"format": FORMAT, "kind": KIND, "meta": self.meta}
         offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
-        write_npz(path, header, {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()})
+        write_npz(path_of(path), header, {"index": self.index.numpy(), "offsets": offsets.numpy(), "values": self.values.numpy()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceLossCache:
@@ -137,6 +138,7 @@ class ReferenceLossCache:
             OSError: it cannot be read.
             ValueError: it is not a cache, is damaged, or has a newer format.
         """
+        path = path_of(path)
         cure = "expected a .npz file written by ReferenceLossCache.save; copy it again, or make it again"
         with explained(path, "a cache", cure), open_regular(path) as file:
             header, index, offsets, values = _read(file)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rholoss.arguments import fraction, one_of
+
 Per = Literal["batch", "sequence"]
 
 
@@ -143,11 +145,8 @@ def how_many(mask: Tensor, keep: float, per: Per) -> Tensor:
 
 def checked(keep: float, per: Per) -> tuple[float, Per]:
     """The options of ``select_tokens``, or a ValueError."""
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ValueError(f"keep must be the fraction of tokens to train on, in (0, 1], got {keep!r}")
-    if per not in ("batch", "sequence"):
-        raise ValueError(f"per must be 'batch' or 'sequence', got {per!r}")
-    return float(keep), per
+    one_of(per, "per", ("batch", "sequence"))
+    return fraction(keep, "keep", "the fraction of tokens to train on, in (0, 1]"), per
 
 
 def check_shape(name: str, value: Any, like: Tensor, cure: str) -> None:

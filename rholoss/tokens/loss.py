@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rholoss.arguments import LARGEST, flag, model_of, whole
 from rholoss.distributed import rank_and_size
 from rholoss.scoring import Forward, Scorer, Task
 from rholoss.tokens import functional
@@ -45,12 +46,18 @@ def reference_losses(
         ignore_index: see ``token_losses``.
         dtype: autocast dtype; None for the model's own precision.
     """
+    model_of(model, "model")
+    shift, ignore_index = _how(shift, ignore_index)
     scorer = Scorer(Task.of(forward=forward, dtype=dtype))
 
     def losses(logits: Any, labels: Any, _: int) -> Tensor:
         return functional.token_losses(logits, labels, shift=shift, ignore_index=ignore_index)[0]
 
     return scorer.run(model, batch, 0, losses)  # the number of sequences matters for chunks only
+
+
+def _how(shift: bool, ignore_index: int) -> tuple[bool, int]:
+    return flag(shift, "shift"), whole(ignore_index, "ignore_index", "a whole number", -LARGEST)
 
 
 class RhoTokenLoss:
@@ -75,7 +82,7 @@ class RhoTokenLoss:
 
     def __init__(self, keep: float = 0.6, *, per: Per = "batch", shift: bool = True, ignore_index: int = -100) -> None:
         self.keep, self.per = functional.checked(keep, per)
-        self.shift, self.ignore_index = shift, ignore_index
+        self.shift, self.ignore_index = _how(shift, ignore_index)
         self.selected: Tensor | None = None
 
     def __call__(

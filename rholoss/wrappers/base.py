@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rholoss.arguments import shown
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.options import SelectorOptions
@@ -38,6 +39,8 @@ class WrapperSelector(Selector):
         for part in self.parts():
             check_part(part, self)
         self._rules = [part.draw_rule() for part in self.parts()]
+        for part, rule in zip(self.parts(), self._rules, strict=True):
+            self._check_sizes(part, rule)
         self._epoch = 0  # the latest that began
         sizes = {rule.n_B for rule in self._rules}
         if len(sizes) > 1:
@@ -47,6 +50,16 @@ class WrapperSelector(Selector):
         if sizes != {None}:
             self.n_B = self.n_b
         self.compares_candidates = any(part.compares_candidates for part in self.parts())
+
+    def _check_sizes(self, part: Selector, rule: DrawRule) -> None:
+        """Refuse what a part says about sizes and this selector does not do; a part that says nothing goes by this selector."""
+        mine, names = (self.n_b, self.n_B), (type(part).__name__, type(self).__name__)
+        if part.sizes_given and rule.n_B is None and (part.n_b, part.n_B) != mine:
+            got = f"got a {names[0]} with n_b = {part.n_b} and n_B = {part.n_B} in a {names[1]} with {mine[0]} and {mine[1]}"
+            raise ValueError(f"keep and batch_size of a part must be those of its wrapper, {got}; pass them to the wrapper only")
+        if (rule.members is not None or rule.prefilter) and not (self.redraws or rule.n_B):
+            why = f"{names[0]} decides before examples are loaded, and batch_size= selects from batches that are loaded"
+            raise ValueError(f"{why}; pass keep= to {names[1]} instead")
 
     def rule_of(self, part: Selector) -> DrawRule:
         """The draw rule of a part."""
@@ -124,7 +137,8 @@ def check_part(part: Selector, whole: Selector) -> None:
     """Refuse a selector whose loader, model or way of scoring differs from those of another."""
     names = type(part).__name__, type(whole).__name__
     if not isinstance(part, Selector):
-        raise TypeError(f"{names[1]} expects selectors that are built, such as UniformSelector(loader), got {part!r}")
+        what = f"{names[1]} expects selectors that are built, such as UniformSelector(loader), as method, otherwise or stages"
+        raise TypeError(f"{what}, got {shown(part)}")
     if part.loader is not whole.loader or part.model not in (None, whole.model):
         raise ValueError(f"{names[0]} must be built on the same loader and model as {names[1]}")
     if part.model is not None and part.scorer != whole.scorer:

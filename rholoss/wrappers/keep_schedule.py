@@ -1,5 +1,6 @@
 """A fraction to keep that changes during training."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rholoss.arguments import FRACTION, fraction, function
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.devices import to_device
@@ -26,7 +28,7 @@ class KeepScheduleSelector(MethodWrapper):
 
     Args:
         schedule: the fraction to keep by step, in (0, 1]: one of ``rholoss.schedules``, or any function of the step. A fraction
-            below n_b / n_B counts as n_b / n_B.
+            below n_b / n_B counts as n_b / n_B, with a warning.
 
     Examples:
         >>> import torch
@@ -43,8 +45,10 @@ class KeepScheduleSelector(MethodWrapper):
     """
 
     def __init__(self, loader: Any, model: Any, method: Selector, schedule: Schedule, **options: Unpack[SelectorOptions]) -> None:
+        self.schedule = function(schedule, "schedule", f"(step) -> {FRACTION}")
+        fraction(schedule(0), "schedule(0)")
         super().__init__(loader, model, method, **options)
-        self.schedule = schedule
+        self._warned = False
 
     def part_for(self, candidates: Candidates) -> tuple[Selector, Candidates]:
         return self.method, self._taking_part_of(candidates)[1]
@@ -82,10 +86,12 @@ class KeepScheduleSelector(MethodWrapper):
 
     def _taking_part(self, step: int, n: int) -> Tensor:
         """Positions of those of n candidates that take part, ascending: all, if the others were not loaded."""
-        keep = self.schedule(step)
-        if not 0 < keep <= 1:
-            raise ValueError(f"the schedule must give a share to keep in (0, 1], got {keep!r} at step {step}")
+        keep = fraction(self.schedule(step), f"schedule({step})")
         count = round(self.n_b / keep)
+        if not self._warned and self.n_b < (self.n_B or 0) < count:
+            self._warned = True
+            what = f"the schedule is {keep:.3g} at step {step}, below n_b / n_B = {self.n_b} / {self.n_B}, and counts as that"
+            warnings.warn(f"{what}; pass a keep= as low as the schedule's lowest", stacklevel=2)
         if count >= n:
             return torch.arange(n)
         generator = torch.Generator().manual_seed(derived_seed("keep", self.generator.initial_seed(), step))

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import Unpack
 
 from rholoss import functional
+from rholoss.arguments import map_style, number, optional, whole
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import break_even
@@ -70,18 +71,17 @@ class PayoffGatedSelector(WrapperSelector):
         **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(loader, model, **options)
-        if cost is not None and not cost > 0:
-            raise ValueError(f"cost must be the duration of a step over that of a plain step, above 0, got {cost!r}")
-        if every < 1 or batches < 2:
-            raise ValueError(f"every must be at least 1 and batches at least 2, got every={every!r} and batches={batches!r}")
+        what = "the duration of a step over that of a plain step, above 0, or None"
+        self.given_cost = optional(number, cost, "cost", what, lambda cost: 0 < cost < math.inf)
+        self.every = whole(every, "every", "the step of the first measurement, at least 1")
+        self.batches = whole(batches, "batches", "a number of candidate batches, at least 2", 2)
         self.method, self.otherwise = method, otherwise
         self.uniform = UniformSelector(loader, keep=options.get("keep"), batch_size=options.get("batch_size"))
         self.check_parts()
-        self.given_cost, self.every, self.batches = cost, every, batches
         self.decides = method
         self.gains: list[tuple[int, float]] = []
         self._validation = _batches_of(validation, loader, 2 * self.n_b)
-        self._next = every  # the step of the next measurement
+        self._next = self.every  # the step of the next measurement
         self._worth: list[list[float]] = []  # of each part's choice, for each batch of the current measurement
         self._scored = 0  # candidates that the model scored for the method in the current measurement
         self._decided = -1  # the latest step of ``part_for``
@@ -188,7 +188,7 @@ def _batches_of(validation: Any, loader: Any, size: int) -> Sequence[Any]:
     if isinstance(validation, tuple) or not (hasattr(validation, "__iter__") or hasattr(validation, "__getitem__")):
         raise TypeError(f"validation must be a dataset, a loader or a list of batches, got {type(validation).__name__}")
     if hasattr(validation, "__getitem__") and not isinstance(validation, (list, IterableDataset)):
-        size = max(1, min(size, len(validation)))
+        size = max(1, min(size, len(map_style(validation, "validation"))))
         collate = getattr(LoaderView(loader).loader, "collate_fn", None)
         validation = DataLoader(validation, size, collate_fn=collate, drop_last=True)
     with seeded(0):  # reading them must not move the user's generators

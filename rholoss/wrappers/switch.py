@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from typing_extensions import Unpack
 
+from rholoss.arguments import one_of, optional, shown, whole
 from rholoss.options import SelectorOptions
 from rholoss.registry import register
 from rholoss.selector import Selector
@@ -38,12 +39,15 @@ class SwitchSelector(WrapperSelector):
     def __init__(
         self, loader: Any, model: Any, stages: Mapping[int, Selector], *, unit: Unit, **options: Unpack[SelectorOptions]
     ) -> None:
+        one_of(unit, "unit", ("epoch", "step"))
+        if not isinstance(stages, Mapping):
+            such = f"by the first {unit} of each, such as {{0: one, 10: another}}"
+            raise TypeError(f"stages must be a mapping of selectors {such}, got {shown(stages)}")
+        starts = [whole(start, "a key of stages", f"the first {unit} of a selector, at least 0", 0) for start in stages]
+        if 0 not in starts:
+            raise ValueError(f"stages must have a selector from 0 on, got stages from {sorted(starts)}")
         super().__init__(loader, model, **options)
-        if unit not in ("epoch", "step"):
-            raise ValueError(f"unit must be 'epoch' or 'step', got {unit!r}")
-        if 0 not in stages or min(stages) < 0:
-            raise ValueError(f"stages must have a selector from 0 on, and none before it, got stages from {sorted(stages)}")
-        self.stages, self.unit = dict(sorted(stages.items())), unit
+        self.unit, self.stages = unit, dict(sorted(zip(starts, stages.values(), strict=True), key=lambda stage: stage[0]))
         self.check_parts()
         if unit == "step" and any(self.rule_of(part).members is not None for part in self.parts()):
             raise ValueError("a method that chooses what an epoch trains on can be switched by epoch only; pass unit='epoch'")
@@ -54,6 +58,11 @@ class SwitchSelector(WrapperSelector):
 
     def parts(self) -> list[Selector]:
         return list(self.stages.values())
+
+    def describe(self) -> dict[str, Any]:
+        stages = {start: type(part).__name__ for start, part in self.stages.items()}
+        active = type(self.part_at(self.step, self.next_epoch)).__name__
+        return {**Selector.describe(self), "stages": stages, "unit": repr(self.unit), "active": active}
 
 
 @register("rho_loss_then_uniform")
@@ -67,9 +76,10 @@ def rho_loss_then_uniform(
     **options: Unpack[SelectorOptions],
 ) -> SwitchSelector:
     """RHO-LOSS, then uniform sampling from epoch ``from_epoch`` or step ``from_step`` on, at least 1; see ``StoreSelector``."""
-    start = from_step if from_epoch is None else from_epoch
-    if start is None or start < 1 or (from_step is not None and from_epoch is not None):
+    if (from_epoch is None) == (from_step is None):
         got = f"from_epoch={from_epoch} and from_step={from_step}"
         raise ValueError(f"pass either from_epoch or from_step, at least 1, got {got}")
+    epoch, step = (optional(whole, start, name) for name, start in (("from_epoch", from_epoch), ("from_step", from_step)))
+    start = step or epoch or 1
     stages = {0: RhoLossSelector(loader, model, store, **options), start: UniformSelector(loader, **options)}
     return SwitchSelector(loader, model, stages, unit="step" if from_epoch is None else "epoch", **options)

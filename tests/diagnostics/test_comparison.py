@@ -195,7 +195,7 @@ def test_methods_that_do_not_go_together_are_refused(data, net):
             compare({"this": selector, "other": method}, (torch.arange(8), data[:8]))
     assert selector.listeners == []
     ComparisonLog({"switch": SwitchSelector(loader, net, {0: UniformSelector(loader)}, unit="step")}).attach(selector)
-    with pytest.raises(ValueError, match="compare needs a selector"):
+    with pytest.raises(ValueError, match="methods must have a selector"):
         compare({"loss": lambda candidates: candidates.loss}, (torch.arange(8), data[:8]))
     ComparisonLog({"broken": lambda candidates: candidates.loss / 0 * 0}).attach(selector)
     with pytest.raises(ValueError, match=r"broken: the score of 40 of 40 candidates is NaN"):

@@ -241,7 +241,7 @@ def test_shares_by_class():
         "candidates": pytest.approx([1 / 3, 1 / 3, 1 / 3]),
         "data": [1 / 4, 1 / 4, 1 / 2],
     }
-    with pytest.raises(ValueError, match=r"one class per example of the dataset, shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels must be one per example, shape \(4,\), integers"):
         log.by_class([0, 1])
 
 

@@ -183,19 +183,23 @@ class TestRefused:
 
     @pytest.mark.parametrize("folds", [0, 1, 101, True])
     def test_a_number_of_folds_that_makes_none(self, data, folds):
-        with pytest.raises(ValueError, match=f"folds must be from 2 to the number of examples, 100, got {folds}"):
+        with pytest.raises(ValueError, match=f"folds must be .* how many, from 2 to the number of examples, 100, got {folds}"):
             cross_fit(data, fitted, folds=folds)
 
     def test_folds_that_are_empty_or_do_not_fit(self, data):
         with pytest.raises(ValueError, match=r"every fold needs examples, .* got \[50, 0, 50\]"):
             cross_fit(data, fitted, folds=torch.tensor([0, 2] * 50))
-        with pytest.raises(ValueError, match="folds must be the fold of each example"):
+        with pytest.raises(ValueError, match="folds must be one per example"):
             cross_fit(data, fitted, folds=torch.rand(100))
-        with pytest.raises(ValueError, match=r"shape \(100,\), or how many, got shape \(3,\)"):
+        with pytest.raises(
+            ValueError, match=r"folds must be one per example, shape \(100,\), integers, got torch.int64 of shape \(3,\)"
+        ):
             cross_fit(data, fitted, folds=torch.tensor([0, 1, 0]))
+        with pytest.raises(ValueError, match="folds must be numbers from 0, got -1"):
+            cross_fit(data, fitted, folds=[0, 1, -1, 1] * 25)
 
     def test_a_fold_that_does_not_exist(self, data):
-        with pytest.raises(ValueError, match=r"only must name folds from 0 to 1, each once, got \[2\]"):
+        with pytest.raises(ValueError, match=r"only must be folds from 0 to 1, each once, got 2"):
             cross_fit(data, fitted, only=2)
 
     def test_data_that_cannot_be_read_by_index(self):
@@ -211,7 +215,7 @@ class TestRefused:
             cross_fit(data, fitted, path="il.npz")
 
     def test_a_fit_that_returns_nothing(self, data):
-        with pytest.raises(TypeError, match="expected a model, a list of models, a Fit or Checkpoints, got NoneType"):
+        with pytest.raises(TypeError, match="model must be a model, a list of models, a Fit or Checkpoints, got None"):
             cross_fit(data, lambda part: None)
 
 

@@ -52,9 +52,9 @@ class TestSeveralModels:
     @pytest.mark.parametrize(
         ("model", "error", "message"),
         [
-            ([], ValueError, "expected a model, or several, got none"),
-            (None, TypeError, "expected a model, a list of models, a Fit or Checkpoints, got NoneType"),
-            ((net for net in ()), TypeError, "got generator"),
+            ([], ValueError, "model must be a model, or several, got none"),
+            (None, TypeError, "model must be a model, a list of models, a Fit or Checkpoints, got None"),
+            ((net for net in ()), TypeError, "got <generator"),
         ],
     )
     def test_that_are_none_are_refused(self, data, model, error, message):

@@ -313,7 +313,7 @@ class TestWhere:
             scoring_job.ScoringJob(net, batches).scorer.batches(range(3))
 
     def test_a_process_that_is_none_of_them_is_refused(self, tmp_path, net, data):
-        with pytest.raises(ValueError, match=r"process must be from 0 to processes - 1, got process=2 of processes=2"):
+        with pytest.raises(ValueError, match=r"process must be from 0 to processes - 1 = 1, got 2"):
             IrreducibleLossStore.score_share(net, data, tmp_path / "il", process=2, processes=2)
 
     def test_ranks_without_a_process_group_are_refused(self, net, data):

@@ -118,7 +118,7 @@ class TestPredictions:
             ([[0.5, 0.5]], [0, 1], {}, r"expected predictions \(N, C\), here \(1, 2\), .*got \(2,\), torch.int64"),
             ([0.5, 0.5], [0, 1], {}, r"got predictions \(2,\)"),
             ([[0.5]], [0], {}, "C at least 2"),
-            ([[0.5, 0.5]], [0.5], {}, "torch.float64"),
+            ([[0.5, 0.5]], [0.5], {}, r"targets must be one per example, .* got \[0.5\]"),
             ([[0.5, 0.5]], [2], {}, "expected classes from 0 to 1, got 2 at row 0"),
             ([[0.5, 0.5], [0.3, 0.3]], [0, 0], {"kind": "probabilities"}, "that sum to 1, got 0.6 in row 1; for logits"),
             ([[1.5, -0.5]], [0], {"kind": "probabilities"}, "expected probabilities that sum to 1"),
@@ -146,7 +146,7 @@ class TestNames:
 
     @pytest.mark.parametrize("names", [["b", "a"], ("b", "a"), np.array(["b", "a"]), np.array(["b", "a"], object), [b"b", b"a"]])
     def test_may_come_in_any_column(self, names):
-        assert IrreducibleLossStore([1.0, 2.0], ids=names)[hash_ids("ab")].tolist() == [2.0, 1.0]
+        assert IrreducibleLossStore([1.0, 2.0], ids=names)[hash_ids(["a", "b"])].tolist() == [2.0, 1.0]
 
     def test_are_hashed_as_documented(self):
         import hashlib

@@ -217,7 +217,7 @@ class TestByClass:
             IrreducibleLossStore([0.5]).report(classes=classes)
 
     def test_a_share_that_is_none_is_refused(self):
-        with pytest.raises(ValueError, match=r"plain_accuracy must be a share, in \[0, 1\], got 59"):
+        with pytest.raises(ValueError, match=r"plain_accuracy must be a share, in \[0, 1\], or None, got 59"):
             IrreducibleLossStore([0.5]).report(plain_accuracy=59)
 
     def test_classes_are_the_tallied_ones_unless_given(self):

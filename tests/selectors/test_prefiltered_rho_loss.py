@@ -77,7 +77,7 @@ class TestPrefilter:
     def test_refuses_what_cannot_be_drawn_from(self, loader, store):
         with pytest.raises(ValueError, match="pass a DataLoader over a map-style dataset, and keep="):
             PrefilteredRhoLossSelector(loader, make_net(0), store, batch_size=4)
-        with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"share must be a fraction in \(0, 1\]"):
             self.make(make_data(320), store, share=0)
 
     def test_a_state_of_other_data_is_refused(self, store):

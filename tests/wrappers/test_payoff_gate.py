@@ -317,9 +317,9 @@ class TestPayoffGate:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"cost": 0}, "cost must be the duration of a step over that of a plain step, above 0, got 0"),
-            ({"every": 0}, "every must be at least 1 and batches at least 2, got every=0"),
-            ({"batches": 1}, "batches at least 2, got every=100 and batches=1"),
+            ({"cost": 0}, "cost must be the duration of a step over that of a plain step, above 0, or None, got 0"),
+            ({"every": 0}, "every must be the step of the first measurement, at least 1, got 0"),
+            ({"batches": 1}, "batches must be a number of candidate batches, at least 2, got 1"),
         ],
     )
     def test_refuses_what_is_out_of_range(self, data, validation, options, message):
