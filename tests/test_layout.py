@@ -343,7 +343,7 @@ class TestSizes:
         assert sum(lines_of((PACKAGE / path).read_text()) for path in READING_PATH) < 970
 
     def test_the_top_level_is_one_screen(self):
-        assert len(list(PACKAGE.glob("*.py"))) <= 23
+        assert len(list(PACKAGE.glob("*.py"))) <= 24
         assert 9 <= len(FOLDERS) <= 10
 
     def test_a_body_is_counted_without_its_docstring(self):
