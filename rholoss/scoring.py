@@ -12,8 +12,7 @@ from torch import Tensor
 
 from rholoss.arguments import function, one_of, optional, whole
 from rholoss.batches import RowRange, cut, move
-from rholoss.isolation import Mode, device_of, module_of, preserve_state, undistributed, unwrapped
-from rholoss.lending import Lender
+from rholoss.isolation import Lender, Mode, device_of, module_of, preserve_state, undistributed, unwrapped
 from rholoss.losses import LossCheck, callable_name as callable_name, default_loss as default_loss
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]

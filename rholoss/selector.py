@@ -1,34 +1,31 @@
 """The loop around every method: wraps a loader and a model, yields selected batches."""
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from typing_extensions import Self
 
 from rholoss import functional
-from rholoss.arguments import device_named, flag, model_of, optional, options_of, refuse_unknown, seed_of, shown, whole
+from rholoss.arguments import device_named, flag, model_of, optional, options_of, refuse_unknown, seed_of, shown
 from rholoss.batches import Rows, cut, move
 from rholoss.candidates import Candidates
 from rholoss.cost import Cost, StepTimer
 from rholoss.data import CandidateLoader, DrawRule, IndexedBatch, LoaderView
-from rholoss.data.candidate_loader import KEPT
 from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import as_index
-from rholoss.data.samplers import InOrder, is_called_by
+from rholoss.data.loader_interface import LoaderInterface
 from rholoss.isolation import derived_seed, device_of
 from rholoss.options import SelectorOptions
 from rholoss.scoring import Forward, Loss, Scorer, Task
 from rholoss.selection import FiniteCheck, SelectedPass, Selection, check_score, checked_choice, checked_prefilter
-from rholoss.states import Settings, arguments, check_settings, described, restoring, taken
+from rholoss.states import RecordsOptions, Settings, check_settings, described, restoring, taken
 
 
-class Selector(ABC):
+class Selector(RecordsOptions, LoaderInterface):
     """Wraps a loader and a model and yields, of each candidate batch, the examples worth training on.
 
     Iterate it where the loop iterated its loader. A method is a subclass that implements ``score``.
@@ -72,12 +69,7 @@ class Selector(ABC):
     compares_candidates: bool = False
     """Whether a score depends on the other candidates, so that scores of two batches cannot be ranked together."""
 
-    _own_options: Settings  # described when it is made, so that they are known whatever the constructor keeps
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        self = super().__new__(cls)
-        self._own_options = arguments(cls, args, options, besides=("loader", "model", *SelectorOptions.__annotations__))
-        return self
+    not_recorded = ("loader", "model", *SelectorOptions.__annotations__)
 
     def __init__(
         self,
@@ -114,7 +106,7 @@ class Selector(ABC):
         self.last: Selection | None = None
         self.listeners: list[Callable[[Candidates, Selection], Any]] = []
         self.step = 0
-        self._passes = EpochState()
+        self.epoch_state = EpochState()
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
@@ -152,7 +144,7 @@ class Selector(ABC):
 
     def _enter(self, begun: int, candidates: Any) -> Any:
         """Count the epoch; another one than begun, where ``set_epoch``, a state or another iteration came between."""
-        self._passes.count()
+        self.epoch_state.count()
         if self.epoch == begun:
             return candidates
         self.begin_epoch(self.epoch)
@@ -244,49 +236,6 @@ class Selector(ABC):
         """What a step costs, of the latest steps, without waiting for an accelerator: print it, or read its ``ratio``."""
         return self.timer.cost(self.n_b, self.n_B)
 
-    @property
-    def candidate_batches(self) -> Any:
-        """The ``IndexedBatch`` items to select from, for loops that draw them and call ``select``."""
-        return self.candidate_loader.batches
-
-    batch_size = property(lambda self: self.n_b, doc="n_b, as of a loader.")
-    dataset = property(lambda self: self.view.dataset, doc="The loader's dataset.")
-    epoch = property(lambda self: self._passes.epoch, doc="Passes over the data before this one.")
-
-    @property
-    def sampler(self) -> Any:
-        """What frameworks call ``set_epoch`` of: the selector, or a sampler that passes it on, where examples come in order."""
-        own = getattr(self.view.loader, "sampler", None)
-        if not self.view.is_map_style or isinstance(own, SequentialSampler):
-            return InOrder(self.dataset, self.set_epoch)
-        if is_called_by("_resolve_overfit_batches"):
-            what = "Lightning's overfit_batches turns shuffling off, which it cannot do inside a selector"
-            expected = f"expected a selector around a loader that does not shuffle, got one around a {type(own).__name__}"
-            raise ValueError(f"{what}: {expected}; wrap a DataLoader with shuffle=False, or pass limit_train_batches= instead")
-        return self
-
-    @property
-    def _iterator(self) -> Any:
-        """That of a loader whose workers live from epoch to epoch: Lightning ends them after ``fit``, and sets None."""
-        return getattr(self.candidate_loader.reader, KEPT, None)
-
-    @_iterator.setter
-    def _iterator(self, iterator: Any) -> None:
-        if hasattr(self.candidate_loader.reader, KEPT):
-            setattr(self.candidate_loader.reader, KEPT, iterator)
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch of the next iteration, also where it resumes one: ``range(selector.next_epoch, epochs)`` are left."""
-        return self._passes.next_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Announce the next epoch, also to the loader's sampler and dataset; after ``load_state_dict``, the same one resumes."""
-        epoch = whole(epoch, "epoch", "a whole number, at least 0", 0)
-        self.candidate_loader.set_epoch(epoch)
-        self._passes.announce(epoch)
-        self.begin_epoch(epoch)
-
     def settings(self) -> Settings:
         """What decides the selections besides the data, the weights and the state: JSON values by name.
 
@@ -299,7 +248,7 @@ class Selector(ABC):
             **{"n_b": self.n_b, "n_B": self.n_B, "redraws": self.redraws, "drop_last": self._drop_last},
             **{"forward": described(task.forward), "loss": described(task.loss), "dtype": described(task.dtype)},
             **{"mode": self.scorer.mode, "seed": self.generator.initial_seed(), "loader": self.view.settings},
-            **self._own_options,
+            **self.own_options,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,11 +274,11 @@ class Selector(ABC):
                 then as it was.
         """
         differ = check_settings(self.settings(), taken(state, "settings", dict), allow)
-        before, passes = self.state_dict(), dict(vars(self._passes))
+        before, passes = self.state_dict(), dict(vars(self.epoch_state))
 
         def restore() -> None:
             self._resume(before)
-            vars(self._passes).update(passes)
+            vars(self.epoch_state).update(passes)
 
         with restoring(restore):
             self._resume(state, differ, allow)
@@ -358,7 +307,7 @@ class Selector(ABC):
             raise TypeError(f"draw_rule must return a DrawRule, got {shown(rule)}")
         n_B = rule.n_B or (self.n_B if self.redraws else None)
         prefilter, least = self._prefiltered if rule.prefilter else None, self.n_b if self._drop_last else 1
-        return CandidateLoader(self.view, n_B, rule.members, prefilter, self._passes, least)
+        return CandidateLoader(self.view, n_B, rule.members, prefilter, self.epoch_state, least)
 
     def _prefiltered(self, drawn: list[int]) -> list[int]:
         """Of the positions in the dataset that the sampler drew, those to load."""

@@ -7,11 +7,12 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from rholoss.isolation import unwrapped
 
@@ -92,6 +93,25 @@ def arguments(cls: type, args: Iterable[Any], options: Mapping[str, Any], beside
     given = {**dict(zip(own, args, strict=False)), **options}
     known = {name: default for base in reversed(cls.__mro__) for name, default in _named_parameters(base).items()}
     return {name: described(given.get(name, known[name])) for name in sorted({**known, **own}) if name not in besides}
+
+
+class RecordsOptions:
+    """Base class that describes the arguments of a constructor as an object is made, whatever the constructor keeps of them."""
+
+    own_options: Settings
+    not_recorded: ClassVar[Collection[str]] = ()
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        whole = inspect.signature(cls.__init__)
+        cls.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # ``__new__`` would hide it
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Describe the arguments."""
+        self = super().__new__(cls)
+        self.own_options = arguments(cls, args, options, besides=cls.not_recorded)
+        return self
 
 
 @functools.cache

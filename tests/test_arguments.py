@@ -46,9 +46,9 @@ class Empty(Dataset):
 
 # --- what is called -------------------------------------------------------------------------------------------------------------
 
-NOUNS = {"Candidates", "Fit", "Report", "Selection", "IndexedBatch"}  # users get these, and make none
+NOUNS = {"Candidates", "Fit", "Report", "Selection", "SelectionPlan", "IndexedBatch"}  # users get these, and make none
 ELSEWHERE = {  # need ranks, or minutes; or are for other modules, or formulas
-    *("GlobalSelector", "compiled", "fast_rho_loss"),
+    *("GlobalSelector", "compiled", "fast_rho_loss", "record_plan", "binary_cross_entropy", "soft_cross_entropy"),
     *(
         "MethodWrapper",
         "checked",
@@ -307,7 +307,10 @@ VALID = {
     "share": real(0, 1),
     "oldest": real(0, 1, (True, True)),
     "compare_every": either(is_none, whole()),
+    "on_duplicates": is_none,
     "scores": is_none,
+    "PlanRecorder.scores": TRUTH,
+    "PlanRecorder.weights": TRUTH,
     "every": whole(),
     "PayoffGatedSelector.batches": whole(2),
     "PayoffGatedSelector.validation": sized,

@@ -143,8 +143,10 @@ def kinds(sampler: Any) -> list[dict[str, Any]]:
 
 
 def chain(sampler: Any) -> Iterator[Any]:
-    """A sampler, the one that it draws from, and so on."""
-    while sampler is not None:
+    """A sampler, the one that it draws from, and so on; one that names itself once."""
+    seen: set[int] = set()
+    while sampler is not None and id(sampler) not in seen:
+        seen.add(id(sampler))
         yield sampler
         sampler = getattr(sampler, "sampler", getattr(sampler, "batch_sampler", None))
 

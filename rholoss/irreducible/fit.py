@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
-from rholoss.arguments import function, map_style, optional, options_of, path_of, refuse_unknown, seed_of, whole
+from rholoss.arguments import function, map_style, one_of, optional, options_of, path_of, refuse_unknown, seed_of, whole
 from rholoss.batches import each_tensor, move
 from rholoss.data.fingerprint import digest, example_digests, fingerprint, spread
 from rholoss.data.index import copy_loader, is_readable
@@ -383,8 +383,7 @@ def fit_irreducible_model(
 
 def _refuse_overlap(holdout: Any, validation: Any, on_duplicates: str | None) -> None:
     """Raise a ValueError if validation examples are in the holdout: by index in one dataset, else by content."""
-    if on_duplicates not in (None, "warn", "error", "ignore"):
-        raise ValueError(f"on_duplicates must be 'warn', 'error', 'ignore' or None, got {on_duplicates!r}")
+    optional(one_of, on_duplicates, "on_duplicates", ("warn", "error", "ignore"))
     one, other = dataset_of(holdout), dataset_of(validation)
     if not (is_readable(one) and is_readable(other)):
         return

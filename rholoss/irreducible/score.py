@@ -25,6 +25,7 @@ from rholoss.states import described, shared
 from rholoss.store import CalibrationCounts, IrreducibleLossStore, StoreMetadata
 
 ROWS = 65_536  # rows to read at a time
+ROW_EACH = "predictions must be one row of numbers per example, shape (N, C), C at least 2"
 SAME = "give every rank the same weights, the same data in the same order, and the same options"
 
 
@@ -112,11 +113,12 @@ def losses_of_predictions(
 
 def _classes(predictions: Any, targets: Any) -> Tensor:
     """The targets as classes, shape (N,), int64, checked against the predictions."""
-    n, shape = len(predictions), tuple(predictions.shape)
+    shape = tuple(predictions.shape)
     if len(shape) != 2 or shape[1] < 2:
         binary = "for a probability p of class 1, pass torch.stack([1 - p, p], 1); for its logit z, torch.stack([0 * z, z], 1)"
-        raise ValueError(f"expected predictions (N, C), C at least 2, with classes (N,), got predictions {shape}; {binary}")
-    expected = f"expected predictions (N, C), here {shape}, with classes (N,), integer, from 0 to {shape[1] - 1}"
+        raise ValueError(f"{ROW_EACH}, got shape {shape}; {binary}")
+    n = shape[0]
+    expected = f"targets must be one class per example, shape ({n},), integer, from 0 to {shape[1] - 1}"
     try:
         classes = tensor_of(targets).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -149,8 +151,7 @@ def _table(predictions: Any) -> Any:
         table = np.empty(0, object)
     is_number = table.dtype.is_floating_point if isinstance(table, Tensor) else getattr(table.dtype, "kind", "O") in "fiu"
     if not is_number:
-        expected = "predictions must be one row of numbers per example, shape (N, C), C at least 2"
-        raise ValueError(f"{expected}, got {arguments.shown(predictions)}")
+        raise ValueError(f"{ROW_EACH}, got {arguments.shown(predictions)}")
     return table
 
 

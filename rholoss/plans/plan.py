@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rholoss.arguments import optional, seed_of, whole
 from rholoss.data import LoaderView
 from rholoss.data.fingerprint import difference, fingerprint
 from rholoss.files import StrPath
 from rholoss.plans.plan_file import BLOCK, Column, read_plan
 from rholoss.plans.plots import draw_plan
 from rholoss.plans.replay import PlanBatchSampler, Steps, replaying, sampler_after
+from rholoss.plans.table import write_parquet
 
 
 class SelectionPlan:
@@ -128,10 +130,16 @@ class SelectionPlan:
         """
         if check:
             self.check(data)
-        steps = Steps(self, _count(batch_size, "batch_size"), LoaderView.of_data(data))
+        steps = Steps(self, optional(whole, batch_size, "batch_size"), LoaderView.of_data(data))
+        each, begin = optional(whole, steps_per_epoch, "steps_per_epoch"), whole(start, "start", "a whole number, at least 0", 0)
         after = then if then in ("stop", "repeat") else sampler_after(then, data)
         return PlanBatchSampler(
-            steps, _count(steps_per_epoch, "steps_per_epoch"), _count(start, "start", 0), after, _share(rank, world_size), seed
+            steps,
+            each,
+            begin,
+            after,
+            _share(rank, world_size),
+            seed_of(seed),
         )
 
     def loader(self, loader: DataLoader[Any], **how: Any) -> DataLoader[Any]:
@@ -204,7 +212,7 @@ class SelectionPlan:
         Returns:
             Records with ``step``, the first one; ``repeated``, the share that had been selected before; the share of each flag.
         """
-        flags, every = {name: torch.as_tensor(flag) for name, flag in (flags or {}).items()}, _count(every, "every")
+        flags, every = {name: torch.as_tensor(flag) for name, flag in (flags or {}).items()}, whole(every, "every")
         for name, flag in flags.items():
             if flag.shape != (self.n,):
                 raise ValueError(f"flag {name!r} must be one bool per example, shape ({self.n},), got {tuple(flag.shape)}")
@@ -257,14 +265,12 @@ class SelectionPlan:
         """
         counts = self.counts()
         used = int((counts > 0).sum())
-        chosen = counts.argsort(descending=True, stable=True)[: min(_count(size, "size") or used, used)].sort().values
+        chosen = counts.argsort(descending=True, stable=True)[: min(optional(whole, size, "size") or used, used)].sort().values
         weights = counts[chosen].float()
         return chosen, weights / weights.mean()
 
     def to_parquet(self, path: StrPath) -> None:
         """Write the columns step, position, index and, if recorded, weight and score. Needs ``pip install 'rholoss[tables]'``."""
-        from rholoss.plans.table import write_parquet
-
         write_parquet(self, path)
 
     def rows(self, first: int, last: int) -> dict[str, np.ndarray]:
@@ -285,13 +291,6 @@ class SelectionPlan:
         return None if column is None else torch.from_numpy(column.read(*self.bounds(step)).copy())
 
 
-def _count(value: Any, name: str, least: int = 1) -> Any:
-    """A whole number of at least so many, or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least):
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
-    return value
-
-
 def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """The rank and the number of processes that the plan is dealt out to."""
     if rank is None and world_size is None:
@@ -300,7 +299,5 @@ def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
             cure = "pass rank= and world_size=, or world_size=1 where the framework deals the batches out"
             raise ValueError(f"there are {n} processes, and the plan has to know who deals the examples out; {cure}")
         return 0, 1
-    world_size, rank = _count(world_size, "world_size") or 1, _count(rank, "rank", 0) or 0
-    if rank >= world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
-    return rank, world_size
+    size = 1 if world_size is None else whole(world_size, "world_size")
+    return whole(rank or 0, "rank", f"from 0 to world_size - 1 = {size - 1}", 0, size - 1), size

@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack
 
+from rholoss.arguments import function, optional, shown, whole
 from rholoss.batches import move
-from rholoss.files import StrPath, atomic_write
+from rholoss.files import StrPath, explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
 from rholoss.options import SelectorOptions
 from rholoss.plans.plan import SelectionPlan
@@ -66,8 +67,10 @@ def record_plan(
     Raises:
         ValueError: ``path`` holds the plan of another number of steps, or ``path.recording`` another unfinished recording.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of steps to record, at least 1, got {steps!r}")
+    steps = whole(steps, "steps", "a number of steps to record, at least 1")
+    optional(function, optimizer, "optimizer", "(parameters) -> optimizer, such as torch.optim.SGD")
+    if not isinstance(proxy, nn.Module):
+        raise TypeError(f"proxy must be a torch.nn.Module, a small network to train, got {shown(proxy)}")
     limit = _limit(max_irreducible_loss, store)
     selector = RhoLossSelector(loader, proxy, store, max_irreducible_loss=limit, bounded=bounded, **options)
     recorder = PlanRecorder(path, weights=weights, scores=scores).attach(selector)
@@ -120,15 +123,16 @@ class _ProxyRun:
             "optimizer": self.optimizer.state_dict(),
             "random": _random_states(),
         }
-        with atomic_write(self.file) as file:
-            torch.save(state, file)
+        write_torch(self.file, state)
 
     def resume(self) -> None:
         """Restore the latest saved state, or save the first one."""
         if not os.path.exists(self.file):
             self.recorder.open()
             self.save()
-        state = torch.load(self.file, weights_only=True)
+        cure = f"delete {self.recorder.folder} to record again"
+        with explained(self.file, "the state of a recording", cure), open_regular(self.file) as file:
+            state = read_torch(file)
         self.recorder.load_state_dict(state["recorder"])
         self.selector.load_state_dict(state["selector"])
         self.proxy.load_state_dict(state["proxy"])

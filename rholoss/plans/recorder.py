@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rholoss._version import __version__
+from rholoss.arguments import flag, path_of
 from rholoss.candidates import Candidates
 from rholoss.data.fingerprint import fingerprint
 from rholoss.files import StrPath
@@ -52,10 +53,11 @@ class PlanRecorder:
     """
 
     def __init__(self, path: StrPath, *, weights: bool = False, scores: bool = False) -> None:
-        self.path = os.fsdecode(path)
+        self.path = path_of(path)
         self.folder = f"{self.path}.recording"
         self.plan: SelectionPlan | None = None
-        self._columns = ["index", "ends", *(["weights"] if weights else []), *(["scores"] if scores else [])]
+        asked = {"weights": flag(weights, "weights"), "scores": flag(scores, "scores")}
+        self._columns = ["index", "ends", *(name for name, is_asked in asked.items() if is_asked)]
         self._waiting: list[Selection] = []
         self._checksums = dict.fromkeys(self._columns, 0)
         self._meta: dict[str, Any] = {}

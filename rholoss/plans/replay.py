@@ -225,9 +225,12 @@ def replaying(loader: DataLoader[Any], batches: PlanBatchSampler) -> DataLoader[
 class _Resumable:
     """Counts the batches that the loop received, which with workers are fewer than those that were sampled."""
 
-    batch_sampler: PlanBatchSampler
+    batch_sampler: Any
 
     def __iter__(self) -> Iterator[Any]:
+        if not isinstance(self.batch_sampler, PlanBatchSampler):  # a copy, inside a selector
+            yield from super().__iter__()  # type: ignore[misc]
+            return
         epoch, step = self.batch_sampler.next_step
         for batch in super().__iter__():  # type: ignore[misc]
             step += 1

@@ -354,7 +354,7 @@ class TestRefused:
             ({"scheduler": "cosine"}, TypeError, "scheduler must be a function that makes one .*got str"),
             ({"scheduler": lambda optimizer: None}, TypeError, "scheduler must be a function that makes one"),
             ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, TypeError, "takes no metric, .*got ReduceLROnPlateau"),
-            ({"on_duplicates": "drop"}, ValueError, "on_duplicates must be 'warn', 'error', 'ignore' or None, got 'drop'"),
+            ({"on_duplicates": "drop"}, ValueError, "on_duplicates must be 'warn' or 'error' or 'ignore', got 'drop'"),
         ],
     )
     def test_an_option_that_cannot_train(self, parts, options, error, message):

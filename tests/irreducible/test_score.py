@@ -115,10 +115,15 @@ class TestPredictions:
     @pytest.mark.parametrize(
         ("predictions", "targets", "options", "message"),
         [
-            ([[0.5, 0.5]], [0, 1], {}, r"expected predictions \(N, C\), here \(1, 2\), .*got \(2,\), torch.int64"),
-            ([0.5, 0.5], [0, 1], {}, r"got predictions \(2,\)"),
+            (
+                [[0.5, 0.5]],
+                [0, 1],
+                {},
+                r"shape \(1,\), integer, from 0 to 1, got \(2,\), torch.int64",
+            ),
+            ([0.5, 0.5], [0, 1], {}, r"predictions must be one row of numbers per example, .*got shape \(2,\)"),
             ([[0.5]], [0], {}, "C at least 2"),
-            ([[0.5, 0.5]], [0.5], {}, r"targets must be one per example, .* got \[0.5\]"),
+            ([[0.5, 0.5]], [0.5], {}, r"targets must be one class per example, .* got \(1,\), torch.float64"),
             ([[0.5, 0.5]], [2], {}, "expected classes from 0 to 1, got 2 at row 0"),
             ([[0.5, 0.5], [0.3, 0.3]], [0, 0], {"kind": "probabilities"}, "that sum to 1, got 0.6 in row 1; for logits"),
             ([[1.5, -0.5]], [0], {"kind": "probabilities"}, "expected probabilities that sum to 1"),

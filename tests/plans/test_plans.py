@@ -178,6 +178,11 @@ class TestReplaying:
         assert len(loader) == 12  # untouched: 96 / 8
         assert next(iter(loader.batch_sampler)) == list(range(8))
 
+    def test_a_selector_takes_a_replay_as_any_loader(self, tmp_path, data):
+        plan, picks = recorded(tmp_path, data)
+        selector = build_selector("uniform", plan.loader(make_loader(data), then="repeat"), None, batch_size=8)
+        assert [selector.last.index.tolist() for _ in range(2) for _ in selector] == picks + picks
+
     def test_nothing_but_the_selected_examples_is_read(self, tmp_path, data):
         from conftest import ReadLog
 
@@ -527,7 +532,7 @@ class TestRecordPlan:
 
     def test_bad_arguments(self, tmp_path, data):
         for steps in (0, -1, 2.5, True):
-            with pytest.raises(ValueError, match="steps must be a whole number of steps to record, at least 1"):
+            with pytest.raises(ValueError, match="steps must be a number of steps to record, at least 1"):
                 self.make(data, tmp_path / "a.plan", steps)
 
     def test_a_loader_without_batches_says_so(self, tmp_path, data):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selector
-from rholoss.lending import Lender
+from rholoss.isolation import Lender
 
 N = 64
 X, Y = torch.rand(N, 4), torch.arange(N) % 3
