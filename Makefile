@@ -33,8 +33,8 @@ costs: $(DEMO)  ## print what selection costs and what comes of it, from the com
 	$(BIN)/python examples/benchmarks/step_costs.py --report examples/results/step_costs.json
 	$(BIN)/python examples/experiments/report.py fast fast-wide fast-clean fast-clean-mnist
 
-test: $(DEV)   ## run the tests
-	$(BIN)/python -m pytest
+test: $(DEV)   ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2
 
 oldest newest: %: .venv-%/.ready  ## run the tests with the oldest releases that pyproject.toml admits, or the newest
 	.venv-$@/bin/python -m pytest -p no:cacheprovider $(OTHERS_WARN)

@@ -19,6 +19,7 @@ from rholoss.data.epoch_state import EpochState
 from rholoss.data.index import as_index
 from rholoss.data.loader_interface import LoaderInterface
 from rholoss.isolation import derived_seed, device_of
+from rholoss.losses import LossCheck
 from rholoss.options import SelectorOptions
 from rholoss.scoring import Forward, Loss, Scorer, Task
 from rholoss.selection import FiniteCheck, SelectedPass, Selection, check_score, checked_choice, checked_prefilter
@@ -98,7 +99,7 @@ class Selector(RecordsOptions, LoaderInterface):
         self.n_b, n_B = self.view.batch_sizes(keep, batch_size)  # n_B is None where the loader's batches are the candidates
         self.n_B, self.redraws = n_B or self.view.batch_size, n_B is not None
         self.sizes_given = keep is not None or batch_size is not None
-        self.scorer = Scorer(Task.of(task, forward, loss, dtype), mode, chunk_size)
+        self.scorer = Scorer(Task.of(task, forward, loss, dtype), mode, chunk_size, check=LossCheck(waits=False))
         self._device: Any = device if device is None or (isinstance(device, str) and device == "model") else device_named(device)
         self._drop_last = self.view.drop_last if drop_last is None else flag(drop_last, "drop_last")
         self.generator = torch.Generator().manual_seed(seed_of(seed))

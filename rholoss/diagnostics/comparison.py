@@ -206,13 +206,13 @@ class ComparisonLog:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         names, logs = taken(state, "names", list), taken(state, "logs", dict)
+        if names != self.names or list(logs) != list(self.logs):
+            expected = f"expected methods {self.names} and logs {list(self.logs)}"
+            raise ValueError(f"this state cannot be loaded: {expected}, got {names} and {list(logs)}")
         taken(state, "batches", int, least=0)
         taken(state, "uniform_overlap", float)
         for name, total in self._sums.items():
             taken(state, name, total)
-        if names != self.names or list(logs) != list(self.logs):
-            expected = f"expected methods {self.names} and logs {list(self.logs)}"
-            raise ValueError(f"this state cannot be loaded: {expected}, got {names} and {list(logs)}")
 
     def _add(self, sums: Mapping[str, Tensor], batches: int, uniform_overlap: float) -> None:
         self._sums = {name: to_device(total, sums[name].device) + sums[name] for name, total in self._sums.items()}

@@ -42,8 +42,9 @@ def score_with_model(
             raise TypeError("only a map-style dataset can be scored in shares; let every rank score data of its own, and merge")
     if ranks:
         task = job.scorer.scorer.task
-        how = {"code": [described(task.forward), described(task.loss)], "path": path is not None, "mapped": mapped}
-        ranks.agree(shared({**job.settings, **how, "versions": made_today()["versions"]}), SAME)
+        code = {"forward": described(task.forward), "loss": described(task.loss), "code": None}  # without what it closes over
+        how = {**code, "path": path is not None, "mapped": mapped, "versions": made_today()["versions"]}
+        ranks.agree(shared({**job.settings, **how}), SAME)
         job.settings = ranks.all_gather_objects(job.settings)[0]  # code may close over the rank
     if path is None:
         return IrreducibleLossStore.of_arrays(*score_in_memory(job, ranks))
@@ -122,7 +123,7 @@ def _classes(predictions: Any, targets: Any) -> Tensor:
     try:
         classes = tensor_of(targets).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        values = list(targets) if hasattr(targets, "__len__") and not isinstance(targets, str) else []
+        values = list(targets) if isinstance(targets, (list, tuple)) or np.ndim(targets) else []
         words = [f"{value!r} at row {row}" for row, value in enumerate(values) if not isinstance(value, Integral)]
         got = words[0] if words else repr(targets)[:80]
         cure = "number them: names = sorted(set(targets)), then [names.index(name) for name in targets]"
@@ -146,7 +147,7 @@ def _refuse_probabilities(rows: Tensor) -> None:
 def _table(predictions: Any) -> Any:
     """Predictions as a tensor or an array of numbers."""
     try:
-        table = predictions if hasattr(predictions, "shape") else np.asarray(predictions)
+        table = predictions if hasattr(predictions, "dtype") else np.asarray(predictions)
     except ValueError:  # rows of different lengths
         table = np.empty(0, object)
     is_number = table.dtype.is_floating_point if isinstance(table, Tensor) else getattr(table.dtype, "kind", "O") in "fiu"

@@ -5,7 +5,7 @@ import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -87,9 +87,14 @@ def _watched(module: nn.Module) -> dict[str, Any]:
     return {name: _as_it_is(value) for name, value in (plain | weights).items()}
 
 
+class _Was(NamedTuple):
+    tensor: Tensor
+    version: int
+
+
 def _as_it_is(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value, version_of(value)
+        return _Was(value, version_of(value))
     if type(value) in _CONTAINERS:
         return [_as_it_is(part) for part in (value.values() if isinstance(value, dict) else value)]
     return value
@@ -104,7 +109,7 @@ def _moved(old: dict[str, Any], new: dict[str, Any], again: bool) -> list[str]:
 def _is_same(old: Any, new: Any) -> bool:
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(_is_same, old, new))
-    if isinstance(old, tuple) and isinstance(new, tuple):
+    if isinstance(old, _Was) and isinstance(new, _Was):
         (a, version), (b, now) = old, new
         if a is b:
             return bool(version == now)

@@ -19,9 +19,11 @@ from rholoss.arguments import flag, path_of
 from rholoss.candidates import Candidates
 from rholoss.data.fingerprint import fingerprint
 from rholoss.files import StrPath
+from rholoss.irreducible.models import describe
 from rholoss.plans.plan import SelectionPlan
 from rholoss.plans.plan_file import write_plan
 from rholoss.selection import Selection
+from rholoss.states import flat
 
 SETTINGS = "plan.json"
 _WAITING = 64  # steps that are kept before they are written
@@ -145,8 +147,9 @@ class PlanRecorder:
         self._checksums, self._meta = dict(state["checksums"]), dict(state["meta"])
 
     def differences(self, meta: Mapping[str, Any]) -> list[str]:
-        """What another recording was made with, by name, that differs from the selector attached."""
-        return [name for name, value in self._meta.items() if json.loads(json.dumps(value)) != meta.get(name)]
+        """What another recording was made with, by name, that differs from the selector attached; the weights may."""
+        mine, its = (flat(json.loads(json.dumps({**each, "model": None}))) for each in (self._meta, meta))
+        return sorted(name.removeprefix("settings.") for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
 
     def open(self) -> None:
         """Begin the recording: make its folder; a ValueError if there is a plan or an unfinished recording already."""
@@ -186,12 +189,11 @@ class PlanRecorder:
 
 
 def described(selector: Any) -> dict[str, Any]:
-    """The method of a selector and what it goes by, as JSON values."""
-    store, made = getattr(selector, "store", None), {}
-    if store is not None:
-        made = {"store": {name: value for name, value in store.meta.to_json().items() if name in ("models", "loss", "made")}}
+    """The method of a selector, the settings that decide what it selects, and its model as the recording begins."""
+    settings = selector.settings()
+    model = {} if selector.model is None else {"model": describe(selector.model)}
     versions = {"rholoss": __version__, "torch": str(torch.__version__)}
-    return {"method": type(selector).__name__, "seed": selector.generator.initial_seed(), "versions": versions, **made}
+    return {"method": settings["selector"], "settings": settings, "versions": versions, **model}
 
 
 def _type(name: str, meta: Mapping[str, Any]) -> np.dtype[Any]:

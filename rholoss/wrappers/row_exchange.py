@@ -56,7 +56,7 @@ class Exchange:
         self._columns: list[Any] = []
         cut(batch, _EachColumn(self._columns.append), n)
         for column in self._columns:
-            if isinstance(column, Tensor) and (wraps_others(type(column)) or column.layout != torch.strided or column.is_nested):
+            if isinstance(column, Tensor) and not _is_of_bytes(column):
                 _refuse(column)
         self._layouts = [_layout(column) for column in self._columns]
         self.digest = derived_seed(*self._layouts)
@@ -122,6 +122,12 @@ class _EachColumn:
     def __init__(self, change: Callable[[Any], Any]) -> None:
         self.tensor = self.array = self.sequence = change
         self.own = _refuse
+
+
+def _is_of_bytes(column: Tensor) -> bool:
+    """Whether a tensor's rows are its bytes; the tensors of a backend that is written in Python are subclasses, all of them."""
+    is_own = wraps_others(type(column)) and column.device.type != torch._C._get_privateuse1_backend_name()
+    return not (is_own or column.layout != torch.strided or column.is_nested)
 
 
 def _refuse(column: Any) -> None:

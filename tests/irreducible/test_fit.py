@@ -336,13 +336,13 @@ class TestRefused:
     @pytest.mark.parametrize("value", [0, -3, 2.5, float("nan"), float("inf"), True, "5"])
     def test_a_number_that_is_none(self, parts, name, value):
         model = make_net(0)
-        with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1, got"):
+        with pytest.raises(ValueError, match=f"{name} must be a .*, at least 1.*, got"):
             fit_irreducible_model(model, parts.holdout, parts.validation, **{name: value})
         assert torch.equal(model[0].weight, make_net(0)[0].weight), "nothing was trained"
 
     @pytest.mark.parametrize("seed", [0.5, "1", None, True])
     def test_a_seed_that_is_no_whole_number(self, parts, seed):
-        with pytest.raises(TypeError, match="seed must be a whole number, got"):
+        with pytest.raises(ValueError, match="seed must be a whole number, such as 0, .*got"):
             fit_irreducible_model(make_net(0), parts.holdout, parts.validation, seed=seed)
 
     @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ class TestRefused:
             ({"optimizer": lambda parameters: None}, TypeError, r"must return a torch\.optim\.Optimizer, got NoneType"),
             ({"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=float("inf"))}, ValueError, r"finite .*got \[inf\]"),
             ({"optimizer": lambda _: torch.optim.SGD(make_net(1).parameters(), lr=0.1)}, ValueError, "none of the model's param"),
-            ({"scheduler": "cosine"}, TypeError, "scheduler must be a function that makes one .*got str"),
+            ({"scheduler": "cosine"}, TypeError, r"scheduler must be a function \(optimizer\) -> scheduler, got 'cosine'"),
             ({"scheduler": lambda optimizer: None}, TypeError, "scheduler must be a function that makes one"),
             ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, TypeError, "takes no metric, .*got ReduceLROnPlateau"),
             ({"on_duplicates": "drop"}, ValueError, "on_duplicates must be 'warn' or 'error' or 'ignore', got 'drop'"),

@@ -4,6 +4,7 @@ import gc
 import random
 import warnings
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -184,6 +185,12 @@ def make_once(module, x):
         module.table, module.ready = torch.ones(3), True
 
 
+class Place(NamedTuple):
+    row: int
+    column: int
+    depth: int
+
+
 def same_value(module, x):
     module.width, module.table = int(x.shape[1]), torch.ones(3)
 
@@ -193,7 +200,7 @@ def same_value(module, x):
     [
         Remembers(make_once),
         Remembers(make_once, table=None, ready=False),
-        Remembers(same_value, width=6),
+        Remembers(same_value, width=6, shape=torch.Size([1, 2, 3]), place=Place(1, 2, 3)),
         nn.Sequential(nn.LazyLinear(4)),
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
         nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 4))),

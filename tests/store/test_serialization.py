@@ -118,7 +118,7 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("ids", [[2**63], [-(2**63) - 1], [2**70]])
     def test_an_id_of_more_than_64_bits_is_refused(self, ids):
-        with pytest.raises(TypeError, match="indices must be integers"):
+        with pytest.raises(TypeError, match="ids must be integers, one per example, got"):
             IrreducibleLossStore([0.5], ids)
 
     @pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float64])
