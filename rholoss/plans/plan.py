@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rholoss.arguments import optional, seed_of, whole
+from rholoss.arguments import optional, path_of, seed_of, whole
 from rholoss.data import LoaderView
 from rholoss.data.fingerprint import difference, fingerprint
 from rholoss.files import StrPath
@@ -64,7 +64,7 @@ class SelectionPlan:
             ValueError: the file is damaged, or is no plan.
             OSError: it cannot be opened.
         """
-        return cls(*read_plan(path))
+        return cls(*read_plan(path_of(path)))
 
     def __len__(self) -> int:
         return self.steps
@@ -133,14 +133,7 @@ class SelectionPlan:
         steps = Steps(self, optional(whole, batch_size, "batch_size"), LoaderView.of_data(data))
         each, begin = optional(whole, steps_per_epoch, "steps_per_epoch"), whole(start, "start", "a whole number, at least 0", 0)
         after = then if then in ("stop", "repeat") else sampler_after(then, data)
-        return PlanBatchSampler(
-            steps,
-            each,
-            begin,
-            after,
-            _share(rank, world_size),
-            seed_of(seed),
-        )
+        return PlanBatchSampler(steps, each, begin, after, _share(rank, world_size), seed_of(seed))
 
     def loader(self, loader: DataLoader[Any], **how: Any) -> DataLoader[Any]:
         """The user's own loader, with its workers, collate function and class, over the examples of the plan.
@@ -160,7 +153,7 @@ class SelectionPlan:
         if not (view.draws_by_index and isinstance(loader, DataLoader)):
             raise TypeError(f"a plan replays a DataLoader over a map-style dataset, got {type(loader).__name__}: it has no index")
         if how.get("batch_size") is None and view.batch_size is not None:
-            size = view.batch_size * (how.get("world_size") or 1)
+            size = view.batch_size * (optional(whole, how.get("world_size"), "world_size") or 1)
             how["batch_size"] = None if size == self.n_b else size
         if how.pop("check", True):
             self.check(loader)

@@ -23,7 +23,7 @@ from rholoss.irreducible.models import describe
 from rholoss.plans.plan import SelectionPlan
 from rholoss.plans.plan_file import write_plan
 from rholoss.selection import Selection
-from rholoss.states import flat
+from rholoss.states import flat, taken
 
 SETTINGS = "plan.json"
 _WAITING = 64  # steps that are kept before they are written
@@ -77,7 +77,8 @@ class PlanRecorder:
         if data is None:
             what = "a plan needs a map-style dataset: in a stream, nothing says which example an index is in another run"
             raise ValueError(f"{what}; record over the stored examples")
-        self._meta = {"data": data, "n_b": selector.n_b, "n_B": selector.n_B, **described(selector)}
+        columns = ", ".join(self._columns)
+        self._meta = {"data": data, "n_b": selector.n_b, "n_B": selector.n_B, "columns": columns, **described(selector)}
         selector.listeners.append(self)
         return self
 
@@ -95,6 +96,9 @@ class PlanRecorder:
         if selection.step != (selection.step if self._next is None else self._next):
             what = f"expected step {self._next} of the run after {self._steps} recorded steps, got step {selection.step}"
             raise ValueError(f"{what}; restore the states of the selector and of its recorder together")
+        if "scores" in self._columns and len(selection.positions) != len(selection.index):
+            what = "this rank has no scores of examples that other ranks scored, and trains on some of them"
+            raise ValueError(f"{what}; record without scores")
         self._next = selection.step + 1
         self._waiting.append(selection)
         if len(self._waiting) >= _WAITING:
@@ -128,28 +132,29 @@ class PlanRecorder:
         Raises:
             ValueError: the files are not those of the state, or the selector is not the one that was recorded.
         """
-        different = self.differences(state["meta"])
+        different = self.differences(taken(state, "meta", dict))
         if different:
             raise ValueError(
                 f"this recording was begun with other {', '.join(different)}; resume it as it was, or delete {self.folder}"
             )
-        lengths = {name: state["steps" if name == "ends" else "rows"] for name in self._columns}
+        checksums, following = taken(state, "checksums", self._checksums), taken(state, "next", None, int)
+        lengths = {name: taken(state, "steps" if name == "ends" else "rows", int, least=0) for name in self._columns}
         for name in self._columns:
             size = lengths[name] * _type(name, state["meta"]).itemsize
             with open(self._file(name), "rb") as file:
                 content = file.read(size)
-            if len(content) < size or zlib.crc32(content) != state["checksums"][name]:
+            if len(content) < size or zlib.crc32(content) != checksums[name]:
                 raise ValueError(f"{self.folder} does not hold what this state recorded; delete it, and record again")
         self._waiting, self._is_open = [], True
         for name in self._columns:
             os.truncate(self._file(name), lengths[name] * _type(name, state["meta"]).itemsize)
-        self._steps, self._rows, self._next = state["steps"], state["rows"], state["next"]
-        self._checksums, self._meta = dict(state["checksums"]), dict(state["meta"])
+        self._steps, self._rows, self._next = lengths["ends"], lengths["index"], following
+        self._checksums, self._meta = dict(checksums), dict(state["meta"])
 
     def differences(self, meta: Mapping[str, Any]) -> list[str]:
         """What another recording was made with, by name, that differs from the selector attached; the weights may."""
         mine, its = (flat(json.loads(json.dumps({**each, "model": None}))) for each in (self._meta, meta))
-        return sorted(name.removeprefix("settings.") for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
+        return sorted({name.removeprefix("settings.") for name in mine.keys() | its.keys() if mine.get(name) != its.get(name)})
 
     def open(self) -> None:
         """Begin the recording: make its folder; a ValueError if there is a plan or an unfinished recording already."""

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
+from rholoss.arguments import whole
 from rholoss.data import IndexedBatch, IndexedSubset, LoaderView
 from rholoss.data.index import copy_loader
 from rholoss.data.samplers import CandidateBatchSampler, chain
 from rholoss.isolation import derived_seed, seeded
+from rholoss.states import taken
 
 if TYPE_CHECKING:
     from rholoss.plans.plan import SelectionPlan
@@ -113,6 +115,7 @@ class PlanBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the next epoch; the one in progress when a state was saved resumes."""
+        epoch = whole(epoch, "epoch", "a whole number, at least 0", 0)
         if epoch != self.epoch:
             self._begin(epoch)
 
@@ -122,12 +125,9 @@ class PlanBatchSampler(Sampler[list[int]]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next iteration yield the rest of an epoch; a ValueError, and no change, if the state is of another plan."""
-        try:
-            epoch, step = int(state["epoch"]), int(state["step"])
-            first, end = self._span(epoch)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"this state cannot be loaded: expected epoch and step of a plan, got {state!r}") from error
-        if not 0 <= first <= step <= end:
+        epoch, step = taken(state, "epoch", int, least=0), taken(state, "step", int, least=0)
+        first, end = self._span(epoch)
+        if not first <= step <= end:
             what = f"step {step} is not in epoch {epoch}, which has the steps {first} to {end}"
             raise ValueError(f"this state cannot be loaded: {what}; resume with the same plan, batch size and steps_per_epoch")
         self.epoch, self._at, self._resumes = epoch, (epoch, step), True
@@ -173,7 +173,8 @@ class SelectedPositions:
     def __init__(self, selector: Any) -> None:
         self.generator = torch.Generator()
         self.selector = copy.copy(selector)
-        self.selector.generator = self.generator
+        self.selector.generator, self.selector.timer = self.generator, type(selector.timer)()
+        self.selector.listeners = []  # these batches are sampled ahead of their steps, in one pass
         view = selector.view
         self.sampler = CandidateBatchSampler(view.batching.sampler, selector.n_B, least=selector.n_b if view.drop_last else 1)
 
@@ -198,12 +199,14 @@ def sampler_after(then: Any, data: Any) -> Any:
         raise ValueError(f"then must draw from the data of the plan, {len(data):,} examples, got {got}")
     if view.batching is None:
         raise TypeError("then must draw single indices in batches: give it a DataLoader with a batch_size and a sampler")
-    if loader is then:
-        return BatchSampler(view.batching.sampler, view.batching.batch_size, view.drop_last)
-    if not then.scores_by_index:
+    if loader is not then and not then.scores_by_index:
         what = f"{type(then).__name__} scores candidates, which a batch sampler cannot"
         raise TypeError(f"{what}: iterate it in a loop of its own after the plan, or pass one that goes by the index alone")
-    return SelectedPositions(then)
+    plain = BatchSampler(view.batching.sampler, view.batching.batch_size, view.drop_last)
+    after = plain if loader is then else SelectedPositions(then)
+    if not len(after):
+        raise ValueError("then must yield batches, got a loader without any; give it more examples than a batch has")
+    return after
 
 
 def replaying(loader: DataLoader[Any], batches: PlanBatchSampler) -> DataLoader[Any]:

@@ -26,6 +26,7 @@ from rholoss import (
 from rholoss.cli import main
 from rholoss.plans import plan_file
 from rholoss.plans.plan_file import write_plan
+from rholoss.selection import Selection
 from rholoss.selectors import GatedUniformSelector
 
 N = 96
@@ -151,12 +152,22 @@ class TestRecording:
         next(iter(selector))
         state = recorder.state_dict()
         other = PlanRecorder(tmp_path / "run.plan").attach(build_selector("uniform", make_loader(data), None, keep=0.25))
-        with pytest.raises(ValueError, match="this recording was begun with other n_B"):
+        with pytest.raises(ValueError, match="this recording was begun with other n_B;"):
             other.load_state_dict(state)
+        with_scores = build_selector("uniform", make_loader(data), None, keep=0.5)
+        with pytest.raises(ValueError, match="this recording was begun with other columns;"):
+            PlanRecorder(tmp_path / "run.plan", scores=True).attach(with_scores).load_state_dict(state)
         (tmp_path / "run.plan.recording" / "index.bin").write_bytes(bytes(32))
         mine = PlanRecorder(tmp_path / "run.plan").attach(build_selector("uniform", make_loader(data), None, keep=0.5))
         with pytest.raises(ValueError, match="does not hold what this state recorded; delete it, and record again"):
             mine.load_state_dict(state)
+
+    def test_a_rank_has_no_scores_of_what_other_ranks_scored(self, tmp_path, data):
+        selector = build_selector("uniform", make_loader(data), None, keep=0.5)
+        recorder = PlanRecorder(tmp_path / "run.plan", scores=True).attach(selector)
+        selection = Selection(torch.arange(8), torch.arange(5), None, torch.rand(16), torch.arange(16), 0, 0)
+        with pytest.raises(ValueError, match="this rank has no scores of examples that other ranks scored, .*; record without"):
+            recorder(None, selection)
 
 
 class TestReplaying:
@@ -322,6 +333,19 @@ class TestAfterTheEnd:
         sampler.set_epoch(1)
         assert list(sampler) == first
 
+    def test_a_selector_that_follows_tells_its_listeners_nothing(self, tmp_path, data):
+        heard = []
+        selector = build_selector("uniform", make_loader(data), None, keep=0.5)
+        selector.listeners.append(lambda *selected: heard.append(selected))
+        sampler = plan_of(tmp_path, [[1, 2]]).batch_sampler(data, then=selector)
+        assert len(list(sampler) + list(sampler)) > 1
+        assert not heard
+
+    def test_a_loader_without_batches_cannot_follow(self, tmp_path, data):
+        plan = plan_of(tmp_path, [[1, 2]])
+        with pytest.raises(ValueError, match="then must yield batches, got a loader without any; give it more examples"):
+            plan.batch_sampler(data, then=DataLoader(data, batch_size=N + 1, drop_last=True))
+
     def test_a_selector_that_scores_is_refused(self, tmp_path, data):
         plan = plan_of(tmp_path, [[1, 2]])
         scoring = build_selector("train_loss", make_loader(data), make_net(0), keep=0.5)
@@ -356,6 +380,7 @@ class TestRefusals:
             ({"start": 13}, "start must be at most the 12 steps of the plan, got 13"),
             ({"rank": 2, "world_size": 2}, "rank must be from 0 to world_size - 1 = 1, got 2"),
             ({"world_size": 0}, "world_size must be a whole number, at least 1"),
+            ({"world_size": "2"}, "world_size must be a whole number, at least 1"),
         ],
     )
     def test_arguments(self, tmp_path, data, how, message):
