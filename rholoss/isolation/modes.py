@@ -50,9 +50,16 @@ def preserve_state(model: Any, device: torch.device | None, mode: Mode = "eval",
             for module, was in flags:
                 wanted = {"eval": False, "train": was, "dropout": not hasattr(module, "running_mean")}[mode]
                 if was != wanted:
-                    module.training = wanted
+                    _set_training(module, wanted)
             yield
         finally:
             for module, was in flags:
                 if module.training != was:
-                    module.training = was
+                    _set_training(module, was)
+
+
+def _set_training(module: nn.Module, flag: bool) -> None:
+    if type(module).__setattr__ is nn.Module.__setattr__ and "training" in vars(module):  # what that does, in a tenth of the time
+        vars(module)["training"] = flag
+    else:
+        module.training = flag

@@ -124,6 +124,38 @@ def test_scoring_never_calls_train_or_eval_which_may_do_more_than_set_a_flag():
     assert model.training
 
 
+class Guarded(nn.Linear):
+    """Its mode is not a plain attribute."""
+
+    @property
+    def training(self):
+        return self.mode
+
+    @training.setter
+    def training(self, flag):
+        object.__setattr__(self, "mode", flag)
+
+
+NOTED = []
+
+
+class Noting(nn.Linear):
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        NOTED.append((name, value))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_mode_is_set_in_the_way_of_its_module():
+    model = nn.Sequential(Guarded(4, 4), Noting(4, 4), torch.jit.script(nn.Dropout(0.5)), nn.Dropout(0.5))
+    with preserve_state(model, None):
+        assert [module.training for module in model] == [False] * 4
+        assert NOTED[-1] == ("training", False)
+        assert torch.equal(model[2](torch.ones(9)), torch.ones(9))
+    assert [module.training for module in model] == [True] * 4
+    assert NOTED[-1] == ("training", True)
+
+
 def test_eval_mode_scores_with_running_statistics_and_without_dropout():
     model = make_net(0).train()
     data = make_data(32)
