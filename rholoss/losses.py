@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import types
 import warnings
 from collections.abc import Mapping
@@ -298,7 +299,11 @@ def probability_scale(rows: Tensor) -> int:
 
 
 def callable_name(function: Any) -> str:
-    """The name of a function, module or other callable, such as the loss that made a store, with the options that it holds."""
+    """The name of a function, module or other callable, such as the loss that made a store, with the options that it holds.
+
+    Lambdas and functions inside functions, which may share a name, also get a digest of their code; what they close over, and
+    their defaults, come after the word ``with``.
+    """
     if isinstance(function, functools.partial):
         given = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
         return f"{callable_name(function.func)}({_options(given)})"
@@ -309,10 +314,17 @@ def callable_name(function: Any) -> str:
     name = str(getattr(function, "__qualname__", type(function).__name__))
     if "<" not in name or not isinstance(function, types.FunctionType):
         return name
-    code = function.__code__  # others may be called as a lambda or a local function is
-    held = dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
-    content = [code.co_code, code.co_names, [each for each in code.co_consts if isinstance(each, (int, float, str))]]
-    return f"{name}({_options({**held, 'code': _short(repr(content).encode())})})"
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}  # an empty one has no contents
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    held |= {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+    return f"{name} {_short(repr(_code(function.__code__)).encode())}" + (f" with {_options(held)}" if held else "")
+
+
+def _code(code: types.CodeType) -> Any:
+    """What code does, the same in every process: not where it is, nor sets of constants, whose order varies."""
+    consts = [_code(each) if isinstance(each, types.CodeType) else each for each in code.co_consts]
+    return code.co_code, code.co_names, [each for each in consts if not isinstance(each, frozenset)]
 
 
 def _options(values: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rholoss.isolation import unwrapped
+from rholoss.losses import callable_name
 
 Settings = dict[str, Any]
 """JSON values by name."""
@@ -27,11 +28,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def described(value: Any) -> Any:
-    """A value as JSON: numbers and words as they are, arrays as a digest, code as its name, other objects as their class.
-
-    Functions without a name of their own, lambdas and those inside functions, also get a digest of their code and of the numbers
-    and words that they close over.
-    """
+    """A value as JSON: numbers and words as they are, arrays as a digest, code by its name, other objects as their class."""
     if isinstance(value, (np.generic, *_PLAIN)):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Tensor):
@@ -41,7 +38,8 @@ def described(value: Any) -> Any:
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, nn.Module):
-        return _module(unwrapped(value))
+        value = unwrapped(value)
+        return callable_name(value) if next(value.parameters(), None) is None else type(value).__qualname__
     if isinstance(value, Mapping):
         return {str(key): described(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -50,7 +48,7 @@ def described(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return [described(part) for part in (value.func, value.args, value.keywords)]
     if isinstance(value, types.FunctionType):
-        return _function(value)
+        return callable_name(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         own = {each.name: described(getattr(value, each.name)) for each in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, **own}
@@ -60,27 +58,6 @@ def described(value: Any) -> Any:
 def tensor_digest(tensor: Tensor) -> str:
     """16 hexadecimal digits that identify the content of a tensor."""
     return _digest(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-
-
-def _module(module: nn.Module) -> Any:
-    """The class; of a module without weights, such as a loss, also its plain attributes."""
-    if next(module.parameters(), None) is not None:
-        return type(module).__qualname__
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name[0] != "_"}
-    return {"class": type(module).__qualname__, **{name: value for name, value in plain.items() if name != "training"}}
-
-
-def _function(function: types.FunctionType) -> str:
-    if "<" not in function.__qualname__:
-        return function.__qualname__
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    held = [each for each in (*cells, *(function.__defaults__ or ())) if isinstance(each, _PLAIN)]
-    return f"{function.__qualname__} {_digest(repr(_code(function.__code__)))}" + (f" with {_digest(repr(held))}" if held else "")
-
-
-def _code(code: types.CodeType) -> Any:
-    consts = [_code(each) if isinstance(each, types.CodeType) else each for each in code.co_consts]
-    return code.co_code, code.co_names, [each for each in consts if not isinstance(each, frozenset)]
 
 
 def _digest(content: Any) -> str:

@@ -195,8 +195,16 @@ class TestIdentity:
             return itself(outputs, targets) if outputs is None else made(0.1)(outputs, targets)
 
         one, other = (lambda outputs, targets: outputs), (lambda outputs, targets: targets)
-        names = [callable_name(loss) for loss in (made(0.1), made(0.2), one, other, itself)]
-        assert len(set(names)) == 5
+
+        def unmade(outputs, targets):
+            return later(outputs, targets)
+
+        defaults = [lambda outputs, targets, k=k: k * outputs for k in (1, 2)]
+        inside = [lambda outputs, targets: (lambda z: 2 * z)(outputs), lambda outputs, targets: (lambda z: 3 * z)(outputs)]
+        losses = [made(0.1), made(0.2), one, other, itself, unmade, *defaults, *inside]
+        names = [callable_name(loss) for loss in losses]
+        assert len(set(names)) == len(losses)
+        later = one
         assert callable_name(made(0.1)) == names[0]
         assert "eps=0.1" in names[0]
 

@@ -202,7 +202,7 @@ OTHERS = {
     "loss module": (
         lambda: rho(loss=nn.CrossEntropyLoss(reduction="none")),
         lambda: rho(loss=nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)),
-        "loss.label_smoothing",
+        "loss",
     ),
     "forward": (rho, lambda: rho(forward=lambda model, batch: (model(batch[0]), batch[1])), "forward"),
     "dtype": (rho, lambda: rho(dtype=torch.bfloat16), "dtype"),
@@ -395,6 +395,14 @@ def test_settings_differ_by_place():
     assert different(one, other) == {"a.b[1]": (2, 3), "c": (1, "nothing"), "d": ("nothing", None)}
 
 
+def holding(weight):
+    return lambda outputs: outputs * weight
+
+
+def by_default(factor):
+    return lambda outputs, *, factor=factor: outputs * factor
+
+
 def test_what_is_alike_is_described_alike_and_what_is_not_is_not():
     alike = [
         (torch.arange(3.0), torch.arange(3.0)),
@@ -407,6 +415,12 @@ def test_what_is_alike_is_described_alike_and_what_is_not_is_not():
     numbers = [1, "1", 1.5, None, torch.arange(3), torch.arange(3.0), torch.zeros(3), [1, 2], list(range(20)), list(range(21))]
     functions = [times, functional.top, times(2), times(3), functools.partial(times, 2), functools.partial(times, 3)]
     objects = [Linear(0.0, 1.0, 3), Linear(0.0, 1.0, 4), nn.Linear(2, 2), nn.NLLLoss(), nn.NLLLoss(ignore_index=1)]
+    objects += [
+        nn.CrossEntropyLoss(weight=torch.ones(2)),
+        nn.CrossEntropyLoss(weight=torch.zeros(2)),
+        nn.Sequential(nn.NLLLoss()),
+    ]
+    functions += [holding(torch.ones(2)), holding(torch.zeros(2)), by_default(1), by_default(2)]
     unlike = [*numbers, *functions, *objects, torch.float16, {"a": 1}, {"a": 2}]
     words = [repr(described(value)) for value in unlike]
     assert len(set(words)) == len(words)

@@ -21,7 +21,7 @@ from rholoss.irreducible.resume import score_by_ranks, score_in_memory, score_on
 from rholoss.irreducible.scoring_job import ScoringJob, made_today
 from rholoss.losses import probability_scale, refuse_other_classes
 from rholoss.options import ScoringOptions
-from rholoss.states import described, shared
+from rholoss.states import shared
 from rholoss.store import CalibrationCounts, IrreducibleLossStore, StoreMetadata
 
 ROWS = 65_536  # rows to read at a time
@@ -41,11 +41,9 @@ def score_with_model(
         if ranks and ranks.size > 1 and job.scorer.positions is None:
             raise TypeError("only a map-style dataset can be scored in shares; let every rank score data of its own, and merge")
     if ranks:
-        task = job.scorer.scorer.task
-        code = {"forward": described(task.forward), "loss": described(task.loss), "code": None}  # without what it closes over
-        how = {**code, "path": path is not None, "mapped": mapped, "versions": made_today()["versions"]}
-        ranks.agree(shared({**job.settings, **how}), SAME)
-        job.settings = ranks.all_gather_objects(job.settings)[0]  # code may close over the rank
+        how = {"path": path is not None, "mapped": mapped, "versions": made_today()["versions"]}
+        ranks.agree(shared({**job.settings, **how}, {"code"}), SAME)  # code may close over the rank
+        job.settings = ranks.all_gather_objects(job.settings)[0]
     if path is None:
         return IrreducibleLossStore.of_arrays(*score_in_memory(job, ranks))
     if ranks is None:
