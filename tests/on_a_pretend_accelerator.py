@@ -781,3 +781,26 @@ class TestModels:
         chosen = [selector.last.index.tolist() for _ in selector]
         there = TrainLossSelector(batches_of(), on("pretend", make_net(0)), keep=KEEP)
         assert chosen == [there.last.index.tolist() for _ in there]
+
+
+def test_a_killed_recording_with_dropout_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("rholoss.plans.proxy_run._SAVE_EVERY", 2)
+
+    def record(name, progress=None):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.Dropout(0.5), nn.Linear(16, 4))
+        net(DATA[0][0][None])
+        path = tmp_path / name
+        sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.5)  # noqa: E731
+        loader = DataLoader(DATA, batch_size=N_B, shuffle=True)
+        options = {"steps": 8, "path": path, "keep": KEEP, "optimizer": sgd, "progress": progress}
+        rholoss.record_plan(loader, net.to(pretend_device.TYPE), KNOWN, **options)
+        return path.read_bytes()
+
+    def killed(done, total):
+        if done == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        record("killed.plan", killed)
+    assert record("killed.plan") == record("whole.plan")

@@ -7,6 +7,8 @@ from rholoss.isolation.random_states import (
     fork_rng as fork_rng,
     own_generators_kept as own_generators_kept,
     seeded as seeded,
+    set_torch_states as set_torch_states,
+    torch_states as torch_states,
 )
 from rholoss.isolation.unwrapping import (
     device_of as device_of,

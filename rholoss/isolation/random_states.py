@@ -17,11 +17,8 @@ def fork_rng(device: torch.device | None = None, seed: int | None = None) -> Ite
 
     The block starts from ``seed``, or from the current state if None. No other device's generator is touched.
     """
-    cpu = torch.get_rng_state()
-    module: Any = None if device is None or device.type == "cpu" else getattr(torch, device.type, None)
-    module = module if hasattr(module, "get_rng_state") else None
-    where = () if device is None or device.type == "mps" else (device,)
-    accelerator = module.get_rng_state(*where) if module else None
+    states = torch_states(device)
+    module, _ = _generators_of(device)
     try:
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -30,9 +27,27 @@ def fork_rng(device: torch.device | None = None, seed: int | None = None) -> Ite
                     module.manual_seed(seed)
         yield
     finally:
-        torch.set_rng_state(cpu)
-        if module:
-            module.set_rng_state(accelerator, *where)
+        set_torch_states(states, device)
+
+
+def torch_states(device: torch.device | None) -> list[torch.Tensor]:
+    """The states of the default generators of the CPU and, if it is an accelerator, of a device."""
+    module, where = _generators_of(device)
+    return [torch.get_rng_state(), *([module.get_rng_state(*where)] if module else [])]
+
+
+def set_torch_states(states: list[torch.Tensor], device: torch.device | None) -> None:
+    """Set what ``torch_states`` returned for a device of this kind; another kind of device keeps its own."""
+    module, where = _generators_of(device)
+    torch.set_rng_state(states[0])
+    if module and len(states) > 1:
+        module.set_rng_state(states[1], *where)
+
+
+def _generators_of(device: torch.device | None) -> tuple[Any, tuple[torch.device, ...]]:
+    """PyTorch's module of an accelerator's generator, None where there is none, and the arguments that name the device."""
+    module = None if device is None or device.type == "cpu" else getattr(torch, device.type, None)
+    return module if hasattr(module, "get_rng_state") else None, () if device is None or device.type == "mps" else (device,)
 
 
 def derived_seed(*parts: int | str) -> int:

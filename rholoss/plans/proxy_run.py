@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from rholoss.arguments import function, optional, shown, whole
 from rholoss.batches import move
 from rholoss.files import StrPath, explained, open_regular, read_torch, write_torch
-from rholoss.isolation import device_of, seeded
+from rholoss.isolation import device_of, seeded, set_torch_states, torch_states
 from rholoss.options import SelectorOptions
 from rholoss.plans.plan import SelectionPlan
 from rholoss.plans.recorder import PlanRecorder
@@ -121,7 +121,7 @@ class _ProxyRun:
             "recorder": self.recorder.state_dict(),
             "proxy": self.proxy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": _random_states(),
+            "random": _random_states(device_of(self.proxy)),
         }
         write_torch(self.file, state)
 
@@ -137,19 +137,20 @@ class _ProxyRun:
         self.selector.load_state_dict(state["selector"])
         self.proxy.load_state_dict(state["proxy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        _set_random_states(state["random"])
+        _set_random_states(state["random"], device_of(self.proxy))
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: torch.device | None) -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return {"python": random.getstate(), "numpy": (kind, torch.from_numpy(np.array(keys)), *rest), "torch": torch.get_rng_state()}
+    numpy = (kind, torch.from_numpy(np.array(keys)), *rest)
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch_states(device)}
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _set_random_states(states: dict[str, Any], device: torch.device | None) -> None:
     kind, keys, *rest = states["numpy"]
     random.setstate(states["python"])
     np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
+    set_torch_states(states["torch"], device)
 
 
 def _limit(limit: Any, store: IrreducibleLossStore) -> float | None:
