@@ -34,7 +34,7 @@ def described(value: Any) -> Any:
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)} {tensor_digest(value)}"
     if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}" + ("" if value.dtype.hasobject else f" {_digest(np.ascontiguousarray(value))}")
+        return f"{value.dtype} {value.shape}" + ("" if value.dtype.hasobject else f" {digest(np.ascontiguousarray(value))}")
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, nn.Module):
@@ -44,7 +44,7 @@ def described(value: Any) -> Any:
         return {str(key): described(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         parts = [described(part) for part in value]
-        return parts if len(parts) <= 8 else f"{len(parts):,} items {_digest(repr(parts))}"
+        return parts if len(parts) <= 8 else f"{len(parts):,} items {digest(repr(parts))}"
     if isinstance(value, functools.partial):
         return [described(part) for part in (value.func, value.args, value.keywords)]
     if isinstance(value, types.FunctionType):
@@ -57,10 +57,11 @@ def described(value: Any) -> Any:
 
 def tensor_digest(tensor: Tensor) -> str:
     """16 hexadecimal digits that identify the content of a tensor."""
-    return _digest(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """16 hexadecimal digits that identify bytes, an array or a text."""
     return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).hexdigest()
 
 

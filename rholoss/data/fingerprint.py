@@ -1,7 +1,6 @@
 """Fingerprints of datasets, to detect other data, another order or other labels."""
 
 import dataclasses
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from rholoss.data.index import is_map_style, is_readable
 from rholoss.data.subset import labels_of, whole_of
 from rholoss.isolation import own_generators_kept, seeded
+from rholoss.states import digest
 
 SAMPLE = 32  # examples that are read
 Digests = dict[str, str]
@@ -181,11 +181,6 @@ def _content(value: Any) -> tuple[str, bytes | None]:
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # an image
         return f"{type(value).__name__} {value.size}", value.tobytes()
     return "", None
-
-
-def digest(content: bytes) -> str:
-    """16 hexadecimal digits that identify some content."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def labels_digest(labels: Tensor) -> str:

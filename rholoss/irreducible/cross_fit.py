@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from rholoss.arguments import function, refuse_unknown, seed_of, whole
-from rholoss.data.fingerprint import digest
 from rholoss.data.index import is_readable
 from rholoss.data.loader_view import LoaderView
 from rholoss.data.subset import IndexedSubset, checked_labels, labels_of, stratified_order
 from rholoss.irreducible.models import as_models, describe
 from rholoss.options import ScoringOptions
+from rholoss.states import digest
 from rholoss.store import CrossFit, IrreducibleLossStore
 
 

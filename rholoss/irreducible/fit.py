@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from rholoss.arguments import function, map_style, one_of, optional, options_of, path_of, refuse_unknown, seed_of, whole
 from rholoss.batches import each_tensor, move
-from rholoss.data.fingerprint import digest, example_digests, fingerprint, spread
+from rholoss.data.fingerprint import example_digests, fingerprint, spread
 from rholoss.data.index import copy_loader, is_readable
 from rholoss.data.indexed_dataset import attach_index
 from rholoss.data.loader_view import LoaderView
@@ -26,6 +26,7 @@ from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
 from rholoss.progress import Progress, reporter
 from rholoss.scoring import Forward, Loss, Task, check_loss
+from rholoss.states import digest
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]

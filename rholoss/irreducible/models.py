@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rholoss.arguments import iterable, model_of, path_of, shown
-from rholoss.data.fingerprint import digest
 from rholoss.files import explained, open_regular, zip_checksums
 from rholoss.irreducible.fit import Fit
 from rholoss.isolation import device_of, module_of
 from rholoss.losses import callable_name
+from rholoss.states import digest
 
 
 class Checkpoints:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rholoss.data.fingerprint import digest
 from rholoss.data.index import some
 from rholoss.distributed import Ranks
 from rholoss.files import read_json, write_json
 from rholoss.irreducible.scoring_job import Scored, ScoringJob, made_today
+from rholoss.states import digest
 from rholoss.store.metadata import CalibrationCounts, StoreMetadata
 from rholoss.store.serialization import read_store, write_mapped, write_store
 

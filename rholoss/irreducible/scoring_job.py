@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from rholoss._version import __version__
 from rholoss.arguments import whole
-from rholoss.data.fingerprint import digest, fingerprint
+from rholoss.data.fingerprint import fingerprint
 from rholoss.data.index import some
 from rholoss.data.subset import origin
 from rholoss.dataset_scoring import DatasetScorer
@@ -22,6 +22,7 @@ from rholoss.losses import callable_name, default_loss
 from rholoss.options import ScoringOptions
 from rholoss.progress import reporter
 from rholoss.scoring import default_forward
+from rholoss.states import digest
 from rholoss.store.metadata import CalibrationCounts
 
 CHUNK = 65_536  # maximum number of examples to score, and write, at a time

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import StrPath, open_regular, write_npz
+from rholoss.files import StrPath, explained, open_regular, write_npz
 
 FORMAT = 1
 KIND = "rholoss.SelectionPlan"
@@ -60,19 +60,14 @@ def read_plan(path: StrPath) -> tuple[dict[str, Column], dict[str, Any]]:
         ValueError: the file is damaged, or is no plan.
         OSError: it cannot be opened.
     """
-    try:
-        with open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            header = json.loads(str(np.lib.format.read_array(io.BytesIO(archive.read("header.npy")))))
-            if header["kind"] != KIND:
-                raise ValueError("its header was written for something else")
-            newer, described = header["format"] > FORMAT, header["columns"]
-            columns = {} if newer else {name: _mapped(path, raw, members[name], name, described[name]) for name in described}
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file can fail in any way
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{os.fsdecode(path)} is not a plan that can be read ({why}); copy it again, or record again") from error
+    cure = "copy it again, or record again"
+    with explained(path, "a plan", cure), open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        header = json.loads(str(np.lib.format.read_array(io.BytesIO(archive.read("header.npy")))))
+        if header["kind"] != KIND:
+            raise ValueError("its header was written for something else")
+        newer, described = header["format"] > FORMAT, header["columns"]
+        columns = {} if newer else {name: _mapped(path, raw, members[name], name, described[name]) for name in described}
     if newer:
         what = f"{os.fsdecode(path)} has plan format {header['format']}, this rholoss reads up to {FORMAT}"
         raise ValueError(f"{what}; upgrade rholoss")
