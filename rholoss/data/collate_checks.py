@@ -44,14 +44,21 @@ def check_rows(n: int, batch: Any, collate: Any = None) -> None:
 
 
 def check_order(examples: list[Any], batch: Any, collate: Any) -> None:
-    """Refuse a batch of which some rows equal examples at other places, and not those at their own."""
+    """Refuse a batch of which some rows equal examples at other places, and not those at their own.
+
+    Where examples are too alike to be told apart, or another column kept its place, rows are equal by chance.
+    """
     with suppress(LookupError, TypeError):  # examples that are not alike
-        for leaves, column in list(_pairs(examples, batch)):
-            own, rows = _contents(leaves, column)
-            moved = [i for i, row in enumerate(rows) if row != own[i]]
-            found = {rows[i] for i in moved}
-            if len(moved) > 1 and len(found) == len(moved) and found <= set(own):
-                what = f"{_name(collate)} sorted, dropped or replaced examples: rows {some(moved)} are not those read there"
+        pairs = list(_pairs(examples, batch))
+        columns = [_contents(leaves, column) for leaves, column in pairs]
+        for (own, rows), (_, column) in zip(columns, pairs, strict=True):
+            places = {content: i for i, content in enumerate(own)}
+            moved = {i: places.get(row, -1) for i, row in enumerate(rows) if row != own[i]}
+            found = set(moved.values()) - {-1}
+            if not 1 < len(found) == len(moved) or len(places) < len(own) or not _is_telling(own, column):
+                continue
+            if not any(its_rows[i] == its[i] != its[j] for its, its_rows in columns if its for i, j in moved.items()):
+                what = f"{_name(collate)} sorted, dropped or replaced examples: rows {some(list(moved))} are not those read there"
                 raise ValueError(f"{what}, so that their indices are lost; keep examples in their order, {_OR_CARRY}")
 
 
@@ -87,7 +94,7 @@ def _pairs(examples: list[Any], batch: Any) -> Iterator[tuple[list[Any], Tensor]
     """Each column of a batch that is made like its examples, with what they hold there."""
     first = examples[0]
     if isinstance(batch, Tensor):
-        if batch.ndim > 1 and len(batch) == len(examples) and batch.device.type == "cpu" and batch.layout == torch.strided:
+        if batch.ndim > 0 and len(batch) == len(examples) and batch.device.type == "cpu" and batch.layout == torch.strided:
             yield examples, batch
     elif isinstance(batch, Mapping) and isinstance(first, Mapping):
         for key in batch.keys() & first.keys():
@@ -105,8 +112,18 @@ def _contents(leaves: list[Any], column: Tensor) -> tuple[list[bytes], list[byte
         return [], []
     if any(leaf.ndim != column.ndim - 1 or leaf.shape[1:] != column.shape[2:] for leaf in own):
         return [], []
+    if column.ndim == 1:
+        own, column = [leaf[None] for leaf in own], column[:, None]
     shortest = min(column.shape[1], *(len(leaf) for leaf in own))
     return [_bytes(leaf[:shortest]) for leaf in own], [_bytes(row[:shortest]) for row in column]
+
+
+def _is_telling(own: list[bytes], column: Tensor) -> bool:
+    """Whether contents cannot well be equal by chance: of many numbers, or of some that have many values."""
+    size = column.element_size()
+    numbers = len(own[0]) // size
+    values = {content[i : i + size] for content in own for i in range(0, len(content), size)} if numbers < 32 else {b"", b"1"}
+    return column.ndim > 1 and len(values) ** numbers > 10_000 * len(own)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -144,6 +144,36 @@ def test_what_else_a_collate_function_does_is_its_own_affair(collate, data):
     assert len(batches) == N // 16
 
 
+TURNED = torch.stack([X, X.flip(1)], 1).flatten(0, 1)[:N]  # each example, and its mirror image beside it
+BITS = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4).repeat(N // 16, 1)  # few values: all of them in each batch
+SHORT = [{"tokens": [i % 5 + 1] * (1 + i % 3), "labels": i % 3} for i in range(N)]
+
+
+def turned(examples):
+    x, y = default_collate(examples)
+    return x.flip(1), y
+
+
+def inverted(examples):
+    x, y = default_collate(examples)
+    return 1 - x, y
+
+
+def first_words_replaced(examples):
+    tokens = [torch.tensor(example["tokens"]) for example in examples]
+    tokens[3][0], tokens[8][0] = tokens[1][0], tokens[2][0]
+    return {"tokens": nn.utils.rnn.pad_sequence(tokens, batch_first=True), "labels": torch.arange(len(examples)) % 3}
+
+
+@pytest.mark.parametrize(
+    ("data", "collate"),
+    [(TensorDataset(TURNED, Y), turned), (TensorDataset(BITS, 0 * Y), inverted), (SHORT, first_words_replaced)],
+    ids=["symmetric", "few values", "short sequences"],
+)
+def test_rows_that_equal_other_examples_by_chance_or_by_their_symmetry_are_not_taken_for_moved(data, collate):
+    assert len(list(select(data, collate, "uniform", keep=1.0))) == N // 16
+
+
 def ragged(examples):
     return {"x": torch.cat([x.expand(1 + i % 3, 5) for i, (x, _) in enumerate(examples)])}
 
