@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from rholoss.batches import is_readable, version_of
 
@@ -48,7 +49,7 @@ def _saved(module: nn.Module) -> Callable[[], bool]:
     """A function that puts back a module's buffers, and returns whether they had changed."""
     held: list[dict[str, Any]] = [module._buffers, *([module._parameters] if _renormalizes(module) else [])]
     tensors: list[tuple[dict[str, Any], str, Tensor]]
-    tensors = [(names, name, tensor) for names in held for name, tensor in names.items() if tensor is not None]
+    tensors = [(names, name, tensor) for names in held for name, tensor in names.items() if _is_made(tensor)]
     saved = [(names, name, tensor, version_of(tensor), tensor.detach().clone()) for names, name, tensor in tensors]
 
     def put_back() -> bool:
@@ -61,6 +62,11 @@ def _saved(module: nn.Module) -> Callable[[], bool]:
         return changed
 
     return put_back
+
+
+def _is_made(tensor: Tensor | None) -> bool:
+    """Whether a buffer is there, and not yet to be made by a lazy module's first forward pass."""
+    return tensor is not None and not is_lazy(tensor)
 
 
 def _renormalizes(module: nn.Module) -> bool:

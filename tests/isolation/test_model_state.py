@@ -202,6 +202,7 @@ def same_value(module, x):
         Remembers(make_once, table=None, ready=False),
         Remembers(same_value, width=6, shape=torch.Size([1, 2, 3]), place=Place(1, 2, 3)),
         nn.Sequential(nn.LazyLinear(4)),
+        nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(4)),
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
         nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 4))),
         nn.Sequential(nn.utils.prune.l1_unstructured(nn.Linear(6, 4), "weight", 0.5))
