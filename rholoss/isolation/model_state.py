@@ -89,6 +89,7 @@ def _watched(module: nn.Module) -> dict[str, Any]:
         return {}
     weights = {} if _renormalizes(module) else {k: p for k, p in module._parameters.items() if type(p) is nn.Parameter}
     computed = {name.removesuffix("_orig") for name in weights if name.endswith("_orig")}  # by the hooks of torch.nn.utils
+    computed |= {name.removesuffix("_v") for name in weights if name.endswith("_v") and f"{name[:-1]}g" in weights}
     plain = {name: value for name, value in vars(module).items() if name not in _OF_ANY_MODULE | computed}
     return {name: _as_it_is(value) for name, value in (plain | weights).items()}
 

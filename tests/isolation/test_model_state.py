@@ -217,6 +217,17 @@ def test_what_is_made_once_or_computed_from_weights_is_no_hidden_state(model):
     scored(model)  # a warning would be an error
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_a_hook_computes_from_trained_ones_is_no_hidden_state(norm):
+    model = nn.Sequential(norm(nn.Linear(6, 4)))
+    for x, _ in HardestSelector(DataLoader(make_data(48), batch_size=4), model, keep=0.5):
+        model(x).square().sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(0.01 * parameter.grad)
+
+
 def test_a_model_that_is_used_up_is_not_kept_alive():
     model = Remembers(count_in_place, calls=torch.zeros(()))
     scored(model)
