@@ -252,10 +252,15 @@ def _wrong_targets(loss: Any, targets: Tensor) -> str:
     low, high = float(targets.min()), float(targets.max())
     if low < 0 or high > 1:
         return f"targets from 0 to 1, got {low:.4g} to {high:.4g}; bring them to this range in forward="
-    if loss is soft_cross_entropy and not are_distributions(targets):
-        total = float(targets.flatten(0, -2)[0].sum())
+    if loss is binary_cross_entropy:
+        return ""
+    rows = targets.flatten(0, -2)[:_ROWS]
+    is_labelled = rows.any(1)  # a row of zeros, such as padding, has no label: its loss is 0
+    if bool(is_labelled.any()) and not are_distributions(rows[is_labelled]):
+        sums = rows.double().sum(1)
+        row = int((is_labelled & ((sums - 1).abs() >= 0.01)).int().argmax())
         several = "for several labels at once pass loss=rholoss.binary_cross_entropy"
-        return f"targets that sum to 1, got {total:.4g} in row 0; {several}"
+        return f"targets that sum to 1, got {float(sums[row]):.4g} in row {row}; {several}"
     return ""
 
 

@@ -90,6 +90,15 @@ class TestNamedLosses:
         with pytest.raises(ValueError, match=message):
             IrreducibleLossStore.from_model(make_net(0), data, loss=loss)
 
+    def test_soft_labels_of_padded_sequences_are_zeros_at_the_end(self):
+        targets = torch.rand(64, 5, CLASSES).softmax(-1)
+        targets[:, 3:] = 0.0
+        data = TensorDataset(torch.rand(64, 5, 6), targets)
+        IrreducibleLossStore.from_model(nn.Linear(6, CLASSES), data, loss=rholoss.soft_cross_entropy)
+        targets[2, 1] = 1.0
+        with pytest.raises(ValueError, match=f"sum to 1, got {CLASSES} in row 11"):
+            IrreducibleLossStore.from_model(nn.Linear(6, CLASSES), data, loss=rholoss.soft_cross_entropy)
+
 
 class TestIdentity:
     def test_a_store_knows_what_the_default_loss_computed(self, tmp_path):
