@@ -130,7 +130,7 @@ def _sample(loader: DataLoader[Any], dataset: Any, seed: int) -> dict[str, list[
     for field in readings[0][0] if readings[0] else ():
         first, second = ([digests.get(field, ":") for digests in reading] for reading in readings)
         kinds = {digest.split(":")[0] for digest in first}
-        differ = differ or first != second
+        differ = differ or (first != second and not _mostly_same(first, second))
         if first == second and "" not in kinds:
             fields[field] = [kinds.pop() if len(kinds) == 1 else "of any size", "".join(each.split(":")[1] for each in first)]
     index = _index_digests(positions)
@@ -140,6 +140,12 @@ def _sample(loader: DataLoader[Any], dataset: Any, seed: int) -> dict[str, list[
         cure = "let __getitem__ go by the index alone, or return a field that stays too, such as the label"
         warnings.warn(f"{what}: {why}, so that an irreducible loss is that of another; {cure}", stacklevel=3)
     return fields
+
+
+def _mostly_same(first: list[str], second: list[str]) -> bool:
+    """Whether a field tells examples apart, and is the same in most of them, such as rarely augmented images."""
+    same = [one for one, other in zip(first, second, strict=True) if one == other]
+    return 2 * len(same) > len(first) and 2 * len(set(first)) > len(first)
 
 
 def _index_digests(positions: Tensor) -> str:

@@ -342,6 +342,18 @@ def test_data_whose_examples_are_drawn_whatever_the_index_are_noticed_when_the_s
         RhoLossSelector(DataLoader(Drawn(), batch_size=4), make_net(1), IrreducibleLossStore(torch.zeros(60)), forward=forward)
 
 
+def test_examples_that_are_rarely_augmented_are_told_apart_by_what_they_mostly_are():
+    class RarelyTurned(Shuffled):
+        reads = 0
+
+        def __getitem__(self, i):
+            self.reads += 1
+            x, _ = super().__getitem__(i)
+            return x + 1 if self.reads == 5 else x
+
+    assert fingerprint(RarelyTurned())["sample"] == {}  # no warning, which would be an error
+
+
 def test_a_generator_of_the_datasets_own_is_put_back():
     class Augmented(Shuffled):
         def __init__(self):
