@@ -111,6 +111,24 @@ class TestIdentity:
         hinge = nn.MultiMarginLoss(reduction="none")
         assert IrreducibleLossStore.from_model(make_net(0), data, loss=hinge).meta.formula == ""
 
+    def test_a_loss_and_a_forward_may_call_what_is_defined_after_the_selector(self):
+        data = make_data(64)
+        store = IrreducibleLossStore(torch.zeros(64))
+
+        def run(forward, loss):
+            return RhoLossSelector(DataLoader(data, batch_size=8), make_net(0), store, keep=0.5, forward=forward, loss=loss)
+
+        selector = run(lambda model, batch: called(model, batch), lambda outputs, targets: computed(outputs, targets))
+        selector.state_dict()
+
+        def called(model, batch):
+            return model(batch[0]), batch[1]
+
+        def computed(outputs, targets):
+            return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+        assert len(list(selector)) == 8 // 2
+
     def test_the_default_loss_and_its_formula_by_name_are_the_same(self):
         data = make_data(64)
         stores = [IrreducibleLossStore.from_model(make_net(0), data, loss=loss) for loss in (None, cross_entropy)]
