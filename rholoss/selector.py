@@ -100,6 +100,8 @@ class Selector(RecordsOptions, LoaderInterface):
         self.n_B, self.redraws = n_B or self.view.batch_size, n_B is not None
         self.sizes_given = keep is not None or batch_size is not None
         self.scorer = Scorer(Task.of(task, forward, loss, dtype), mode, chunk_size, check=LossCheck(waits=False))
+        task = self.scorer.task  # as it is now: a loss may count its calls
+        self._described_task = {name: described(getattr(task, name)) for name in ("forward", "loss", "dtype")}
         self._device: Any = device if device is None or (isinstance(device, str) and device == "model") else device_named(device)
         self._drop_last = self.view.drop_last if drop_last is None else flag(drop_last, "drop_last")
         self.generator = torch.Generator().manual_seed(seed_of(seed))
@@ -243,11 +245,10 @@ class Selector(RecordsOptions, LoaderInterface):
         The options of every constructor of the class are among them. A state holds them, and ranks that select together compare
         them. ``device``, ``chunk_size`` and the loader's workers may differ.
         """
-        task = self.scorer.task
         return {
             "selector": type(self).__name__,
             **{"n_b": self.n_b, "n_B": self.n_B, "redraws": self.redraws, "drop_last": self._drop_last},
-            **{"forward": described(task.forward), "loss": described(task.loss), "dtype": described(task.dtype)},
+            **self._described_task,
             **{"mode": self.scorer.mode, "seed": self.generator.initial_seed(), "loader": self.view.settings},
             **self.own_options,
         }

@@ -296,6 +296,36 @@ def test_what_decides_nothing_may_differ():
     assert other.step == 2
 
 
+class CountsCalls(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def counting():
+    calls = 0
+
+    def forward(model, batch):
+        nonlocal calls
+        calls += 1
+        return model(batch[0]), batch[1]
+
+    return forward
+
+
+@pytest.mark.parametrize("hooks", [lambda: {"loss": CountsCalls()}, lambda: {"forward": counting()}], ids=["loss", "forward"])
+def test_a_loss_or_a_forward_that_counts_its_calls_is_the_same_when_a_run_resumes(hooks):
+    first, second = (RhoLossSelector(shuffled(), net(), losses(), keep=0.5, **hooks()) for _ in range(2))
+    batches = iter(first)
+    next(batches)
+    second.load_state_dict(first.state_dict())
+    assert len(list(second)) == len(list(batches)) == N // 8 - 1
+
+
 def test_a_mapped_store_is_the_same_store(tmp_path):
     losses().save(tmp_path / "mapped", mapped=True)
     mapped = IrreducibleLossStore.load(tmp_path / "mapped")
