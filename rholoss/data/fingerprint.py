@@ -62,7 +62,7 @@ def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 def is_same_but_transformed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a difference may come from another transform of the same examples: other fields that tell them apart are the same.
 
-    Labels, a field that is one number, are never transformed.
+    Classes, a field that is one integer, are never transformed; a floating number may be a weight.
     """
     if saved["length"] != now["length"] or (saved["labels"] and now["labels"] and saved["labels"] != now["labels"]):
         return False
@@ -70,7 +70,8 @@ def is_same_but_transformed(saved: Mapping[str, Any], now: Mapping[str, Any]) ->
     changed = [kind for (kind, digests), (its_kind, its) in both if kind == its_kind and digests != its]
     kept = [its for mine, its in both if list(mine) == list(its) and len(set(_each(its[1]))) > 1]
     index = _index_digests(spread(now["length"], SAMPLE))
-    return not any(kind.endswith(" ()") for kind in changed) and any(digests != index for _, digests in kept)
+    is_relabelled = any(kind.endswith(" ()") and not kind.startswith("float") for kind in changed)
+    return not is_relabelled and any(digests != index for _, digests in kept)
 
 
 def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:

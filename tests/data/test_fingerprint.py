@@ -342,6 +342,23 @@ def test_data_whose_examples_are_drawn_whatever_the_index_are_noticed_when_the_s
         RhoLossSelector(DataLoader(Drawn(), batch_size=4), make_net(1), IrreducibleLossStore(torch.zeros(60)), forward=forward)
 
 
+def test_a_weight_that_changes_from_epoch_to_epoch_is_reported_and_not_refused():
+    class Weighted(Shuffled):
+        weight = 1.0
+
+        def __getitem__(self, i):
+            return (*super().__getitem__(i), self.weight * (1 + i))
+
+    data = Weighted()
+    selector = RhoLossSelector(
+        DataLoader(data, batch_size=4), make_net(1), IrreducibleLossStore(torch.zeros(60)), keep=0.25, forward=forward
+    )
+    list(selector)
+    data.weight = 0.5
+    with pytest.warns(UserWarning, match=r"the dataset has changed .* sampled examples differ in \[2\]"):
+        list(selector)
+
+
 def test_examples_that_are_rarely_augmented_are_told_apart_by_what_they_mostly_are():
     class RarelyTurned(Shuffled):
         reads = 0
