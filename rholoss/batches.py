@@ -283,6 +283,8 @@ def _could_be_rows(value: Any, n: int, known: set[int]) -> bool:
         return value.ndim > 0 and _rows_in(value) == n
     if isinstance(value, (Mapping, list, tuple)):
         parts = list(value.values() if isinstance(value, Mapping) else value)
+        if isinstance(value, tuple) and len(parts) == 2 and all(isinstance(part, (int, float)) for part in parts):
+            return False  # such as the height and width of all images
         is_rows = len(parts) == n and not isinstance(value, Mapping) and not all(id(part) in known for part in parts)
         return is_rows or any(_could_be_rows(part, n, known) for part in parts)
     try:

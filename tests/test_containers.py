@@ -45,13 +45,13 @@ class TestSubclasses:
     )
     def test_an_attribute_that_could_be_one_entry_per_example_is_refused_and_a_field_is_cut(self, names):
         boxes = torch.zeros(4, 2).as_subclass(Image)
-        boxes.names = names
+        boxes.places = names
         with pytest.raises(
-            TypeError, match=r"batch\['boxes'\]: the attribute 'names' of a Image holds 4 entries.*make it a field"
+            TypeError, match=r"batch\['boxes'\]: the attribute 'places' of a Image holds 4 entries.*make it a field"
         ):
             cut({"boxes": boxes}, ROWS, 4)
-        del boxes.names
-        assert len(cut({"boxes": boxes, "names": list("abcd")}, ROWS, 4)["names"]) == 2
+        del boxes.places
+        assert len(cut({"boxes": boxes, "places": list("abcd")}, ROWS, 4)["places"]) == 2
 
     def test_a_subclass_reaches_the_model_and_the_loop_as_it_is(self):
         seen = []

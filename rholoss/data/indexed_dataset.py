@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate, get_worker_info
 
+from rholoss.batches import Rows
 from rholoss.data.collate_checks import check_examples, check_order, check_rows
 from rholoss.data.index import CARRY_THE_INDEX, IndexedBatch, as_index, copy_loader
 from rholoss.data.subset import index_of, whole_of
@@ -51,7 +52,7 @@ class _IndexedDataset:
         dataset = self.dataset
         if self.columns is not None and indices:
             rows = index_of(dataset, as_index(list(indices)))
-            return _Read(rows, [column[rows] for column in self.columns], is_batch=True)
+            return _Read(rows, [Rows(rows).tensor(column) for column in self.columns], is_batch=True)
         read_many = getattr(dataset, "__getitems__", None)
         if read_many is None:
             return _Read(index_of(dataset, indices), [dataset[i] for i in indices])

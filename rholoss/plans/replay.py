@@ -199,8 +199,8 @@ def sampler_after(then: Any, data: Any) -> Any:
         raise ValueError(f"then must draw from the data of the plan, {len(data):,} examples, got {got}")
     if view.batching is None:
         raise TypeError("then must draw single indices in batches: give it a DataLoader with a batch_size and a sampler")
-    if loader is not then and not then.scores_by_index:
-        what = f"{type(then).__name__} scores candidates, which a batch sampler cannot"
+    if loader is not then and (not then.scores_by_index or then.draw_rule().members is not None):
+        what = f"{type(then).__name__} scores candidates or draws from a part of the data, which a batch sampler cannot"
         raise TypeError(f"{what}: iterate it in a loop of its own after the plan, or pass one that goes by the index alone")
     plain = BatchSampler(view.batching.sampler, view.batching.batch_size, view.drop_last)
     after = plain if loader is then else SelectedPositions(then)
