@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -208,6 +207,7 @@ class TestAttributes:
 class TestOwnIndexing:
     @either
     def test_a_frame_is_cut_by_position_whatever_its_index(self, rows, ids):
+        pd = pytest.importorskip("pandas")
         frame = pd.DataFrame({"a": [0, 1, 2, 3]}, index=[3, 2, 1, 0])
         taken = cut({"x": torch.arange(4), "frame": frame, "column": frame["a"], "words": pd.Index(list("abcd"))}, rows, 4)
         assert taken["frame"]["a"].tolist() == taken["column"].tolist() == ids

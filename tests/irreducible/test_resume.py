@@ -231,6 +231,7 @@ class TestDamaged:
 
 
 class TestFullDisk:
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a ZipFile under Python 3.10
     @pytest.mark.parametrize("mapped", [False, True])
     def test_is_an_os_error_and_the_run_goes_on_when_there_is_room(self, tmp_path, monkeypatch, mapped):
         monkeypatch.setattr(scoring_job, "PIECES", 1)

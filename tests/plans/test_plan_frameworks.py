@@ -1,5 +1,7 @@
 """Plans in frameworks, without an adapter: stopped at any step, a run resumes with the picks of the recording."""
 
+import contextlib
+import importlib.metadata
 import json
 import random
 
@@ -11,6 +13,16 @@ from torch.utils.data import DataLoader, Dataset
 from rholoss import PlanRecorder, build_selector
 
 N, STEPS = 64, 16
+
+
+def forgets_the_epoch():
+    """Whether Accelerate sets its epoch back to 0 as it skips batches, as before 1.15."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return tuple(map(int, importlib.metadata.version("accelerate").split(".")[:2])) < (1, 15)
+    return False
+
+
+EACH = [None, pytest.param(5, marks=pytest.mark.skipif(forgets_the_epoch(), reason="Accelerate forgets the epoch"))]
 
 
 class Examples(Dataset):
@@ -76,7 +88,7 @@ def test_a_stateful_loader_resumes_at_any_step(plan_and_picks, workers):
             assert rest == picks[stop:], (stop, each)
 
 
-@pytest.mark.parametrize("each", [None, 5])
+@pytest.mark.parametrize("each", EACH)
 def test_accelerate_skips_the_steps_that_were_trained_on(plan_and_picks, each):
     accelerate = pytest.importorskip("accelerate")
     plan, picks = plan_and_picks
@@ -91,9 +103,10 @@ def test_accelerate_skips_the_steps_that_were_trained_on(plan_and_picks, each):
         assert rest == picks[stop:]
 
 
-@pytest.mark.parametrize("each", [None, 5])
+@pytest.mark.parametrize("each", EACH)
 def test_the_trainer_of_transformers_resumes_from_a_checkpoint(plan_and_picks, tmp_path, each):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
     plan, picks = plan_and_picks
 
     class Trainer(transformers.Trainer):

@@ -572,12 +572,18 @@ class TestCommandLine:
         one, other = plan_of(tmp_path, [[1, 2], [2, 3]], n=10, name="a"), plan_of(tmp_path, [[1, 2], [1, 6]], n=10, name="b")
         assert (one.steps, other.steps) == (2, 2)
         monkeypatch.chdir(tmp_path)
-        assert main(["plan", "a", "--other", "b", "--plot", "a.png", "--parquet", "a.parquet"]) == 0
+        assert main(["plan", "a", "--other", "b", "--plot", "a.png"]) == 0
         printed = capsys.readouterr().out
         assert "a: 2 steps of 2, recorded by an unknown method" in printed
         assert "selections: 4, of 30.0% of 10 examples; 1.3 of each on average, 2 at most" in printed
         assert "in common with b: 50.0% of the selections, 50.0% of the examples" in printed
         assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+    def test_a_plan_is_written_as_a_table(self, tmp_path, monkeypatch):
+        pytest.importorskip("pyarrow")
+        plan_of(tmp_path, [[1, 2]], n=10, name="a")
+        monkeypatch.chdir(tmp_path)
+        assert main(["plan", "a", "--parquet", "a.parquet"]) == 0
         assert (tmp_path / "a.parquet").exists()
 
     def test_other_data_are_refused(self, tmp_path, capsys, monkeypatch):
