@@ -161,7 +161,8 @@ def counted_by_the_trainer(folder):
     return model
 
 
-def counted_by_hand():
+def counted_by_hand(first=1):
+    """``first``: the first token that counts; older releases of the Trainer count one more than has a loss."""
     from accelerate.data_loader import SeedableRandomSampler
 
     model, data = language_model(), texts()
@@ -170,7 +171,7 @@ def counted_by_hand():
     for _ in range(2):
         batches = iter(selector)
         while update := list(itertools.islice(batches, 2)):
-            count = sum((batch["labels"][:, 1:] != -100).sum() for batch in update)
+            count = sum((batch["labels"][:, first:] != -100).sum() for batch in update)
             optimizer.zero_grad()
             for batch in update:
                 logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
@@ -183,7 +184,8 @@ def counted_by_hand():
 
 
 def items(folder):
-    runs = {"trainer": recorded(counted_by_the_trainer, folder), "hand": recorded(counted_by_hand)}
+    runs = {"trainer": recorded(counted_by_the_trainer, folder)}
+    runs |= {f"by hand, from {first}": recorded(counted_by_hand, first) for first in (0, 1)}
     torch.save({name: [picks, weights_of(model)] for name, (picks, model) in runs.items()}, f"{folder}/items.pt")
 
 

@@ -78,10 +78,11 @@ def test_a_run_killed_at_any_of_20_steps_resumes_with_the_same_picks_and_weights
 def test_the_trainer_divides_the_loss_of_an_update_by_the_tokens_that_were_chosen(tmp_path):
     done = run("items", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    (picks, weights), (picks_by_hand, weights_by_hand) = torch.load(tmp_path / "items.pt", weights_only=True).values()
+    (picks, weights), *by_hand = torch.load(tmp_path / "items.pt", weights_only=True).values()
     assert len(picks) == 18  # two epochs of 8 batches and a short one
-    assert picks == picks_by_hand
-    torch.testing.assert_close(weights, weights_by_hand, rtol=1e-4, atol=1e-6)
+    assert [picks_by_hand for picks_by_hand, _ in by_hand] == [picks, picks]
+    agree = [all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in zip(weights, its, strict=True)) for _, its in by_hand]
+    assert any(agree)
 
 
 # Loaders that Accelerate prepares.
