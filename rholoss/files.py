@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import pickle
 import secrets
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 StrPath = str | os.PathLike[str]
+_BLOCK = 1 << 20  # bytes
 _IS_FOLDER = 0x10  # an attribute of a zip file's member; PyTorch reads none of its bytes then, and takes what is in memory
 
 
@@ -108,18 +110,31 @@ def zip_checksums(raw: IO[bytes]) -> dict[str, int]:
     """The checksum of each member of a zip file, by name; a ValueError if one does not fit, or if it is not plain and single."""
     if raw.read(4) != b"PK\x03\x04":
         raise ValueError("it is no .npz file, nor one of torch.save in its present format")
-    size = raw.seek(0, os.SEEK_END)
     with zipfile.ZipFile(raw) as file:
-        members = file.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # could unpack to any size
-            raise ValueError("it is compressed")
-        checksums = {member.filename: member.CRC for member in members}
-        if len(checksums) < len(members) or sum(member.file_size for member in members) > size:
-            raise ValueError("a part of it is there twice")
-        if any(member.external_attr & _IS_FOLDER for member in members) or file.testzip() is not None:
+        members = plain_members(file, raw.seek(0, os.SEEK_END))
+        if any(member.external_attr & _IS_FOLDER for member in members.values()) or file.testzip() is not None:
             raise ValueError("a checksum does not fit")  # which neither NumPy nor PyTorch looks at to the end
     raw.seek(0)
-    return checksums
+    return {name: member.CRC for name, member in members.items()}
+
+
+def plain_members(file: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of a zip file of so many bytes, by name, before any is read; a ValueError if one is compressed or repeated."""
+    members = file.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # could unpack to any size
+        raise ValueError("it is compressed")
+    by_name = {member.filename: member for member in members}
+    if len(by_name) < len(members) or sum(member.file_size for member in members) > size:
+        raise ValueError("a part of it is there twice")
+    return by_name
+
+
+def rest_checksum(file: IO[bytes], most: float = math.inf) -> int:
+    """The CRC-32 of what an open file holds from its present place on, of so many bytes at most, read piece by piece."""
+    checksum = 0
+    while block := file.read(int(min(most, _BLOCK))):
+        checksum, most = zlib.crc32(block, checksum), most - len(block)
+    return checksum
 
 
 def write_torch(path: StrPath, state: Any) -> None:

@@ -319,11 +319,16 @@ def callable_name(function: Any) -> str:
     name = str(getattr(function, "__qualname__", type(function).__name__))
     if "<" not in name or not isinstance(function, types.FunctionType):
         return name
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    held = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}  # an empty one has no contents
+    held = closed_over(function)
     defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
     held |= {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
     return f"{name} {_short(repr(_code(function.__code__)).encode())}" + (f" with {_options(held)}" if held else "")
+
+
+def closed_over(function: types.FunctionType) -> dict[str, Any]:
+    """What a function closes over, by name; without what is not assigned yet."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
 
 
 def _code(code: types.CodeType) -> Any:

@@ -137,7 +137,7 @@ def _sample(loader: DataLoader[Any], dataset: Any, seed: int) -> dict[str, list[
     index = _index_digests(positions)
     if differ and all(digests == index for _, digests in fields.values()):
         what = "no field of this dataset's examples is the same when they are read twice"
-        why = "an index stands for no one example, or augmentation and masks are drawn anew for all that it returns"
+        why = "an index stands for no one example, or augmentation and masks are drawn again for all that it returns"
         cure = "let __getitem__ go by the index alone, or return a field that stays too, such as the label"
         warnings.warn(f"{what}: {why}, so that an irreducible loss is that of another; {cure}", stacklevel=3)
     return fields

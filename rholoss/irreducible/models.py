@@ -15,7 +15,7 @@ from rholoss.arguments import iterable, model_of, path_of, shown
 from rholoss.files import explained, open_regular, zip_checksums
 from rholoss.irreducible.fit import Fit
 from rholoss.isolation import device_of, module_of
-from rholoss.losses import callable_name
+from rholoss.losses import callable_name, closed_over
 from rholoss.states import digest
 
 
@@ -116,6 +116,6 @@ def _parts(value: Any, depth: int) -> Any:
     if isinstance(value, functools.partial):
         return tuple(_parts(part, depth + 1) for part in (value.func, value.args, sorted(value.keywords.items())))
     if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        cells = list(closed_over(value).values())
         return tuple(_parts(part, depth + 1) for part in (value.__qualname__, value.__code__, value.__defaults__, cells))
     return getattr(value, "__qualname__", type(value).__qualname__)

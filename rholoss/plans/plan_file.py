@@ -11,13 +11,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import StrPath, explained, open_regular, write_npz
+from rholoss.files import StrPath, explained, open_regular, plain_members, write_npz
 
 FORMAT = 1
 KIND = "rholoss.SelectionPlan"
 BLOCK = 1 << 20  # rows that share a checksum
-INDEX_TYPES = ("<u4", "<i8")
-_TYPES = {"index": INDEX_TYPES, "ends": ("<i8",), "weights": ("<f4",), "scores": ("<f4",)}
+_TYPES = {"index": ("<u4", "<i8"), "ends": ("<i8",), "weights": ("<f4",), "scores": ("<f4",)}
+
+
+def column_type(name: str, n: int) -> np.dtype[Any]:
+    """The type of a column over n examples: of the index, the narrow one if they all have their numbers in it."""
+    return np.dtype(_TYPES[name][-1 if n > 1 << 32 else 0])
 
 
 class Column:
@@ -62,12 +66,12 @@ def read_plan(path: StrPath) -> tuple[dict[str, Column], dict[str, Any]]:
     """
     cure = "copy it again, or record again"
     with explained(path, "a plan", cure), open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = plain_members(archive, raw.seek(0, os.SEEK_END))
         header = json.loads(str(np.lib.format.read_array(io.BytesIO(archive.read("header.npy")))))
         if header["kind"] != KIND:
             raise ValueError("its header was written for something else")
         newer, described = header["format"] > FORMAT, header["columns"]
-        columns = {} if newer else {name: _mapped(path, raw, members[name], name, described[name]) for name in described}
+        columns = {} if newer else {name: _mapped(path, raw, members[f"{name}.npy"], name, described[name]) for name in described}
     if newer:
         what = f"{os.fsdecode(path)} has plan format {header['format']}, this rholoss reads up to {FORMAT}"
         raise ValueError(f"{what}; upgrade rholoss")

@@ -18,10 +18,10 @@ from rholoss._version import __version__
 from rholoss.arguments import flag, path_of
 from rholoss.candidates import Candidates
 from rholoss.data.fingerprint import fingerprint
-from rholoss.files import StrPath
+from rholoss.files import StrPath, rest_checksum
 from rholoss.irreducible.models import describe
 from rholoss.plans.plan import SelectionPlan
-from rholoss.plans.plan_file import write_plan
+from rholoss.plans.plan_file import column_type, write_plan
 from rholoss.selection import Selection
 from rholoss.states import flat, taken
 
@@ -109,7 +109,7 @@ class PlanRecorder:
         self._write()
         if not self._steps:
             raise ValueError("nothing was selected yet: attach the recorder to a selector and iterate it before finish()")
-        columns = {name: np.memmap(self._file(name), _type(name, self._meta), "r") for name in self._columns}
+        columns = {name: np.memmap(self._file(name), self._type(name), "r") for name in self._columns}
         write_plan(self.path, columns, self._meta)
         self.plan = SelectionPlan.load(self.path)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -139,15 +139,15 @@ class PlanRecorder:
             )
         checksums, following = taken(state, "checksums", self._checksums), taken(state, "next", None, int)
         lengths = {name: taken(state, "steps" if name == "ends" else "rows", int, least=0) for name in self._columns}
-        for name in self._columns:
-            size = lengths[name] * _type(name, state["meta"]).itemsize
+        sizes = {name: length * self._type(name).itemsize for name, length in lengths.items()}
+        for name, size in sizes.items():
             with open(self._file(name), "rb") as file:
-                content = file.read(size)
-            if len(content) < size or zlib.crc32(content) != checksums[name]:
+                is_whole = os.fstat(file.fileno()).st_size >= size and rest_checksum(file, size) == checksums[name]
+            if not is_whole:
                 raise ValueError(f"{self.folder} does not hold what this state recorded; delete it, and record again")
         self._waiting, self._is_open = [], True
-        for name in self._columns:
-            os.truncate(self._file(name), lengths[name] * _type(name, state["meta"]).itemsize)
+        for name, size in sizes.items():
+            os.truncate(self._file(name), size)
         self._steps, self._rows, self._next = lengths["ends"], lengths["index"], following
         self._checksums, self._meta = dict(checksums), dict(state["meta"])
 
@@ -181,13 +181,16 @@ class PlanRecorder:
         arrays = {name: column.cpu().numpy() for name, column in columns.items()}
         arrays["ends"] = self._rows + np.cumsum(sizes)
         for name, array in arrays.items():
-            content = np.ascontiguousarray(array, dtype=_type(name, self._meta)).tobytes()
+            content = np.ascontiguousarray(array, dtype=self._type(name)).tobytes()
             with open(self._file(name), "ab") as file:
                 file.write(content)
                 os.fsync(file.fileno())
             self._checksums[name] = zlib.crc32(content, self._checksums[name])
         self._steps += len(sizes)
         self._rows += sum(sizes)
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        return column_type(name, self._meta["data"]["length"])
 
     def _file(self, name: str) -> str:
         return os.path.join(self.folder, f"{name}.bin")
@@ -199,11 +202,6 @@ def described(selector: Any) -> dict[str, Any]:
     model = {} if selector.model is None else {"model": describe(selector.model)}
     versions = {"rholoss": __version__, "torch": str(torch.__version__)}
     return {"method": settings["selector"], "settings": settings, "versions": versions, **model}
-
-
-def _type(name: str, meta: Mapping[str, Any]) -> np.dtype[Any]:
-    narrow = meta["data"]["length"] <= 1 << 32
-    return np.dtype({"index": "<u4" if narrow else "<i8", "ends": "<i8"}.get(name, "<f4"))
 
 
 def _weights(selection: Selection) -> Tensor:

@@ -11,7 +11,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import StrPath, explained, locked, open_npz, open_regular, read_json, remove_on_failure, write_json, write_npz
+from rholoss.files import (
+    StrPath,
+    explained,
+    locked,
+    open_npz,
+    open_regular,
+    read_json,
+    remove_on_failure,
+    rest_checksum,
+    write_json,
+    write_npz,
+)
 
 FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
@@ -160,9 +171,7 @@ def _map(path: str, name: str, rows: int) -> np.ndarray:
             raise ValueError(f"field {name!r} has dtype {dtype} and shape {shape}, in a store of {rows} rows")
         array = np.memmap(file, dtype, "c", file.tell(), shape)
         file.seek(array.offset)
-        checksum = 0
-        while block := file.read(_BLOCK):
-            checksum = zlib.crc32(block, checksum)
+        checksum = rest_checksum(file)
     if os.path.basename(path) != f"{name}-{checksum:08x}.npy":
         raise ValueError(f"the checksum of {os.path.basename(path)} does not fit")
     return array
