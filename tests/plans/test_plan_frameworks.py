@@ -147,7 +147,7 @@ def test_lightning_resumes_from_a_checkpoint(plan_and_picks, tmp_path, each):
 
     def run(checkpoint=None, callbacks=()):
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-        trainer = lightning.Trainer(max_steps=STEPS, max_epochs=4, callbacks=list(callbacks), **quiet)
+        trainer = lightning.Trainer(max_steps=STEPS, max_epochs=4, callbacks=list(callbacks), default_root_dir=tmp_path, **quiet)
         module = Module()
         trainer.fit(module, plan.loader(DataLoader(Examples(), batch_size=4), steps_per_epoch=each), ckpt_path=checkpoint)
         return module.model.seen
