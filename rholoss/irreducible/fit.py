@@ -32,14 +32,19 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
+LEAST, MOST = 25, 500  # optimizer steps from one validation to the next, whatever the size of the holdout
+
+
 @dataclass(frozen=True)
 class FitEpoch:
-    """One epoch of a fit."""
+    """One round of a fit: a pass over the holdout, or so many steps, and a validation."""
 
     epoch: int  # from 1
-    train_loss: float  # mean loss of the holdout during the epoch, in nats for a likelihood
+    train_loss: float  # mean loss of the holdout during the round, in nats for a likelihood
     validation_loss: float  # mean loss of the validation examples after it, in eval mode
     seconds: float  # duration, including validation
+    steps: int = 0  # optimizer steps until then
+    accuracy: float | None = None  # share of the validation examples whose label is the most likely class; None if no classifier
 
 
 class FitRun:
@@ -56,6 +61,8 @@ class FitRun:
         task: Task,
         seed: int,
         checkpoint: str | None,
+        steps: int | None = None,
+        by_epoch: bool = True,
     ) -> None:
         such = "such as torch.optim.SGD or lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
         optional(function, optimizer, "optimizer", f"(parameters) -> optimizer, {such}")
@@ -69,48 +76,75 @@ class FitRun:
         self.holdout.scorer.refuse_causal(model)
         self.done: list[FitEpoch] = []
         self.best_weights: dict[str, Any] = {}  # the state dict of the epoch with the lowest validation loss
-        self.sizes = (0, 0)  # examples that an epoch trains on, and validates on
+        self.sizes = (0, 0)  # examples that a round trains on, and validates on
+        self.steps, self.limit = 0, steps  # optimizer steps so far, and at most
+        self.round = None if by_epoch else _round_of(self.holdout, steps)  # steps from one validation to the next; None: a pass
         self.checkpoint = checkpoint
         self._settings = self._what_it_is() if checkpoint is not None else {}
 
-    def stopped(self, epochs: int, patience: int | None) -> str:
+    def stopped(self, epochs: int | None, patience: int | None) -> str:
         """Why the fit has ended, or an empty string."""
         if self.done and patience is not None and len(self.done) - _best(self.done).epoch >= patience:
             return "patience"
-        return "epochs" if len(self.done) >= epochs else ""
+        if self.limit is not None and self.steps >= self.limit:
+            return "steps"
+        return "epochs" if epochs is not None and len(self.done) >= epochs else ""
 
-    def finish(self, epochs: int, patience: int | None, report: Callable[[int, int | None], None]) -> str:
-        """Run the remaining epochs, load the best weights, and return why the fit ended."""
-        if len(self.done) > epochs:
+    def finish(self, epochs: int | None, patience: int | None, report: Callable[[int, int | None], None]) -> str:
+        """Run the remaining rounds, load the best weights, and return why the fit ended."""
+        if epochs is not None and len(self.done) > epochs:
             what = f"{self.checkpoint} holds {len(self.done)} epochs, more than epochs={epochs}"
             raise ValueError(f"{what}; pass at least as many, or another file")
         with _train_mode(self.model):
             while not (stopped := self.stopped(epochs, patience)):
                 self.epoch()
                 self.save()
-                report(len(self.done), epochs)
+                report(*((len(self.done), epochs) if self.limit is None else (self.steps, self.limit)))
         self.model.load_state_dict(self.best_weights)
         return stopped
 
     def epoch(self) -> None:
-        """Train for one epoch, and validate."""
+        """Train for one round, and validate."""
         number, began = len(self.done) + 1, time.perf_counter()
         device = device_of(self.model)
         with seeded(self.seed, number, device=device), torch.enable_grad():
             train_loss = self._train(device)
-        _, losses = self.validation.run(self.model)
-        self.sizes = (self.sizes[0], len(losses))
-        validation_loss = float(losses.double().mean())
+        _, found = self.validation.run(self.model, self._validate)
+        losses, correct = found.double().mean(0).tolist()
+        self.sizes = (self.sizes[0], len(found))
+        validation_loss, accuracy = losses, None if math.isnan(correct) else correct
         if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
             what = f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss})"
             raise ValueError(f"{what}; pass an optimizer with a lower learning rate, or check the data")
         if not self.done or validation_loss < _best(self.done).validation_loss:
             self.best_weights = copy.deepcopy(self.model.state_dict())
-        self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began))
+        self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began, self.steps, accuracy))
+
+    def _validate(self, outputs: Any, targets: Any, n: int) -> Tensor:
+        """For each of n examples the loss, and whether its label is the most likely class: (n, 2), NaN if no classifier."""
+        losses = self.validation.scorer.losses(outputs, targets, n)
+        is_one = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+        if not is_one or not isinstance(targets, Tensor) or targets.shape != (n,) or targets.is_floating_point():
+            return torch.stack([losses, torch.full_like(losses, math.nan)], 1)
+        return torch.stack([losses, (outputs.argmax(1) == targets.to(outputs.device)).to(losses)], 1)
+
+    def _round(self) -> Iterator[Any]:
+        """The batches of a round: of one pass, or so many steps, of several passes if one has fewer."""
+        most = math.inf if self.limit is None else self.limit - self.steps
+        left = most if self.round is None else min(self.round, most)
+        while left > 0:
+            before = left
+            for batch in _batches(self.holdout.view):
+                yield batch
+                left -= 1
+                if left <= 0:
+                    return
+            if self.round is None or left == before:
+                return
 
     def _train(self, device: torch.device | None) -> float:
         task, total, count = self.holdout.scorer.task, torch.zeros((), device=device), 0
-        for batch in _batches(self.holdout.view):
+        for batch in self._round():
             outputs, targets = task.forward(self.model, move(batch, device) if device is not None else batch)
             self.validation.scorer.check.meet(task.loss, outputs, targets)
             losses = task.loss(outputs, targets)
@@ -123,6 +157,7 @@ class FitRun:
                 self.scheduler.step()
             total += losses.detach().sum()
             count += n
+            self.steps += 1
         if not count:
             raise ValueError("the holdout gave no batch to train on: it is empty, or smaller than a batch with drop_last=True")
         self.sizes = (count, 0)
@@ -135,6 +170,7 @@ class FitRun:
         state = {
             "settings": self._settings,
             "sizes": list(self.sizes),
+            "steps": self.steps,
             "done": [asdict(epoch) for epoch in self.done],
             "model": self.model.state_dict(),
             "best": self.best_weights,
@@ -162,7 +198,7 @@ class FitRun:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.done = [FitEpoch(**epoch) for epoch in state["done"]]
-        self.best_weights, self.sizes = state["best"], tuple(state["sizes"])
+        self.best_weights, self.sizes, self.steps = state["best"], tuple(state["sizes"]), state["steps"]
 
     def _what_it_is(self) -> dict[str, Any]:
         parts = [(scorer, origin(scorer.view.dataset)[1]) for scorer in (self.holdout, self.validation)]
@@ -171,10 +207,19 @@ class FitRun:
             "parts": [[scorer.total, None if part is None else digest(part.numpy().tobytes())] for scorer, part in parts],
             "batch_size": self.holdout.batch_size,
             "seed": self.seed,
+            "round": self.round,
             "optimizer": [type(self.optimizer).__name__, repr(sorted(self.optimizer.defaults.items()))],
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "layers": [[name, list(value.shape)] for name, value in self.model.state_dict().items() if isinstance(value, Tensor)],
         }
+
+
+def _round_of(holdout: DatasetScorer, steps: int | None) -> int | None:
+    """Steps from one validation to the next: about a pass, but not too few or too many, and at least 15 times until ``steps``."""
+    if holdout.total is None or holdout.batch_size is None or not _is_reshuffled(holdout.view):
+        return None  # a pass: its length is unknown, or a part of it would be the same part every time
+    size = max(LEAST, min(MOST, math.ceil(holdout.total / holdout.batch_size)))
+    return size if steps is None else max(1, min(size, math.ceil(steps / 15)))
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -221,9 +266,7 @@ def _batches(view: LoaderView) -> Iterable[Any]:
     loader = view.loader
     if view.reports_index:
         return (indexed.batch for indexed in view.given)
-    sampler = None if view.batching is None else view.batching.sampler
-    plain = type(sampler) in (SequentialSampler, RandomSampler) and not getattr(sampler, "replacement", False)
-    if not view.is_map_style or not plain:
+    if not _is_reshuffled(view):
         return loader
     if not len(view.dataset):
         return []
@@ -232,6 +275,13 @@ def _batches(view: LoaderView) -> Iterable[Any]:
     if loader.collate_fn is not default_collate:
         return copy_loader(loader, batch_sampler=order, generator=None)
     return (indexed.batch for indexed in attach_index(loader, batch_sampler=order, generator=None))  # reads tensor rows at once
+
+
+def _is_reshuffled(view: LoaderView) -> bool:
+    """Whether a pass draws each example once, in an order of its own."""
+    sampler = None if view.batching is None else view.batching.sampler
+    plain = type(sampler) in (SequentialSampler, RandomSampler) and not getattr(sampler, "replacement", False)
+    return view.is_map_style and not view.reports_index and plain
 
 
 def _is_loader(data: Any) -> bool:
@@ -248,10 +298,10 @@ class Fit:
 
     Attributes:
         model: the model, with the weights of the lowest validation loss.
-        epochs: the epochs.
-        stopped: why the fit ended: ``"patience"`` or ``"epochs"``.
+        epochs: the rounds, each with a validation.
+        stopped: why the fit ended: ``"patience"``, ``"epochs"`` or ``"steps"``.
         seen: the holdout and the validation examples, which this model must not score.
-        sizes: number of examples that an epoch trained on, and validated on.
+        sizes: number of examples that the last round trained on, and validated on.
     """
 
     model: nn.Module
@@ -262,7 +312,7 @@ class Fit:
 
     @property
     def best(self) -> FitEpoch:
-        """The epoch whose weights the model has."""
+        """The round whose weights the model has."""
         return _best(self.epochs)
 
     def seen_among(self, dataset: Any, positions: Tensor | None) -> tuple[int, int]:
@@ -285,13 +335,14 @@ class Fit:
     def __str__(self) -> str:
         best, last = self.best, self.epochs[-1]
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        why = f"no lower for {last.epoch - best.epoch} epochs" if self.stopped == "patience" else "all epochs done"
-        seconds = sum(epoch.seconds for epoch in self.epochs)
+        why = f"stopped early, no lower for {last.steps - best.steps:,} steps" if self.stopped == "patience" else "to the end"
+        accuracy = "" if best.accuracy is None else f" and an accuracy of {best.accuracy:.1%}"
         return (
-            f"{type(self.model).__name__} ({count:,} parameters): {last.epoch} epochs over {self.sizes[0]:,} examples in "
-            f"{seconds:.1f} s, {why}; has the weights of epoch {best.epoch}, with the lowest validation loss, "
-            f"{best.validation_loss:.4f} (after epoch 1: {self.epochs[0].validation_loss:.4f}, at the end: "
-            f"{last.validation_loss:.4f}; {self.sizes[1]:,} validation examples)"
+            f"{type(self.model).__name__} ({count:,} parameters): {last.steps:,} steps in "
+            f"{sum(epoch.seconds for epoch in self.epochs):.1f} s, {why}; has the weights of step {best.steps:,}, with the "
+            f"lowest validation loss, {best.validation_loss:.4f}{accuracy} (after {self.epochs[0].steps:,} steps: "
+            f"{self.epochs[0].validation_loss:.4f}, at the end: {last.validation_loss:.4f}; "
+            f"{self.sizes[1]:,} validation examples)"
         )
 
 
@@ -300,7 +351,8 @@ def fit_irreducible_model(
     holdout: Any,
     validation: Any,
     *,
-    epochs: int = 100,
+    epochs: int | None = None,
+    steps: int | None = None,
     patience: int | None = 5,
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
@@ -324,8 +376,10 @@ def fit_irreducible_model(
         holdout: the examples to train on, or a ``DataLoader`` over them. Shuffled every epoch, except by a custom sampler.
         validation: the examples to choose the weights by, or a loader over them. Use neither test data, nor the holdout, nor
             examples to be scored.
-        epochs: maximum number of passes over the holdout.
-        patience: stop after this many epochs without a lower validation loss; None never stops early.
+        epochs: at most so many passes over the holdout, each followed by a validation. By default the fit goes by steps instead:
+            it validates after about a pass, but at least 25 and at most 500 optimizer steps, at most 100 times.
+        steps: at most so many optimizer steps, with at least 15 validations; not together with ``epochs``.
+        patience: stop after this many validations without a lower validation loss; None never stops early.
         optimizer: ``(parameters) -> optimizer``; None for AdamW with a learning rate of 1e-3 and a weight decay of 0.01.
         scheduler: ``(optimizer) -> scheduler`` of the learning rate, which takes a step after every batch, such as
             ``lambda optimizer: OneCycleLR(optimizer, 3e-3, total_steps=...)``; None for a constant rate.
@@ -334,11 +388,11 @@ def fit_irreducible_model(
         forward: ``(model, batch) -> (outputs, targets)``, the same as the selector's.
         loss: ``(outputs, targets) -> (n,)``, the same as the selector's.
         seed: seed of the order, of dropout and of augmentation.
-        checkpoint: a file that is written after every epoch. If it exists, the fit resumes from it, with the same result as
+        checkpoint: a file that is written after every validation. If it exists, the fit resumes from it, with the same result as
             without interruption.
         on_duplicates: what to do about validation examples whose content is in the holdout too, such as natural duplicates:
             ``"warn"``, ``"error"`` or ``"ignore"``. None ignores up to 1 % of them, and warns of up to 10 %; more are an error.
-        progress: see ``rholoss.options.ScoringOptions``; counts epochs.
+        progress: see ``rholoss.options.ScoringOptions``; counts epochs, rounds or steps.
         **unknown: refused, with the option that is meant.
 
     Returns:
@@ -362,7 +416,12 @@ def fit_irreducible_model(
         Mindermann et al., ICML 2022, appendix B, for the optimizer and the choice by validation loss.
     """
     refuse_unknown(unknown, options_of(fit_irreducible_model), "fit_irreducible_model")
-    epochs, patience = whole(epochs, "epochs"), optional(whole, patience, "patience", "a whole number, at least 1, or None")
+    if epochs is not None and steps is not None:
+        raise ValueError(f"pass epochs= or steps=, not both, got epochs={epochs!r} and steps={steps!r}")
+    by_epoch = epochs is not None
+    steps = optional(whole, steps, "steps", "a number of optimizer steps, at least 1, or None")
+    epochs = optional(whole, epochs, "epochs", "a number of passes, at least 1, or None") or (100 if steps is None else None)
+    patience = optional(whole, patience, "patience", "a whole number, at least 1, or None")
     size = optional(whole, batch_size, "batch_size", "a number of examples, at least 1, or None for 32")
     path = optional(path_of, checkpoint, "checkpoint")
     if batch_size is not None and _is_loader(holdout):
@@ -376,9 +435,10 @@ def fit_irreducible_model(
             map_style(data, name, 1)
     _refuse_overlap(holdout, validation, on_duplicates)
     task = Task.of(task, forward, loss)
-    run = FitRun(model, holdout, validation, optimizer, scheduler, size or 32, task, seed_of(seed), path)
+    run = FitRun(model, holdout, validation, optimizer, scheduler, size or 32, task, seed_of(seed), path, steps, by_epoch)
     run.resume()
-    stopped = run.finish(epochs, patience, reporter(progress, "epoch", "fitting the irreducible-loss model"))
+    unit = "epoch" if by_epoch else "round" if steps is None else "step"
+    stopped = run.finish(epochs, patience, reporter(progress, unit, "fitting the irreducible-loss model"))
     return Fit(model, run.done, stopped, [dataset_of(holdout), dataset_of(validation)], run.sizes)
 
 

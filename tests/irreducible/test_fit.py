@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import FEATURES, make_data, make_net
+from conftest import CLASSES, FEATURES, make_data, make_net
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
@@ -37,6 +37,10 @@ def validation_loss(model, part):
 
 def overfitting(parameters):
     return torch.optim.AdamW(parameters, lr=0.05)
+
+
+def slow(parameters):
+    return torch.optim.SGD(parameters, lr=1e-3)
 
 
 def falling(optimizer):
@@ -135,9 +139,53 @@ class TestStopping:
     def test_says_what_it_did(self, parts):
         text = str(fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=3, optimizer=overfitting))
         assert "Sequential (" in text
-        assert "3 epochs over 96 examples in " in text
+        assert "9 steps in " in text
+        assert " and an accuracy of " in text
         assert "lowest validation loss, " in text
         assert "48 validation examples" in text
+
+    def test_goes_by_steps(self, parts):
+        fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, steps=31, patience=None, optimizer=slow)
+        assert [epoch.steps for epoch in fit.epochs] == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31]
+        assert (fit.stopped, fit.epochs[0].accuracy is not None) == ("steps", True)
+
+    @pytest.mark.parametrize(("n", "size", "first"), [(96, 32, 25), (96, 1, 96), (1200, 2, 500)])
+    def test_by_default_validates_as_often_for_few_examples_as_for_many(self, n, size, first):
+        model, data = nn.Linear(FEATURES, CLASSES), (learnable(n), learnable(48, seed=1))
+        fit = fit_irreducible_model(model, *data, patience=1, batch_size=size, optimizer=slow, on_duplicates="ignore")
+        assert fit.epochs[0].steps == first
+
+    def test_with_a_sampler_of_its_own_a_round_is_a_pass(self, parts):
+        class InOrder(torch.utils.data.Sampler):
+            def __iter__(self):
+                return iter(range(96))
+
+            def __len__(self):
+                return 96
+
+        loader = DataLoader(parts.holdout, batch_size=4, sampler=InOrder())
+        fit = fit_irreducible_model(make_net(0), loader, parts.validation, steps=30, optimizer=slow)
+        assert [epoch.steps for epoch in fit.epochs] == [24, 30]
+
+    def test_steps_or_epochs(self, parts):
+        with pytest.raises(ValueError, match="pass epochs= or steps=, not both, got epochs=2 and steps=9"):
+            fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=2, steps=9)
+
+    def test_resumes_by_steps(self, parts, tmp_path):
+        def fit(**options):
+            options = {"steps": 30, "patience": None, **options}
+            return fit_irreducible_model(make_net(0), parts.holdout, parts.validation, **options)
+
+        def stop(done, total):
+            if done >= 14:
+                raise KeyboardInterrupt
+
+        file = tmp_path / "fit.pt"
+        with pytest.raises(KeyboardInterrupt):
+            fit(checkpoint=file, progress=stop)
+        resumed, whole = fit(checkpoint=file), fit()
+        assert resumed.epochs[-1].steps == 30
+        assert [epoch.validation_loss for epoch in resumed.epochs] == [epoch.validation_loss for epoch in whole.epochs]
 
     def test_reports_epochs(self, parts):
         seen = []
