@@ -8,6 +8,7 @@ Start with ``IrreducibleLossStore`` (for each example, its loss under a model th
     store           the irreducible losses by index, and their files
     irreducible     how a store is filled: fit, score, cross-fit
     report          can this store be trusted?
+    rehearsal       does selection help here? small networks find out, and ``auto`` acts on it
     selectors       one method a file; by name, ``build_selector``; your own: subclass ``Selector``, ``testing.check_selector``
     plans           record a selection once, replay it in every later run
     wrappers        selectors that take a selector: schedules, gates, all ranks together
@@ -24,8 +25,8 @@ from rholoss.data import DrawRule, IndexedBatch, IndexedBatches, IndexedSubset, 
 from rholoss.irreducible import Checkpoints, Fit, cross_fit, fit_irreducible_model
 from rholoss.losses import binary_cross_entropy, soft_cross_entropy
 from rholoss.plans import PlanRecorder, SelectionPlan, record_plan
-from rholoss.presets import fast_rho_loss
 from rholoss.registry import build_selector, register, selector_names
+from rholoss.rehearsal import Rehearsal, auto
 from rholoss.report import Report
 from rholoss.scoring import Task
 from rholoss.selection import Selection
@@ -36,7 +37,7 @@ from rholoss.store import IrreducibleLossStore
 # fmt: off
 __all__ = [
     "Candidates", "Checkpoints", "DrawRule", "Fit", "IndexedBatch", "IndexedBatches", "IndexedSubset", "IrreducibleLossStore",
-    "PlanRecorder", "Report", "RhoLossSelector", "Selection", "SelectionPlan", "Selector", "Task", "binary_cross_entropy",
-    "build_selector", "cross_fit", "fast_rho_loss", "fit_irreducible_model", "hash_ids", "record_plan", "register",
-    "selector_names", "soft_cross_entropy", "split",
+    "PlanRecorder", "Rehearsal", "Report", "RhoLossSelector", "Selection", "SelectionPlan", "Selector", "Task", "auto",
+    "binary_cross_entropy", "build_selector", "cross_fit", "fit_irreducible_model", "hash_ids",
+    "record_plan", "register", "selector_names", "soft_cross_entropy", "split",
 ]

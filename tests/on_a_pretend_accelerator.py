@@ -22,9 +22,9 @@ from rholoss import (
     IrreducibleLossStore,
     RhoLossSelector,
     Selector,
+    auto,
     build_selector,
     cross_fit,
-    fast_rho_loss,
     fit_irreducible_model,
     functional,
     split,
@@ -491,26 +491,12 @@ class TestFits:
 
         assert torch.allclose(store("cpu").losses, store("pretend").losses, atol=1e-5)
 
-    @pytest.mark.parametrize(("proxy", "pays"), [(None, False), ("model", True)])
-    def test_the_preset_chooses_as_on_the_cpu(self, proxy, pays, monkeypatch):
-        monkeypatch.setattr("rholoss.presets.small_network", lambda shape, classes: nn.Linear(shape[0], classes))  # no dropout
-        training, holdout, validation = split(make_learnable_data(560), holdout=60, validation=50, seed=0)
-        chosen, waited, model = [], [], nn.Linear(6, 4)
-        for where in ("cpu", "pretend"):
-            loader, cost = DataLoader(training, batch_size=2), 1.0 if pays else 100.0
-            made = {"proxy": proxy, "keep": 0.5, "device": "model", "cost": cost}
-            selector = fast_rho_loss(loader, on(where, model), holdout, validation, **made)
-            batches = iter(selector)
-            chosen.append([])
-            while True:
-                with host_waits() as waits:
-                    if next(batches, None) is None:
-                        break
-                waited.append(bool(waits))
-                chosen[-1].append(selector.last.index.tolist())
-        assert chosen[1] == chosen[0]
-        assert (selector.decides is selector.method) == pays
-        assert sum(waited) == selector.batches, "the host waits in a measurement only"
+    def test_a_rehearsal_finds_what_it_finds_on_the_cpu(self):
+        training, made = make_learnable_data(560), {"proxy": lambda: nn.Linear(6, 4), "progress": False, "steps": 100}
+        loader = DataLoader(training, batch_size=8)
+        one, other = (auto(loader, on(where, nn.Linear(6, 4)), **made).rehearsal for where in ("cpu", "pretend"))
+        assert (one.helps, one.examples) == (other.helps, other.examples)
+        assert one.wrong == pytest.approx(other.wrong, abs=0.02)
 
 
 class TestDataThere:

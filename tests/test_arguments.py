@@ -48,7 +48,7 @@ class Empty(Dataset):
 
 NOUNS = {"Candidates", "Fit", "Report", "Selection", "SelectionPlan", "IndexedBatch"}  # users get these, and make none
 ELSEWHERE = {  # need ranks, or minutes; or are for other modules, or formulas
-    *("GlobalSelector", "compiled", "fast_rho_loss", "record_plan", "binary_cross_entropy", "soft_cross_entropy"),
+    *("GlobalSelector", "compiled", "auto", "record_plan", "binary_cross_entropy", "soft_cross_entropy"),
     *(
         "MethodWrapper",
         "checked",
@@ -340,7 +340,6 @@ VALID = {
     "name": of(str),
     "holdout": either(is_none, whole(1, N), real(0, 1, (False, False))),
     "split.validation": either(whole(0, N), real(-1, 1, (False, False))),
-    "fast_rho_loss.validation": is_none,
     "labels": is_none,
     "report_on.labels": either(is_none, of(Empty)),
     "RhoTokenLoss.keep": real(0, 1),
@@ -634,7 +633,7 @@ class TestWrongWords:
                 "fit_irreducible_model .* task=",
             ),
             (lambda: rholoss.cross_fit(DATA, lambda part: MODEL, taks=None), "cross_fit .* task="),
-            (lambda: rholoss.fast_rho_loss(LOADER, MODEL, chunksize=3), "fast_rho_loss .* chunk_size="),
+            (lambda: rholoss.auto(LOADER, MODEL, chunksize=3), "auto .* chunk_size="),
             (lambda: rholoss.RhoLossSelector(LOADER, MODEL, fresh_store(), bounde=True), "RhoLossSelector .* bounded="),
             (lambda: fresh_store().report(tops=3), "the report .* top="),
             (lambda: build_selector("bald", LOADER, MODEL, pases=3), "BaldSelector .* passes="),

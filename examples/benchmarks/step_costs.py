@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from rholoss import IrreducibleLossStore, PlanRecorder, RhoLossSelector, SelectionPlan, Selector, forwards, functional
 from rholoss.batches import Rows, cut
-from rholoss.presets import small_network
+from rholoss.rehearsal.networks import SmallNetwork
 from rholoss.selectors import GatedUniformSelector, PrefilteredRhoLossSelector, ProxyRhoLossSelector, UniformSelector
 from rholoss.wrappers import PayoffGatedSelector
 
@@ -61,7 +61,7 @@ class Bench:
         self.device = torch.device(device)
         torch.manual_seed(0)
         self.initial = network().to(self.device)
-        self.small = small_network(SHAPE, CLASSES).to(self.device, memory_format=torch.channels_last)  # as the preset has it
+        self.small = SmallNetwork({"0": torch.zeros(2, *SHAPE)}, CLASSES).to(self.device)
         self.validation = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 640, 64)]
 
     def now(self) -> float:

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from experiments.references import Reference
 from experiments.setups import Setup, located
 from experiments.tasks import Task, make_model, plain
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, fast_rho_loss, record_plan
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, record_plan
 from rholoss.batches import move
-from rholoss.isolation import device_of
+from rholoss.isolation import derived_seed, device_of, fork_rng
 from rholoss.schedules import Geometric, Linear
 from rholoss.scoring import default_forward, default_loss
-from rholoss.selectors import GatedUniformSelector
+from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector
 from rholoss.wrappers import PayoffGatedSelector
 
 SCHEDULES = {"geometric": Geometric, "linear": Linear}
@@ -110,14 +110,21 @@ def _payoff_gated(
     chunk_size: int | None = None,
     cost: float | None = None,
 ) -> Selector:
-    """The fast preset with its measurements if there is a proxy, else payoff-gated RHO-LOSS."""
+    """Payoff-gated RHO-LOSS; a small network that is co-trained scores, if there is a proxy."""
     shared = shared | {"chunk_size": chunk_size}
-    if setup.proxy is not None:
-        proxy = partial(make_model, setup.proxy, task, **located(setup.proxy_options, root))
-        return fast_rho_loss(loader, model, None, plain(task.validation), proxy=proxy, store=store, cost=cost, **shared)
     assert store is not None
     limit = math.log(task.classes)
-    method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **shared)
+    method: Selector
+    if setup.proxy is None:
+        method = RhoLossSelector(loader, model, store, max_irreducible_loss=limit, **shared)
+    else:
+        device = device_of(model) or torch.device("cpu")
+        with fork_rng(device, derived_seed("fast", shared["seed"], "proxy")):
+            network = make_model(setup.proxy, task, **located(setup.proxy_options, root)).to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+        method = ProxyRhoLossSelector(
+            loader, model, store, network, proxy_optimizer=optimizer, max_irreducible_loss=limit, **shared
+        )
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **shared)
     return PayoffGatedSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.packages import imported
-from rholoss.presets import small_network
 
 if TYPE_CHECKING:
     from experiments.tasks import Task
@@ -52,6 +51,14 @@ def vgg(shape: tuple[int, ...], classes: int, widths: tuple[int, int] = (48, 64)
         layers.append(nn.MaxPool2d(2))
     inputs = widths[-1] * (shape[1] // 4) * (shape[2] // 4)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, classes))
+
+
+def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A cheap classifier for inputs of a shape: (c, h, w), images of at least 12 x 12, or (d,), vectors."""
+    if len(shape) == 1:
+        return nn.Sequential(nn.Linear(shape[0], 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, classes))
+    convolutions = (nn.Conv2d(shape[0], 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(5), nn.Flatten(), nn.Dropout(0.3), nn.Linear(800, classes))
 
 
 class Residual(nn.Module):

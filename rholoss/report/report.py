@@ -195,7 +195,9 @@ def _calibration(bins: tuple[tuple[int, float, float], ...]) -> dict[str, float]
 
 
 def _bins(counts: CalibrationCounts) -> tuple[tuple[int, float, float], ...]:
-    return tuple((n, confidence / n / 1e6, correct / n) for n, correct, confidence in counts.bins.tolist() if n)
+    return tuple(
+        (n, confidence / n / 1e6, correct / n) for n, correct, confidence in counts.bins.reshape(10, -1, 3).sum(1).tolist() if n
+    )
 
 
 def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import numpy as np
 from rholoss.arguments import mapping, optional
 from rholoss.data.fingerprint import difference
 
-BINS = 10
+BINS = 100
 
 
 class CalibrationCounts:
@@ -21,7 +21,7 @@ class CalibrationCounts:
 
     Attributes:
         classes: C, or 0 if the outputs are not class logits.
-        bins: for each tenth of confidence: predictions, correct ones, and sum of confidence in millionths, shape (10, 3), int64.
+        bins: for each hundredth of confidence: predictions, correct ones, and sum of confidence in millionths, (100, 3), int64.
         halves: for the mean losses under two halves of the models: n, two sums, two sums of squares, sum of products, float64.
         formula: what the default loss computed, ``"cross_entropy"`` or ``"squared_error"``; empty if unknown.
     """
@@ -46,6 +46,12 @@ class CalibrationCounts:
         where = np.minimum((confidence * BINS).astype(int), BINS - 1)
         columns = np.stack([np.ones_like(confidence), correct, np.round(confidence * 1e6)], 1).astype(np.int64)
         np.add.at(self.bins, where, columns)
+
+    def most_confident(self, share: float = 0.02, least: int = 200) -> tuple[int, int]:
+        """The number of the most confident predictions, about a share of all and at least so many, and of the correct ones."""
+        count, correct = np.cumsum(self.bins[::-1, 0]), np.cumsum(self.bins[::-1, 1])
+        last = int(np.searchsorted(count, max(share * count[-1], min(least, count[-1]))))
+        return int(count[last]), int(correct[last])
 
     def compare(self, one: np.ndarray, other: np.ndarray) -> None:
         """Count the mean losses of the same examples under the two halves of the models."""

@@ -8,7 +8,7 @@ from conftest import CLASSES, FEATURES, make_learnable_data, make_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, fast_rho_loss
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector
 from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector, UniformSelector
 from rholoss.testing import check_selector
 from rholoss.wrappers import PayoffGatedSelector
@@ -303,7 +303,8 @@ class TestPayoffGate:
     def test_building_it_draws_nothing_from_the_global_generator(self, data, validation):
         loader = DataLoader(data, batch_size=8)
         state = torch.get_rng_state()
-        fast_rho_loss(loader, make_net(0), None, DataLoader(validation, batch_size=8, shuffle=True), keep=0.25)
+        model, method = make_net(0), RhoLossSelector(loader, None, IrreducibleLossStore(torch.zeros(N)), keep=0.25)
+        PayoffGatedSelector(loader, model, method, DataLoader(validation, batch_size=8, shuffle=True), keep=0.25)
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_keeps_the_contract(self, validation):

@@ -1,0 +1,1 @@
+"""The battery: the front door against the best of tuned plain training, on many kinds of data."""

@@ -1,0 +1,410 @@
+"""The front door: looks at the data with small networks first, and trains on what is worth it, or on everything."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
+from typing_extensions import Unpack
+
+from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, whole
+from rholoss.batches import move
+from rholoss.data import LoaderView
+from rholoss.data.fingerprint import example_digests, fingerprint, spread
+from rholoss.data.subset import IndexedSubset, dataset_of, in_common, labels_of, split
+from rholoss.files import StrPath
+from rholoss.irreducible import Fit, cross_fit, fit_irreducible_model
+from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
+from rholoss.options import SelectorOptions
+from rholoss.progress import Progress
+from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
+from rholoss.rehearsal.rehearsal import WORTH, Rehearsal, Round, WrongShare, wrong_share
+from rholoss.scoring import Task
+from rholoss.selectors.filtered_uniform import FilteredUniformSelector
+from rholoss.states import digest
+from rholoss.store import CalibrationCounts, IrreducibleLossStore
+
+_BATCH, _LR = 128, 3e-3  # of the fits
+_STEPS = (60, 400)  # of a fit: of a short run, and of a longer one; of large data, a pass
+_REPEATS = 5  # of the trusted examples in each fold, at most
+_SCREENED = 4_000  # examples of the first look
+_LOOK = 2_000  # examples whose labels are compared with the trusted ones'
+FEWEST, FEWEST_TRUSTED = 500, 40  # examples that a rehearsal needs, and trusted ones for these to count
+
+
+class RehearsedSelector(FilteredUniformSelector):
+    """What ``rholoss.auto`` returns: the plain loader, or without the examples above a gate. See ``FilteredUniformSelector``.
+
+    Attributes:
+        rehearsal: what was found out about the data beforehand.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        model: Any,
+        store: IrreducibleLossStore,
+        rehearsal: Rehearsal,
+        **options: Unpack[SelectorOptions],
+    ) -> None:
+        super().__init__(loader, model, store, max_irreducible_loss=rehearsal.max_irreducible_loss, **options)
+        self.rehearsal = rehearsal
+
+
+def auto(
+    loader: DataLoader[Any],
+    model: nn.Module,
+    trusted: Any = None,
+    *,
+    steps: int | None = None,
+    path: StrPath | None = None,
+    only_trusted_classes: bool = False,
+    proxy: Callable[[], nn.Module] | None = None,
+    progress: Progress = None,
+    **options: Unpack[SelectorOptions],
+) -> RehearsedSelector:
+    """Find out with small networks whether selection helps; if so, train on what is worth it, else on everything.
+
+    For classifiers. Each half of the training data is scored by a small network that was fitted on the other half. From where
+    these networks are surest, the share of wrong labels is estimated. If that is too small to matter, or too uncertain, the
+    selector is the plain loader. Otherwise it leaves out the examples whose label is more likely wrong than right. A step costs
+    what a plain one costs. It prints what it found, unless ``progress`` is False.
+
+    Args:
+        loader: a ``DataLoader`` over the training data, a map-style dataset.
+        model: the model in training, a classifier with logits (n, C) as outputs. It is called once, on two examples.
+        trusted: examples with right labels that the model is not trained on: a dataset of such examples as the loader's, or a
+            loader over it. A few hundred help; most are fitted on with each half, the others choose the weights.
+        steps: how many steps the run will take; the fits read at most as many examples. None: not bounded by it.
+        path: a file for the irreducible losses. If it holds those of the same data and arguments, the run starts at once.
+        only_trusted_classes: whether classes that no trusted example has are not asked for, so that their examples are left out.
+        proxy: returns a new small network that takes what the model takes; None for a default that suits images, vectors, token
+            ids and columns of a table.
+        progress: see ``rholoss.progress.Progress``.
+        **options: see ``Selector``, except ``keep`` and ``batch_size``.
+
+    Returns:
+        A selector to iterate in place of the loader. ``rehearsal`` is what was found, ``store`` the irreducible losses.
+
+    Raises:
+        TypeError: the model is not a classifier, or no small network can be made for its inputs (pass ``proxy``).
+        ValueError: ``path`` holds the irreducible losses of other data or arguments.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> import rholoss
+        >>> data = TensorDataset(torch.randn(600, 8), torch.randint(3, (600,)))
+        >>> model = torch.nn.Linear(8, 3)
+        >>> selector = rholoss.auto(DataLoader(data, batch_size=10, shuffle=True), model, progress=False)
+        >>> len([y for x, y in selector]), selector.rehearsal.recipe
+        (60, 'plain training')
+    """
+    refuse_unknown(options, [*options_of(auto), *SelectorOptions.__annotations__], "auto")
+    steps = optional(whole, steps, "steps", "the number of steps of the run, at least 1, or None")
+    optional(function, proxy, "proxy", "() -> a new small network")
+    flag(only_trusted_classes, "only_trusted_classes")
+    path = optional(path_of, path, "path")
+    if not isinstance(loader, DataLoader) or not LoaderView(loader).draws_by_index or loader.batch_sampler is None:
+        raise TypeError(f"auto needs a DataLoader over a map-style dataset, got {type(loader).__name__}; or use RhoLossSelector")
+    run = _Run(loader, model, trusted, steps, proxy, progress, only_trusted_classes, options)
+    store, rehearsal = run.saved(path) or run.rehearse(path)
+    selector = RehearsedSelector(loader, model, store, rehearsal, **options)
+    if progress is not False:
+        print(rehearsal)  # noqa: T201
+    return selector
+
+
+class _Run:
+    """One rehearsal; the arguments are those of ``auto``."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        model: nn.Module,
+        trusted: Any,
+        steps: int | None,
+        proxy: Any,
+        progress: Progress,
+        only_trusted_classes: bool,
+        options: SelectorOptions,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.task = Task.of(options.get("task"), options.get("forward"), options.get("loss"))
+        self.seed, self.steps, self.progress = options.get("seed", 0), steps, progress
+        self.device = device_of(model) or torch.device("cpu")
+        own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
+        self.loader_of: Callable[..., DataLoader[Any]] = partial(DataLoader, **own)
+        self.data = self._drawable(loader)
+        self.n, self.total = len(self.data), LoaderView(loader).dataset_length or 0
+        self.batch_size = loader.batch_size or 1
+        self.classes = self._classes(model)
+        self.make = proxy or self._default_network()
+        self.notes: list[str] = []
+        self.validation: Any = None
+        self.learned: Any = None
+        self.only, self.unasked = only_trusted_classes, 0.0  # share of the data whose class is not asked for
+        self.asked_for: Tensor | None = None  # labels, if only some are asked for
+        trusted = None if trusted is None else map_style(dataset_of(trusted), "trusted", what="a dataset, or a loader over one")
+        self.trusted_digest = None if trusted is None else fingerprint(trusted)
+        if trusted is not None and self._is_usable(trusted):
+            _, self.learned, self.validation = split(trusted, holdout=0.7, validation=0.3, seed=self.seed)
+        self.fits: list[tuple[int, Fit]] = []
+
+    def rehearse(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal]:
+        """Score a sample; unless its labels are surely right, one half of the data; if labels are wrong there, the other, too."""
+        if self.n < FEWEST:
+            self.notes.append(f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed.")
+            store = IrreducibleLossStore(torch.full((self.total,), math.nan))
+            return store, self._found(CalibrationCounts(self.classes), store, False)
+        store = self._screen()
+        helps = not self._is_clean(store)
+        if helps:
+            self.fits.clear()
+            store = self._score(0)
+            helps = self._helps(store)
+        if helps:
+            store = store.merge(self._score(1))
+            helps = self._helps(store)
+        rehearsal = self._found(store.meta.calibration or CalibrationCounts(self.classes), store, helps)
+        store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
+        if path is not None:
+            store.save(path)
+        return store, rehearsal
+
+    def saved(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal] | None:
+        """What an earlier rehearsal with the same arguments saved; None if there is no file."""
+        if path is None or not os.path.exists(path):
+            return None
+        store = IrreducibleLossStore.load(path)
+        held = store.meta.extra.get("rehearsal")
+        if not isinstance(held, dict) or held.get("asked") != self._asked():
+            differ = "" if not isinstance(held, dict) else _difference(self._asked(), held.get("asked", {}))
+            raise ValueError(f"{path} holds irreducible losses of another rehearsal{differ}; delete it, or choose another path")
+        return store, Rehearsal.of_json(held["found"])
+
+    def _asked(self) -> dict[str, Any]:
+        """What decides the outcome, as JSON."""
+        made = self._network("as asked")
+        network = digest(repr([(name, list(value.shape)) for name, value in made.state_dict().items()]).encode())
+        data = fingerprint(self.loader_of(self.data))
+        return {
+            "data": data,
+            "trusted": self.trusted_digest,
+            "only_trusted_classes": self.only,
+            "seed": self.seed,
+            "steps": self._fit_steps(),
+            "network": network,
+        }
+
+    def _screen(self) -> IrreducibleLossStore:
+        """The losses of some examples under a network that was fitted on others, in a quarter of the steps."""
+        steps = max(_STEPS[0], self._fit_steps() // 4)
+        scored = min(_SCREENED, self.n // 4)
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(derived_seed("screen", self.seed)))
+        order = order[: scored + max(steps * _BATCH, scored)]
+        folds = (torch.arange(len(order)) >= scored).long()  # the first ones are scored, and the others fitted on
+        data = self.loader_of(IndexedSubset(self.data, order), batch_size=512)
+        return cross_fit(data, partial(self._fit, 0, steps=steps), folds, only=0, progress=self.progress, **self._hooks())
+
+    def _hooks(self) -> dict[str, Any]:
+        return {"forward": self.task.forward, "loss": self.task.loss, "batch_size": 512}
+
+    def _score(self, fold: int) -> IrreducibleLossStore:
+        data = self.loader_of(self.data, batch_size=512)
+        return cross_fit(
+            data, partial(self._fit, fold), folds=2, only=fold, seed=self.seed, progress=self.progress, **self._hooks()
+        )
+
+    def _fit(self, fold: int, part: IndexedSubset, steps: int | None = None) -> nn.Module:
+        """A small network, fitted on a part of the data and the trusted examples."""
+        validation = self.validation
+        if self.asked_for is not None:
+            labels = self._labels(part, len(part))
+            part = IndexedSubset(part, torch.isin(labels, self.asked_for).nonzero().flatten())
+        if validation is None:
+            _, part, validation = split(part, holdout=0.9, validation=0.1, seed=self.seed)
+        steps = steps or self._fit_steps()
+        if len(part) > steps * _BATCH:  # no more than are read
+            part = split(part, holdout=steps * _BATCH, validation=0, seed=self.seed).holdout
+        repeats = 0 if self.learned is None else max(1, min(_REPEATS, len(part) // len(self.learned)))
+        fit = fit_irreducible_model(
+            self._network(fold),
+            self.loader_of(joined([part] + [self.learned] * repeats), batch_size=_BATCH, shuffle=True),
+            self.loader_of(validation, batch_size=512),
+            steps=steps,
+            patience=None,
+            optimizer=partial(torch.optim.AdamW, lr=_LR, fused=self.device.type in ("cpu", "cuda")),
+            scheduler=partial(LambdaLR, lr_lambda=up_and_down(steps)),
+            task=Task(self.task.forward, self.task.loss),
+            seed=self.seed,
+            on_duplicates="ignore",  # compared before
+            progress=self.progress,
+        )
+        self.fits.append((fold, fit))
+        return fit.model
+
+    def _fit_steps(self) -> int:
+        """Optimizer steps of a fit, from the sizes of the data and the run alone."""
+        steps = max(_STEPS[1], self.n // 2 // _BATCH)
+        bound = steps if self.steps is None else self.steps * self.batch_size // _BATCH
+        return max(_STEPS[0], min(steps, bound))
+
+    def _is_clean(self, store: IrreducibleLossStore) -> bool:
+        return self._wrong(store).high < WORTH / 2 and self.unasked < WORTH
+
+    def _helps(self, store: IrreducibleLossStore) -> bool:
+        return self._wrong(store).low >= WORTH or self.unasked >= WORTH
+
+    def _wrong(self, store: IrreducibleLossStore) -> WrongShare:
+        accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
+        known = self.validation is not None and accuracies
+        trusted = (sum(accuracies) / len(accuracies), len(self.validation)) if known else None
+        return wrong_share(store.meta.calibration or CalibrationCounts(self.classes), trusted)
+
+    def _found(self, counts: CalibrationCounts, store: IrreducibleLossStore, helps: bool) -> Rehearsal:
+        wrong = self._wrong(store)
+        limit = math.log(self.classes) if helps else math.inf
+        losses = store[torch.arange(len(store))] if helps else torch.zeros(0)
+        known = losses[torch.isfinite(losses)]
+        accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
+        bins = counts.bins.reshape(10, -1, 3).sum(1).tolist()
+        return Rehearsal(
+            helps=helps,
+            wrong=wrong,
+            accuracy=int(counts.bins[:, 1].sum()) / max(int(counts.bins[:, 0].sum()), 1),
+            trusted=0 if self.learned is None else len(self.learned) + len(self.validation),
+            trusted_accuracy=sum(accuracies) / len(accuracies) if self.validation is not None and accuracies else None,
+            classes=self.classes,
+            examples=self.n,
+            max_irreducible_loss=limit,
+            left_out=float((known > limit).float().mean()) if len(known) else 0.0,
+            calibration=tuple((n, confidence / n / 1e6, right / n) for n, right, confidence in bins if n),
+            fits=tuple(
+                Round(fold, each.steps, each.validation_loss, each.accuracy) for fold, fit in self.fits for each in fit.epochs
+            ),
+            notes=tuple(self.notes),
+            seconds=time.perf_counter() - self.began,
+        )
+
+    def _network(self, *parts: int | str) -> nn.Module:
+        """A new small network, whose weights depend on the seed and on what it is for."""
+        with fork_rng(self.device, derived_seed("rehearsal", self.seed, *parts)):
+            return self.make().to(self.device)
+
+    def _drawable(self, loader: DataLoader[Any]) -> Any:
+        """The training data: what the sampler may draw; with a sampler that divides them among ranks, all of them."""
+        positions = None if hasattr(loader.sampler, "num_replicas") else LoaderView(loader).drawable_positions()
+        unique = None if positions is None else positions.unique()
+        full = unique is None or len(unique) == len(loader.dataset)  # type: ignore[arg-type]
+        return loader.dataset if full else IndexedSubset(loader.dataset, unique)
+
+    def _read(self, data: Any, most: int) -> tuple[Any, Tensor]:
+        """Some examples as one batch, on the device, and their targets' batch order."""
+        positions = spread(len(data), most)
+        with seeded(self.seed, device=self.device):
+            batch = self.loader_of(data).collate_fn([data[int(i)] for i in positions])
+        return move(batch, self.device), positions
+
+    def _classes(self, model: nn.Module) -> int:
+        """C, from the model's outputs for two examples."""
+        batch, _ = self._read(self.data, 2)
+        with seeded(0, device=self.device), preserve_state(model, self.device), torch.no_grad():
+            return check_classifier(*self.task.forward(model.eval(), batch))
+
+    def _default_network(self) -> Callable[[], nn.Module]:
+        recorder = CallRecorder(self.classes).to(self.device)
+        try:
+            self.task.forward(recorder, self._read(self.data, 8)[0])
+        except AttributeError as error:
+            raise TypeError(
+                f"forward uses more of the model than a call ({error}); pass proxy=, which makes a small one"
+            ) from error
+        call = recorder.call
+        SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
+        return lambda: SmallNetwork(call, self.classes)
+
+    def _labels(self, data: Any, most: int) -> Tensor:
+        """Labels of some examples of a dataset, int64, on the CPU."""
+        shown = labels_of(data)
+        if shown is not None:
+            return shown[spread(len(shown), most)].long()
+        recorder, found = CallRecorder(self.classes), []
+        for chunk in spread(len(data), most).split(256):
+            batch = self.loader_of(data).collate_fn([data[int(i)] for i in chunk])
+            found.append(torch.as_tensor(self.task.forward(recorder, batch)[1]).reshape(-1).long())
+        return torch.cat(found)
+
+    def _is_usable(self, trusted: Any) -> bool:
+        """Whether the trusted examples can be used; if not, a note says why."""
+        n, left = len(trusted), "they are not used"
+        if n < FEWEST_TRUSTED:
+            self.notes.append(f"{n:,} trusted examples are too few to learn from, at least {FEWEST_TRUSTED} are needed: {left}.")
+            return False
+        labels, mine = self._labels(trusted, n), self._labels(self.data, _LOOK)
+        if len(labels.unique()) < 2:
+            self.notes.append(f"All trusted examples have the label {int(labels[0])}: {left}.")
+            return False
+        foreign = [int(label) for label in labels.unique() if not 0 <= int(label) < self.classes]
+        if foreign:
+            self.notes.append(f"The trusted examples have labels that the model does not know, such as {foreign[0]}: {left}.")
+            return False
+        shared = in_common(trusted, self.data) or self._same_content(trusted)
+        if shared > n // 100:
+            self.notes.append(f"At least {shared:,} of {n:,} trusted examples are among the training data, too: {left}.")
+            return False
+        absent = ~torch.isin(mine, labels)
+        self.unasked = float(absent.float().mean())
+        if self.unasked * n < 10:  # so few may be missing by chance
+            self.unasked = 0.0
+            return True
+        which = ", ".join(map(str, mine[absent].unique().tolist()[:5]))
+        what = f"{self.unasked:.0%} of the training examples have labels that no trusted example has, such as {which}"
+        if self.only:
+            self.asked_for = labels.unique()
+            self.notes.append(f"{what}: they are not asked for, and left out.")
+            return True
+        self.unasked = 0.0
+        self.notes.append(f"{what}: {left}. If these classes are not asked for, pass only_trusted_classes=True.")
+        return False
+
+    def _same_content(self, trusted: Any) -> int:
+        """How many of some trusted examples are, by content, among some training examples."""
+        mine, theirs = (
+            [repr(sorted(digests.items())) for digests in example_digests(self.loader_of(data), data, spread(len(data), most))]
+            for data, most in ((self.data, 10_000), (trusted, 200))
+        )
+        known = set(mine) - {"[]"}
+        return sum(each in known for each in theirs)
+
+
+def joined(parts: list[IndexedSubset]) -> Any:
+    """One dataset of several: of tensors, if all are, as those are read many rows at once."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(type(part.dataset) is TensorDataset for part in parts):
+        columns = list(zip(*([column[part.indices] for column in part.dataset.tensors] for part in parts), strict=False))
+        if len({len(part.dataset.tensors) for part in parts}) == 1 and all(
+            len({(rows.dtype, rows.shape[1:]) for rows in column}) == 1 for column in columns
+        ):
+            return TensorDataset(*(torch.cat(column) for column in columns))
+    return ConcatDataset(parts)
+
+
+def up_and_down(steps: int) -> Callable[[int], float]:
+    """Learning rate factors by step: linearly up to 1 in three tenths of the steps, then linearly down to almost 0."""
+    top = max(1, round(0.3 * steps))
+    return lambda step: min((step + 1) / top, max(steps - step, 0) / max(steps - top, 1), 1.0)
+
+
+def _difference(mine: dict[str, Any], saved: dict[str, Any]) -> str:
+    names = [name for name in mine if saved.get(name) != mine[name]]
+    return f", with other {', '.join(names)}" if names else ""

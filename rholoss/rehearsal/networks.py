@@ -1,0 +1,169 @@
+"""Small classifiers for whatever a model is called with: images, vectors, token ids, columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rholoss.arguments import shown
+
+LEAST_IMAGE, SMALL_IMAGE = 12, 1_024  # pixels of a side, and numbers in all; smaller images are vectors, which is faster
+LARGEST_VECTOR = 100_000  # numbers
+BUCKETS = 1 << 14  # of token ids and categories, which are taken modulo this, so that no vocabulary is needed
+TOKEN_WIDTH, CATEGORY_WIDTH, HIDDEN = 64, 16, 128
+EDGE = 5  # pixels of a side that an image is pooled to
+
+
+class CallRecorder(nn.Module):
+    """Stands in for a model: keeps the arguments of its latest call, and returns logits of zero.
+
+    Attributes:
+        call: the tensors of the latest call by place, see ``tensors_of``; empty before it.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.call: dict[str, Tensor] = {}
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        self.call = dict(tensors_of({**dict(enumerate(inputs)), **named}))
+        n = next((len(tensor) for tensor in self.call.values() if tensor.ndim), 1)
+        return torch.zeros(n, self.classes)
+
+
+class SmallNetwork(nn.Module):
+    """A classifier of a few hundred thousand weights, fitted in seconds, that is called as a model was.
+
+    Each input has a branch by its kind, and a linear layer reads them all. Inputs are standardized by what the batches are like.
+
+    Args:
+        call: the tensors of such a call, by place, as ``CallRecorder`` keeps them.
+        classes: C.
+
+    Raises:
+        TypeError: nothing among the inputs is known what to do with.
+    """
+
+    def __init__(self, call: Mapping[str, Tensor], classes: int) -> None:
+        super().__init__()
+        branches = {place: branch_of(place, tensor) for place, tensor in call.items()}
+        self.places = [place for place, branch in branches.items() if branch is not None]
+        if not self.places:
+            got = ", ".join(f"{place}: {tensor.dtype} {tuple(tensor.shape)}" for place, tensor in call.items()) or "no tensor"
+            raise TypeError(f"a small network can be made for images, vectors, token ids and columns, got {got}; pass proxy=")
+        self.masks = [place for place in call if is_mask(place, call[place])]
+        self.branches = nn.ModuleList(branch for branch in branches.values() if branch is not None)
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(sum(branch.width for branch in self.branches), classes))  # type: ignore[misc]
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        call = dict(tensors_of({**dict(enumerate(inputs)), **named}))
+        missing = [place for place in self.places if place not in call]
+        if missing:
+            raise ValueError(f"the small network was made for calls with {', '.join(self.places)}, got none at {missing}")
+        mask = next((call[place] for place in self.masks if place in call), None)
+        found = [branch(call[place], mask) for place, branch in zip(self.places, self.branches, strict=True)]
+        logits: Tensor = self.head(torch.cat(found, 1))
+        return logits
+
+
+class ImageBranch(nn.Module):
+    """Two convolutions of images (n, c, h, w) or (n, h, w), of any size from 12 x 12."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        convolutions = (nn.Conv2d(channels, 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
+        layers = (nn.BatchNorm2d(channels, affine=False), *convolutions, nn.AdaptiveAvgPool2d(EDGE), nn.Flatten())
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.width = 32 * EDGE**2
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        found: Tensor = self.layers((x.unsqueeze(1) if x.ndim == 3 else x).float())
+        return found
+
+
+class VectorBranch(nn.Module):
+    """One hidden layer over all numbers of an example."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm1d(size, affine=False), nn.Linear(size, HIDDEN), nn.ReLU())
+        self.width = HIDDEN
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        found: Tensor = self.layers(x.reshape(len(x), -1).float())
+        return found
+
+
+class TokenBranch(nn.Module):
+    """The mean embedding of token ids (n, l), without those under the mask; without a mask, without ids 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(BUCKETS, TOKEN_WIDTH, mode="sum")
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.hidden = nn.Sequential(nn.Linear(TOKEN_WIDTH, HIDDEN), nn.ReLU())
+        self.width = HIDDEN
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        ids = x.reshape(len(x), -1)
+        kept = (mask.reshape(ids.shape) if mask is not None and mask.numel() == ids.numel() else ids != 0).float()
+        total = self.embedding(ids.long() % BUCKETS, per_sample_weights=kept)
+        found: Tensor = self.hidden(total / kept.sum(1, keepdim=True).clamp(min=1))
+        return found
+
+
+class CategoryBranch(nn.Module):
+    """An embedding of one whole number per example, such as a column of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(BUCKETS, CATEGORY_WIDTH)
+        self.width = CATEGORY_WIDTH
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        found: Tensor = self.embedding(x.reshape(-1).long() % BUCKETS)
+        return found
+
+
+def branch_of(place: str, tensor: Tensor) -> nn.Module | None:
+    """The branch for one input of a batch, shape (n, ...); None if it is none of the known kinds."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    if tensor.is_complex() or tensor.is_nested or not tensor.ndim or is_mask(place, tensor):
+        return None
+    if tensor.ndim in (3, 4) and min(tensor.shape[-2:]) >= LEAST_IMAGE and tensor[0].numel() > SMALL_IMAGE:
+        return ImageBranch(tensor.shape[1] if tensor.ndim == 4 else 1)
+    if whole and tensor.ndim == 1:
+        return CategoryBranch()
+    if whole and tensor.ndim == 2 and tensor.dtype not in (torch.uint8, torch.bool):
+        return TokenBranch()
+    size = tensor[0].numel()
+    return VectorBranch(size) if 1 <= size <= LARGEST_VECTOR else None
+
+
+def is_mask(place: str, tensor: Tensor) -> bool:
+    """Whether an input says which tokens count, by its name."""
+    return "mask" in place.rpartition(".")[2] and tensor.ndim == 2
+
+
+def tensors_of(inputs: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors among a model's arguments, with where they are, such as ``input_ids`` or ``0.image``."""
+    if isinstance(inputs, Tensor):
+        yield place, inputs
+    elif isinstance(inputs, Mapping) or (isinstance(inputs, (tuple, list)) and len(inputs) <= 1_000):
+        named = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+        for name, value in named:
+            yield from tensors_of(value, f"{place}.{name}" if place else str(name))
+
+
+def check_classifier(outputs: Any, targets: Any) -> int:
+    """C, from what a forward pass returned: logits (n, C) and classes (n,); a TypeError for anything else."""
+    is_one = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+    if is_one and isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point():
+        return outputs.shape[1]
+    got = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else shown(v) for v in (outputs, targets)]
+    expected = "a rehearsal is for classifiers, with logits (n, C) and classes (n,)"
+    raise TypeError(f"{expected}, got {' and '.join(got)}; train as usual, or choose irreducible losses and RhoLossSelector")

@@ -1,0 +1,155 @@
+"""What a rehearsal found: how many labels are wrong, and whether leaving some examples out will help."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+from rholoss.arguments import optional, path_of
+from rholoss.store import CalibrationCounts
+
+# Chosen on the battery of docs/pages/will_it_help.md.
+WORTH = 0.10  # share of wrong labels from which leaving examples out helps
+SURE = 2.0  # standard errors that the share must be above it
+TOP, MORE = 0.02, 0.2  # shares of the most confident predictions that the share is read from
+
+
+class WrongShare(NamedTuple):
+    """The estimated share of wrong labels, and its lowest and highest plausible values, in [0, 1]."""
+
+    share: float
+    low: float
+    high: float
+
+
+class Round(NamedTuple):
+    """One validation of a fit: after how many steps, and what it found."""
+
+    fold: int
+    steps: int
+    validation_loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What ``rholoss.auto`` found out with small networks before the run; ``print`` says it in words.
+
+    Attributes:
+        helps: whether leaving examples out is expected to help; if not, the run is plain training.
+        wrong: the estimated share of wrong labels, from the most confident predictions of networks that have not seen them.
+        accuracy: of these networks on the given labels of examples that they have not seen, in [0, 1].
+        trusted: number of trusted examples that were used.
+        trusted_accuracy: of these networks on trusted examples that they were not fitted on; None without any.
+        classes: C.
+        examples: number of training examples.
+        max_irreducible_loss: the gate, in nats; ``math.inf`` for plain training.
+        left_out: share of the training examples above the gate, in [0, 1].
+        calibration: for each tenth of confidence, predictions, mean confidence and accuracy.
+        fits: the validations of the fits.
+        notes: what could not be used, and why, in sentences.
+        seconds: how long it took.
+    """
+
+    helps: bool
+    wrong: WrongShare
+    accuracy: float
+    trusted: int
+    trusted_accuracy: float | None
+    classes: int
+    examples: int
+    max_irreducible_loss: float
+    left_out: float
+    calibration: tuple[tuple[int, float, float], ...] = field(repr=False)
+    fits: tuple[Round, ...] = field(repr=False)
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def recipe(self) -> str:
+        """``"filtered uniform"`` or ``"plain training"``."""
+        return "filtered uniform" if self.helps else "plain training"
+
+    def __str__(self) -> str:
+        return "\n".join(textwrap.fill(" ".join(part), 100) for part in ([*self.notes], self._sentences()) if part)
+
+    def _sentences(self) -> list[str]:
+        wrong = self.wrong
+        found = (
+            f"Small networks, fitted in {self.seconds:.1f} s, agree with {self.accuracy:.1%} of the labels of {self.examples:,} "
+            f"examples that they have not seen. About {wrong.share:.0%} of the labels are wrong "
+            f"({wrong.low:.0%} to {wrong.high:.0%})."
+        )
+        if not self.helps:
+            why = "too few for selection to help" if wrong.high < 2 * WORTH else "too uncertain for selection to be safe"
+            return [found, f"That is {why}: this is plain training."]
+        kept = (
+            f"examples with an irreducible loss above {self.max_irreducible_loss:.2f}, {self.left_out:.0%} of all, are left out"
+        )
+        return [found, f"So {kept}, and the others are trained on as usual. A step costs what it did."]
+
+    def table(self) -> list[dict[str, Any]]:
+        """The validations of the fits, a row each."""
+        return [each._asdict() for each in self.fits]
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw the fits and how often the networks agree with the labels; see ``Report.plot``."""
+        from rholoss.rehearsal.plots import draw
+
+        return draw(self, optional(path_of, path, "path"))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, from which ``of_json`` makes the same rehearsal."""
+        limit = None if self.max_irreducible_loss == math.inf else self.max_irreducible_loss
+        return {**asdict(self), "max_irreducible_loss": limit}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Rehearsal:
+        limit = values["max_irreducible_loss"]
+        made = cls(**{**values, "max_irreducible_loss": math.inf if limit is None else limit})
+        fits, bins = tuple(Round(*_values(each)) for each in values["fits"]), tuple(tuple(row) for row in values["calibration"])
+        return replace(
+            made, wrong=WrongShare(*_values(values["wrong"])), fits=fits, calibration=bins, notes=tuple(values["notes"])
+        )
+
+
+def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = None) -> WrongShare:
+    """The share of wrong labels, from predictions of models that have not seen them.
+
+    Where a model is surest, a right label agrees with it, so the labels that do not are wrong. If the agreement still rises
+    towards the surest predictions, the model is not sure enough to tell, and as much again is taken to be doubt.
+
+    Args:
+        counts: of the predictions.
+        trusted: accuracy on trusted labels, and of how many; where the model does no better there than on the given labels, few
+            of these are wrong.
+
+    References:
+        Patrini et al., "Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach", CVPR 2017, equation 12,
+        for noise read from the surest predictions.
+    """
+    total, right = int(counts.bins[:, 0].sum()), int(counts.bins[:, 1].sum())
+    if not total:
+        return WrongShare(0.0, 0.0, 1.0)
+    n, agreeing = counts.most_confident(TOP)
+    more, agreeing_more = counts.most_confident(MORE)
+    agreement = agreeing / n
+    rise = max(0.0, agreement - agreeing_more / more)
+    error = SURE * math.sqrt(max(agreement * (1 - agreement), 1 / n) / n)
+    share = max(0.0, 1 - agreement - rise)
+    low, high = max(0.0, share - error), min(1.0, 1 - agreement + error)
+    if trusted is not None:
+        accuracy, count = trusted
+        by_chance = (1 - accuracy) / max(counts.classes - 1, 1)
+        known = (accuracy - right / total) / max(accuracy - by_chance, 1e-6)
+        doubt = SURE * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
+        most = max(0.0, known + doubt)
+        share, low, high = min(share, most), min(low, most), min(high, most)
+    return WrongShare(share, low, high)
+
+
+def _values(entry: Any) -> tuple[Any, ...]:
+    return tuple(entry.values()) if isinstance(entry, dict) else tuple(entry)
