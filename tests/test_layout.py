@@ -44,7 +44,8 @@ def planted(**changed):
 
 class TestLayers:
     def test_the_folders_and_modules_are_in_layers(self):
-        assert architecture.layers(UNITS)[-1] in (["__init__"], ["__init__", "__main__"])
+        layers = architecture.layers(UNITS)
+        assert "__init__" in layers[-1] or (layers[-1] == ["__main__"] and "__init__" in layers[-2])
 
     @pytest.mark.parametrize("folder", FOLDERS)
     def test_the_modules_of_a_folder_are_in_layers(self, folder):
@@ -338,7 +339,7 @@ class TestSizes:
         assert {module: lines_of(source) for module, source in SOURCES.items() if lines_of(source) > 500} == {}
 
     def test_the_package_is_small(self):
-        assert sum(map(lines_of, SOURCES.values())) <= 15_000
+        assert sum(map(lines_of, SOURCES.values())) <= 16_000
 
     def test_the_reading_path_is_one_sitting(self):
         assert sum(lines_of((PACKAGE / path).read_text()) for path in READING_PATH) < 1_000

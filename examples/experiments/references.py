@@ -19,7 +19,7 @@ from experiments.measures import Evaluation
 from experiments.setups import Irreducible, located
 from experiments.tasks import Task, make_model, plain
 from rholoss import Fit, IndexedSubset, IrreducibleLossStore, cross_fit, fit_irreducible_model, split
-from rholoss.rehearsal.auto import up_and_down
+from rholoss.rehearsal.front_door import up_and_down
 
 
 @dataclass(frozen=True)

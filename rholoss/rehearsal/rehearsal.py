@@ -12,7 +12,7 @@ from rholoss.arguments import optional, path_of
 from rholoss.store import CalibrationCounts
 
 # Chosen on the battery of docs/pages/will_it_help.md.
-WORTH = 0.10  # share of wrong labels from which leaving examples out helps
+WORTH = 0.05  # share of wrong labels from which leaving examples out helps
 SURE = 2.0  # standard errors that the share must be above it
 TOP, MORE = 0.02, 0.2  # shares of the most confident predictions that the share is read from
 
@@ -149,6 +149,15 @@ def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = N
         most = max(0.0, known + doubt)
         share, low, high = min(share, most), min(low, most), min(high, most)
     return WrongShare(share, low, high)
+
+
+def gate(wrong: float, classes: int) -> float:
+    """The irreducible loss above which a label is more likely wrong than right, in nats, and at least the chance level log(C).
+
+    With a share w of wrong labels, evenly over the other classes, a label to which a calibrated model gives the probability p is
+    wrong with the probability w / ((C - 1) p).
+    """
+    return max(math.log(classes), math.log((classes - 1) / (2 * wrong))) if wrong > 0 else math.log(classes)
 
 
 def _values(entry: Any) -> tuple[Any, ...]:

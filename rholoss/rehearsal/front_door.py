@@ -26,7 +26,7 @@ from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state,
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
-from rholoss.rehearsal.rehearsal import WORTH, Rehearsal, Round, WrongShare, wrong_share
+from rholoss.rehearsal.rehearsal import WORTH, Rehearsal, Round, WrongShare, gate, wrong_share
 from rholoss.scoring import Task
 from rholoss.selectors.filtered_uniform import FilteredUniformSelector
 from rholoss.states import digest
@@ -46,6 +46,8 @@ class RehearsedSelector(FilteredUniformSelector):
     Attributes:
         rehearsal: what was found out about the data beforehand.
     """
+
+    not_recorded = (*FilteredUniformSelector.not_recorded, "rehearsal")
 
     def __init__(
         self,
@@ -272,7 +274,7 @@ class _Run:
 
     def _found(self, counts: CalibrationCounts, store: IrreducibleLossStore, helps: bool) -> Rehearsal:
         wrong = self._wrong(store)
-        limit = math.log(self.classes) if helps else math.inf
+        limit = gate(wrong.share, self.classes) if helps else math.inf
         losses = store[torch.arange(len(store))] if helps else torch.zeros(0)
         known = losses[torch.isfinite(losses)]
         accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
@@ -329,7 +331,8 @@ class _Run:
                 f"forward uses more of the model than a call ({error}); pass proxy=, which makes a small one"
             ) from error
         call = recorder.call
-        SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
+        with fork_rng(self.device, 0):
+            SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
         return lambda: SmallNetwork(call, self.classes)
 
     def _labels(self, data: Any, most: int) -> Tensor:

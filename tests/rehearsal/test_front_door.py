@@ -1,0 +1,420 @@
+"""The front door: what a rehearsal finds, and what it does about it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+import rholoss
+from rholoss import IrreducibleLossStore, auto, split
+from rholoss.rehearsal.networks import SmallNetwork
+from rholoss.rehearsal.rehearsal import Rehearsal, gate, wrong_share
+from rholoss.store import CalibrationCounts
+
+N, CLASSES, FEATURES = 3_000, 4, 6
+
+
+def examples(n=N, wrong=0.0, seed=0):
+    """The class is that of the largest of the first features; some labels are another class."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, FEATURES, generator=generator)
+    y = x[:, :CLASSES].argmax(1)
+    is_wrong = torch.rand(n, generator=generator) < wrong
+    step = torch.randint(1, CLASSES, (n,), generator=generator)
+    return TensorDataset(x, torch.where(is_wrong, (y + step) % CLASSES, y)), is_wrong
+
+
+def loader_of(dataset, **options):
+    return DataLoader(dataset, **{"batch_size": 20, "shuffle": True, "generator": torch.Generator().manual_seed(0), **options})
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Linear(FEATURES, CLASSES)
+
+
+def open_door(dataset, trusted=None, model=None, **options):
+    return auto(loader_of(dataset), model or network(), trusted, **{"progress": False, **options})
+
+
+@pytest.fixture(scope="module")
+def found():
+    data, wrong = examples(wrong=0.3)
+    return open_door(data), wrong
+
+
+class TestWrongLabels:
+    def test_their_share_is_estimated(self, found):
+        share = found[0].rehearsal.wrong
+        assert share.low <= 0.3 <= share.high
+        assert share.share == pytest.approx(0.3, abs=0.06)
+
+    def test_most_of_them_are_never_drawn(self, found):
+        selector, wrong = found
+        drawn = torch.cat([selector.last.index for _ in selector])
+        assert selector.rehearsal.helps
+        assert wrong.float().mean() > 0.28
+        assert wrong[drawn].float().mean() < 0.16
+        assert len(drawn) == len(drawn.unique())
+
+    def test_few_right_ones_are_left_out(self, found):
+        selector, wrong = found
+        assert selector.kept[~wrong].float().mean() > 0.93
+        assert selector.rehearsal.left_out == pytest.approx(1 - selector.kept.float().mean().item(), abs=1e-6)
+
+    def test_an_epoch_is_as_much_shorter(self, found):
+        selector, _ = found
+        assert len(selector) == math.ceil(int(selector.kept.sum()) / 20)
+
+    def test_it_is_said(self, found):
+        text = " ".join(str(found[0].rehearsal).split())
+        assert "of the labels are wrong" in text
+        assert "are left out, and the others are trained on as usual" in text
+
+    def test_every_example_was_scored_by_a_network_that_had_not_seen_it(self, found):
+        assert found[0].store.coverage == 1
+        assert found[0].store.meta.cross_fit.folds == 2
+
+    def test_is_the_same_with_the_same_seed(self, found):
+        again = open_door(examples(wrong=0.3)[0])
+        assert torch.equal(again.store.losses, found[0].store.losses)
+
+    def test_trusted_examples_are_fitted_on_and_judged_by(self):
+        selector = open_door(examples(wrong=0.3)[0], examples(200, seed=5)[0])
+        assert selector.rehearsal.trusted == 200
+        assert selector.rehearsal.trusted_accuracy > 0.8
+        assert selector.rehearsal.helps
+
+
+class TestRightLabels:
+    def test_is_plain_training_bit_for_bit(self):
+        data, _ = examples()
+        plain = [y.tolist() for _, y in loader_of(data)]
+        selector = open_door(data)
+        assert selector.rehearsal.recipe == "plain training"
+        assert [y.tolist() for _, y in selector] == plain
+        assert "this is plain training" in " ".join(str(selector.rehearsal).split())
+
+    def test_looks_at_a_sample_only(self):
+        assert len(open_door(examples()[0]).store) < N / 2
+
+    def test_hard_examples_are_not_taken_for_wrong_ones(self):
+        data, _ = examples(seed=2)
+        noise = torch.Generator().manual_seed(9)
+        x, y = data.tensors
+        blurred = TensorDataset(x + 0.7 * torch.randn(x.shape, generator=noise), y)  # accuracy of about two thirds at best
+        assert not open_door(blurred).rehearsal.helps
+
+    def test_too_few_to_tell(self):
+        selector = open_door(examples(300, wrong=0.3)[0])
+        assert not selector.rehearsal.helps
+        assert "300 examples are too few to rehearse with, at least 500 are needed." in str(selector.rehearsal)
+        assert len(list(selector)) == 15
+
+
+class TestTrusted:
+    """Trusted examples that cannot be trusted: a sentence, and a rehearsal without them."""
+
+    @pytest.mark.parametrize(
+        ("trusted", "said"),
+        [
+            (lambda data: examples(10, seed=5)[0], "10 trusted examples are too few to learn from, at least 40 are needed"),
+            (
+                lambda data: TensorDataset(torch.randn(90, FEATURES), torch.full((90,), 2)),
+                "All trusted examples have the label 2",
+            ),
+            (lambda data: TensorDataset(torch.randn(90, FEATURES), torch.arange(90) % 9), "labels that the model does not know"),
+            (lambda data: TensorDataset(*(t[:100] for t in data.tensors)), "trusted examples are among the training data, too"),
+            (lambda data: split(data, holdout=100, validation=0).holdout, "100 of 100 trusted examples are among the training"),
+            (lambda data: of_classes(examples(400, seed=5)[0], 2), "have labels that no trusted example has, such as 2, 3: "),
+        ],
+        ids=["few", "one class", "other classes", "copies", "a part", "some classes"],
+    )
+    def test_are_not_used_and_that_is_said(self, trusted, said):
+        data, _ = examples(wrong=0.3)
+        rehearsal = open_door(data, trusted(data)).rehearsal
+        assert (rehearsal.trusted, rehearsal.helps) == (0, True)
+        assert said in " ".join(str(rehearsal).split())
+        assert "they are not used." in " ".join(str(rehearsal).split())
+
+    def test_classes_that_are_not_asked_for_are_left_out_on_request(self):
+        data, _ = examples()
+        selector = open_door(data, of_classes(examples(600, seed=5)[0], 2), only_trusted_classes=True)
+        labels = data.tensors[1]
+        assert selector.rehearsal.helps
+        assert selector.kept[labels >= 2].float().mean() < 0.05
+        assert selector.kept[labels < 2].float().mean() > 0.9
+
+    def test_must_be_a_dataset(self):
+        with pytest.raises(TypeError, match="trusted must be a dataset, or a loader over one"):
+            open_door(examples()[0], 7)
+
+
+def of_classes(data, count):
+    x, y = data.tensors
+    return TensorDataset(x[y < count], y[y < count])
+
+
+class Rows(Dataset):
+    """Examples as dicts, read one by one."""
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, i):
+        return {name: column[i] for name, column in self.columns.items()}
+
+
+class ByName(nn.Module):
+    """Called with the inputs of a dict by name."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names, self.layer = names, nn.Linear(len(names), CLASSES)
+
+    def forward(self, **inputs):
+        assert set(inputs) == set(self.names)
+        return self.layer(torch.stack([inputs[name].float().reshape(len(inputs[name]), -1)[:, 0] for name in self.names], 1))
+
+
+class TestBatches:
+    """What users' loaders yield."""
+
+    def columns(self, wrong=0.3):
+        data, _ = examples(wrong=wrong)
+        x, y = data.tensors
+        return {"age": x[:, 0] * 20 + 40, "rest": x[:, 1:], "labels": y}
+
+    def test_a_dict(self):
+        assert open_door(Rows(**self.columns()), model=ByName("age", "rest")).rehearsal.helps
+
+    def test_a_list_of_dicts(self):
+        columns = self.columns()
+        rows = [{name: column[i] for name, column in columns.items()} for i in range(N)]
+        selector = open_door(rows, model=ByName("age", "rest"))
+        assert selector.rehearsal.helps
+        assert set(next(iter(selector))) == {"age", "rest", "labels"}
+
+    def test_token_ids(self):
+        generator = torch.Generator().manual_seed(0)
+        y = torch.randint(CLASSES, (N,), generator=generator)
+        ids = torch.randint(1, 200, (N, 12), generator=generator)
+        ids[:, 3:6] = 1_000 + y[:, None]  # one word says it
+        wrong = torch.rand(N, generator=generator) < 0.3
+        mask = torch.ones_like(ids)
+        labels = torch.where(wrong, (y + torch.randint(1, CLASSES, (N,), generator=generator)) % CLASSES, y)
+        model = ByName("input_ids", "attention_mask")
+        selector = open_door(Rows(input_ids=ids, attention_mask=mask, labels=labels), model=model)
+        assert selector.rehearsal.helps
+        assert selector.kept[wrong].float().mean() < 0.4
+
+    def test_digits(self):
+        digits = pytest.importorskip("sklearn.datasets").load_digits()
+        x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        assert not open_door(TensorDataset(x, y), model=model).rehearsal.helps
+
+    def test_two_workers(self):
+        loader = loader_of(examples(1_000, wrong=0.3)[0], num_workers=2)
+        assert len(list(auto(loader, network(), progress=False))) > 20
+
+    def test_a_network_of_the_users_own(self):
+        made = []
+
+        def small():
+            made.append(nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES)))
+            return made[-1]
+
+        assert open_door(examples(wrong=0.3)[0], proxy=small).rehearsal.helps
+        assert len(made) >= 3
+
+    def test_a_forward_of_the_users_own(self):
+        def forward(model, batch):
+            return model(batch["x"]["here"]), batch["y"]
+
+        x, y = examples(wrong=0.3)[0].tensors
+        rows = [{"x": {"here": a}, "y": b} for a, b in zip(x, y, strict=True)]
+        assert open_door(rows, forward=forward).rehearsal.helps
+
+    def test_all_ranks_rehearse_with_all_of_the_data(self):
+        data, _ = examples(wrong=0.3)
+        sampler = DistributedSampler(data, num_replicas=2, rank=1)
+        selector = auto(loader_of(data, shuffle=False, sampler=sampler), network(), progress=False)
+        assert torch.equal(selector.store.losses, open_door(data).store.losses)
+
+
+class TestAGuest:
+    def test_leaves_the_model_and_the_random_states_as_they_were(self):
+        model = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        state = torch.get_rng_state()
+        open_door(examples(wrong=0.3)[0], model=model)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert model.training
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_resumes_like_any_selector(self):
+        data, _ = examples(wrong=0.3)
+        one = open_door(data)
+        batches = iter(one)
+        for _ in range(5):
+            next(batches)
+        state = one.state_dict()
+        rest = [y.tolist() for _, y in batches]
+        other = open_door(data)
+        other.load_state_dict(state)
+        assert [y.tolist() for _, y in other] == rest
+
+
+class TestFile:
+    def test_the_second_time_it_starts_at_once(self, tmp_path, monkeypatch):
+        data, _ = examples(wrong=0.3)
+        first = open_door(data, path=tmp_path / "il.npz")
+        monkeypatch.setattr("rholoss.rehearsal.front_door.fit_irreducible_model", None)
+        second = open_door(data, path=tmp_path / "il.npz")
+        assert torch.equal(first.store.losses, second.store.losses)
+        assert str(second.rehearsal) == str(first.rehearsal)
+        assert second.rehearsal.table() == first.rehearsal.table()
+
+    def test_plain_training_is_remembered_too(self, tmp_path, monkeypatch):
+        data, _ = examples()
+        open_door(data, path=tmp_path / "il.npz")
+        monkeypatch.setattr("rholoss.rehearsal.front_door.fit_irreducible_model", None)
+        assert not open_door(data, path=tmp_path / "il.npz").rehearsal.helps
+
+    @pytest.mark.parametrize(
+        ("changed", "what"),
+        [
+            (lambda: open_door(examples(wrong=0.3, seed=4)[0], path="il.npz"), "data"),
+            (lambda: open_door(examples(wrong=0.3)[0], path="il.npz", seed=1), "seed"),
+            (lambda: open_door(examples(wrong=0.3)[0], examples(90, seed=5)[0], path="il.npz"), "trusted"),
+        ],
+        ids=["data", "seed", "trusted"],
+    )
+    def test_of_another_rehearsal_is_refused(self, changed, what, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        open_door(examples(wrong=0.3)[0], path="il.npz")
+        with pytest.raises(
+            ValueError, match=f"il.npz holds irreducible losses of another rehearsal, with other {what}; delete it"
+        ):
+            changed()
+
+    def test_of_anything_else_is_refused(self, tmp_path):
+        IrreducibleLossStore(torch.rand(N)).save(tmp_path / "il.npz")
+        with pytest.raises(ValueError, match="holds irreducible losses of another rehearsal; delete it"):
+            open_door(examples()[0], path=tmp_path / "il.npz")
+
+
+class TestRefused:
+    def test_values_instead_of_classes(self):
+        x, _ = examples()[0].tensors
+        with pytest.raises(TypeError, match="a rehearsal is for classifiers, with logits .n, C. and classes"):
+            open_door(TensorDataset(x, x[:, 0]), model=nn.Linear(FEATURES, 1))
+
+    def test_a_model_that_is_not_only_called(self):
+        class Encoder(nn.Linear):
+            def encode(self, x):
+                return self(x)
+
+        model = Encoder(FEATURES, CLASSES)
+        with pytest.raises(TypeError, match=r"forward uses more of the model than a call .*encode.*; pass proxy="):
+            open_door(examples()[0], model=model, forward=lambda model, batch: (model.encode(batch[0]), batch[1]))
+
+    def test_a_stream(self):
+        with pytest.raises(TypeError, match="auto needs a DataLoader over a map-style dataset"):
+            auto([(torch.zeros(2, 3), torch.zeros(2))], network())
+
+    @pytest.mark.parametrize("option", [{"keep": 0.1}, {"batch_size": 4}])
+    def test_a_choice_of_how_many(self, option):
+        with pytest.raises(ValueError, match="trains on every example below the limit, got "):
+            open_door(examples()[0], **option)
+
+
+def counts(confident, agreeing, rest=0, agreeing_rest=0, classes=10):
+    made = CalibrationCounts(classes)
+    made.bins[95] = confident, agreeing, 0
+    made.bins[40] = rest, agreeing_rest, 0
+    return made
+
+
+class TestWrongShare:
+    def test_is_read_where_models_are_surest(self):
+        assert wrong_share(counts(1_000, 700, 4_000, 2_800)).share == pytest.approx(0.3)
+
+    def test_agreement_that_still_rises_is_doubt(self):
+        found = wrong_share(counts(1_000, 900, 9_000, 3_000))
+        assert (found.share, found.low) == (0, 0)
+        assert found.high > 0.1
+
+    def test_is_no_more_than_trusted_examples_allow(self):
+        assert wrong_share(counts(1_000, 700, 4_000, 2_800), (0.7, 10_000)).share < 0.03
+
+    def test_nothing_known(self):
+        assert wrong_share(CalibrationCounts(10)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(("wrong", "classes", "limit"), [(0.3, 10, math.log(15)), (0.3, 2, math.log(2)), (0.1, 10, math.log(45))])
+def test_the_gate(wrong, classes, limit):
+    assert gate(wrong, classes) == pytest.approx(limit)
+
+
+def test_a_rehearsal_is_the_same_from_json():
+    import json
+
+    rehearsal = open_door(examples(wrong=0.3)[0]).rehearsal
+    assert Rehearsal.of_json(json.loads(json.dumps(rehearsal.to_json()))) == rehearsal
+
+
+def test_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = open_door(examples(wrong=0.3)[0]).rehearsal.plot(tmp_path / "rehearsal.png")
+    assert (tmp_path / "rehearsal.png").stat().st_size > 10_000
+    assert figure.get_suptitle() == "Rehearsal: filtered uniform"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"0": torch.zeros(4, 3, 32, 32)},
+        {"0": torch.zeros(4, 1, 28, 28)},
+        {"0": torch.zeros(4, 48, 48)},
+        {"0": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)},
+        {"x": torch.zeros(4, 7), "sex": torch.zeros(4, dtype=torch.int64), "age": torch.zeros(4)},
+        {"input_ids": torch.ones(4, 9, dtype=torch.int64), "attention_mask": torch.ones(4, 9, dtype=torch.int64)},
+        {"0.a": torch.zeros(4, 2), "0.b.0": torch.zeros(4, 3)},
+    ],
+    ids=["colour", "grey", "no channel", "bytes", "table", "tokens", "nested"],
+)
+def test_a_small_network_takes_what_the_model_takes(call):
+    made = SmallNetwork(call, CLASSES)
+    nested = {"a": call["0.a"], "b": [call["0.b.0"]]} if "0.a" in call else None
+    outputs = made(nested) if nested else made(call["0"]) if "0" in call else made(**call)
+    outputs.sum().backward()
+    assert outputs.shape == (4, CLASSES)
+
+
+def test_a_small_network_of_nothing_known():
+    with pytest.raises(TypeError, match="a small network can be made for images, vectors, .* got no tensor; pass proxy="):
+        SmallNetwork({}, CLASSES)
+
+
+def test_filtered_uniform_needs_the_losses_of_what_may_be_drawn():
+    data, _ = examples(100)
+    losses = torch.rand(100)
+    losses[3] = math.nan
+    with pytest.raises(ValueError, match="1 of 100 examples have no finite irreducible loss"):
+        rholoss.build_selector(
+            "filtered_uniform", loader_of(data), None, store=IrreducibleLossStore(losses), max_irreducible_loss=0.5
+        )
+
+
+def test_filtered_uniform_with_nothing_below_the_limit():
+    data, _ = examples(100)
+    store = IrreducibleLossStore(torch.ones(100))
+    with pytest.raises(ValueError, match="no example has an irreducible loss of at most 0.5; pass a higher limit"):
+        rholoss.build_selector("filtered_uniform", loader_of(data), None, store=store, max_irreducible_loss=0.5)
