@@ -36,6 +36,7 @@ _BATCH, _LR = 128, 3e-3  # of the fits
 _STEPS = (60, 400)  # of a fit: of a short run, and of a longer one; of large data, a pass
 _REPEATS = 5  # of the trusted examples in each fold, at most
 _SCREENED = 4_000  # examples of the first look
+_VALIDATED = 1_000  # examples that the weights are chosen by, at most
 _LOOK = 2_000  # examples whose labels are compared with the trusted ones'
 FEWEST, FEWEST_TRUSTED = 500, 40  # examples that a rehearsal needs, and trusted ones for these to count
 
@@ -158,17 +159,18 @@ class _Run:
         trusted = None if trusted is None else map_style(dataset_of(trusted), "trusted", what="a dataset, or a loader over one")
         self.trusted_digest = None if trusted is None else fingerprint(trusted)
         if trusted is not None and self._is_usable(trusted):
-            _, self.learned, self.validation = split(trusted, holdout=0.7, validation=0.3, seed=self.seed)
+            size = min(_VALIDATED, 3 * len(trusted) // 10)
+            self.learned, _, self.validation = split(trusted, holdout=1, validation=size, seed=self.seed)
         self.fits: list[tuple[int, Fit]] = []
 
     def rehearse(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal]:
-        """Score a sample; unless its labels are surely right, one half of the data; if labels are wrong there, the other, too."""
+        """Score a sample; if labels are wrong there, one half of the data; if they are there as well, the other half, too."""
         if self.n < FEWEST:
             self.notes.append(f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed.")
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
             return store, self._found(CalibrationCounts(self.classes), store, False)
         store = self._screen()
-        helps = not self._is_clean(store)
+        helps = self._helps(store)
         if helps:
             self.fits.clear()
             store = self._score(0)
@@ -233,7 +235,8 @@ class _Run:
             labels = self._labels(part, len(part))
             part = IndexedSubset(part, torch.isin(labels, self.asked_for).nonzero().flatten())
         if validation is None:
-            _, part, validation = split(part, holdout=0.9, validation=0.1, seed=self.seed)
+            size = min(_VALIDATED, len(part) // 10)
+            part, _, validation = split(part, holdout=1, validation=size, seed=self.seed)
         steps = steps or self._fit_steps()
         if len(part) > steps * _BATCH:  # no more than are read
             part = split(part, holdout=steps * _BATCH, validation=0, seed=self.seed).holdout
@@ -259,9 +262,6 @@ class _Run:
         steps = max(_STEPS[1], self.n // 2 // _BATCH)
         bound = steps if self.steps is None else self.steps * self.batch_size // _BATCH
         return max(_STEPS[0], min(steps, bound))
-
-    def _is_clean(self, store: IrreducibleLossStore) -> bool:
-        return self._wrong(store).high < WORTH / 2 and self.unasked < WORTH
 
     def _helps(self, store: IrreducibleLossStore) -> bool:
         return self._wrong(store).low >= WORTH or self.unasked >= WORTH

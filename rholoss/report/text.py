@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rholoss.report.report import Report
 
 SHOWN = 10  # classes
+LOST = 0.9  # share of a class above chance from which selection would leave it out
 
 
 def text_of(report: Report) -> str:
@@ -56,6 +57,12 @@ def _classes(report: Report) -> str:
     ]
     for label, examples, quantiles, above in report.by_class[:SHOWN]:
         lines.append(f"  {label:>8}{examples:>12,}{quantiles[2]:>10.4f}{above:>16.1%}")
+    lost = [label for label, examples, _, above in report.by_class if examples and above > LOST]
+    if lost:
+        names = ", ".join(map(str, lost[:SHOWN])) + (f" and {len(lost) - SHOWN:,} more" if len(lost) > SHOWN else "")
+        lines.append(
+            f"  lost: {names}. Nearly all of their labels are above chance, and selection with a gate would leave them out"
+        )
     return "\n".join(lines)
 
 

@@ -137,12 +137,10 @@ def _holdout(of: Indicators) -> Holdout:
 def _helps(of: Indicators, found: Verdict) -> Helps:
     if found.weak or (found.holdout == "overconfident" and not of.folds):  # overfitted cross-fits still helped, with a gate
         return "no"
-    if of.above_chance is None or found.unstable or found.holdout == "cleaner or overconfident":
-        return "unknown"
+    if found.weak is None or of.above_chance is None or found.unstable or found.holdout == "cleaner or overconfident":
+        return "unknown"  # a model that is too weak ends below plain training, whatever else is well
     if found.holdout == "cleaner":
         return "yes"
-    if found.weak is None and not of.folds:  # in the study, holdouts as noisy as the training data lost, and cross-fits won
-        return "unknown"
     return "yes" if found.noisy is False else "with a gate"
 
 
@@ -204,7 +202,7 @@ HELPS: dict[Helps, str] = {
     "yes": "Selection with this store is likely to help.",
     "with a gate": "Selection with this store is likely to help, with a gate that excludes labels above chance.",
     "no": "Selection with this store is likely to end below plain training; improve the irreducible losses first.",
-    "unknown": "Whether selection with this store will help is unknown.",
+    "unknown": "Whether selection with this store will help cannot be told yet. rholoss.auto(loader, model) finds out.",
 }
 HOLDOUT: dict[Holdout, str] = {
     "cleaner": (

@@ -7,6 +7,7 @@ from rholoss.selectors.epoch_pruning import (
     EpochPruningSelector as EpochPruningSelector,
     LossPruningSelector as LossPruningSelector,
 )
+from rholoss.selectors.filtered_uniform import FilteredUniformSelector as FilteredUniformSelector
 from rholoss.selectors.gradient_norm import (
     GradientNormImportanceSampler as GradientNormImportanceSampler,
     GradientNormSelector as GradientNormSelector,

@@ -11,14 +11,12 @@ from rholoss.arguments import number
 from rholoss.candidates import Candidates
 from rholoss.data.candidate_loader import DrawRule
 from rholoss.options import SelectorOptions
-from rholoss.registry import register
 from rholoss.selectors.store_selector import StoreSelector
 from rholoss.states import Settings
 from rholoss.store import IrreducibleLossStore
 from rholoss.store.checks import refuse_gaps
 
 
-@register("filtered_uniform")
 class FilteredUniformSelector(StoreSelector):
     """Trains on the examples whose irreducible loss is at most a limit, each once an epoch, and reads no other.
 

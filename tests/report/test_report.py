@@ -323,9 +323,12 @@ class TestCorrelation:
 
 
 SOUND = Indicators(
-    known=10_000, classes=10, mean=0.4, median=0.1, above_chance=0.03, confidence=0.9, accuracy=0.9, folds=2, halves=0.95
+    known=10_000, classes=10, mean=0.4, median=0.1, above_chance=0.03, confidence=0.9, accuracy=0.9, folds=2, halves=0.95,
+    plain_accuracy=0.9,
+)  # fmt: skip
+NOISY_LABELS = dataclasses.replace(
+    SOUND, mean=1.5, median=0.9, above_chance=0.3, confidence=0.56, accuracy=0.6, plain_accuracy=0.59
 )
-NOISY_LABELS = dataclasses.replace(SOUND, mean=1.5, median=0.9, above_chance=0.3, confidence=0.56, accuracy=0.6)
 
 
 def verdict(of, **changes):
@@ -333,6 +336,12 @@ def verdict(of, **changes):
 
 
 class TestVerdict:
+    @pytest.mark.parametrize("of", [SOUND, NOISY_LABELS])
+    def test_claims_nothing_where_the_model_may_be_too_weak(self, of):
+        text = str(verdict(of, plain_accuracy=None)).replace("\n  ", " ")
+        assert "cannot be told yet. rholoss.auto(loader, model) finds out." in text
+        assert "likely to help" not in text
+
     def test_on_clean_data(self):
         assert (verdict(SOUND).helps, verdict(SOUND).noisy, verdict(SOUND).holdout) == ("yes", False, "unknown")
         assert "no gate is needed" in str(verdict(SOUND))
@@ -340,12 +349,12 @@ class TestVerdict:
 
     def test_a_cross_fit_of_noisy_data_needs_a_gate(self):
         found = verdict(NOISY_LABELS)
-        assert (found.helps, found.noisy, found.holdout, found.weak) == ("with a gate", True, "as noisy", None)
+        assert (found.helps, found.noisy, found.holdout, found.weak) == ("with a gate", True, "as noisy", False)
         assert "max_irreducible_loss=math.log(10), bounded=True)" in str(found)
         assert "cross_fit instead" not in str(found)
 
     def test_a_holdout_as_noisy_needs_a_cross_fit_and_a_gate(self):
-        found = verdict(NOISY_LABELS, folds=0)
+        found = verdict(NOISY_LABELS, folds=0, plain_accuracy=None)
         assert found.helps == "unknown"
         assert "Score all of the data with cross_fit instead" in str(found).replace("\n  ", " ")
         assert verdict(NOISY_LABELS, folds=0, plain_accuracy=0.59).helps == "with a gate"
@@ -365,7 +374,7 @@ class TestVerdict:
             ),
             ({"confidence": (0.6 + CALIBRATED - 1e-6, 0.6 + CALIBRATED + 1e-9)}, "holdout", "as noisy", "unknown"),
             ({"confidence": (0.6 - OVERCONFIDENT - 1e-9, 0.6 - OVERCONFIDENT + 1e-6)}, "holdout", "underconfident", "as noisy"),
-            ({"median": (UNINFORMED * math.log(10) - 1e-6, UNINFORMED * math.log(10))}, "weak", None, True),
+            ({"median": (UNINFORMED * math.log(10) - 1e-6, UNINFORMED * math.log(10))}, "weak", False, True),
             ({"median": (UNINFORMED * math.log(10) - 1e-6, UNINFORMED * math.log(10))}, "helps", "with a gate", "no"),
             ({"plain_accuracy": (0.6 + WEAKER - 1e-6, 0.6 + WEAKER + 1e-9)}, "weak", False, True),
             ({"plain_accuracy": (0.6 + WEAKER - 1e-6, 0.6 + WEAKER + 1e-9)}, "helps", "with a gate", "no"),
@@ -411,14 +420,14 @@ class TestVerdict:
 
     def test_frequent_classes_lower_the_chance_level(self):
         assert verdict(NOISY_LABELS, label_entropy=0.95).weak
-        assert verdict(NOISY_LABELS, label_entropy=1.5).weak is None
+        assert verdict(NOISY_LABELS, label_entropy=1.5).weak is False
 
     @pytest.mark.parametrize(
         ("unknown", "words"),
         [
             ({"classes": None, "above_chance": None}, "How noisy the labels are is unknown without the number of classes"),
             ({"confidence": None, "accuracy": None}, "no class predictions were counted"),
-            ({}, "pass its held-out accuracy on such labels as plain_accuracy="),
+            ({"plain_accuracy": None}, "pass its held-out accuracy on such labels as plain_accuracy="),
             ({"known": 0}, "nothing to judge"),
         ],
     )
@@ -436,10 +445,10 @@ class TestVerdict:
             ("10 % wrong, clean holdout", 0, 1.60, 0.10, 0.129, 0.873, 0.782, 0.779, 0.42, "yes"),
             ("10 % wrong, noisy holdout", 0, 0.94, 0.25, 0.123, 0.743, 0.766, 0.779, 0.9, "no"),
             ("10 % wrong, cross-fit", 2, 0.88, 0.23, 0.118, 0.768, 0.781, 0.779, 0.9, "with a gate"),
-            ("all right, cross-fit", 2, 0.33, 0.01, 0.033, 0.894, 0.882, None, None, "yes"),
-            ("40 % wrong by hand, clean holdout", 0, 2.22, NAN, 0.343, 0.651, 0.442, None, 1.10, "yes"),
-            ("40 % wrong by hand, cross-fit", 2, 1.72, 1.48, 0.245, 0.406, 0.430, None, None, "with a gate"),
-            ("17 % wrong by hand, cross-fit", 2, 1.34, 0.96, 0.169, 0.554, 0.572, None, None, "with a gate"),
+            ("all right, cross-fit", 2, 0.33, 0.01, 0.033, 0.894, 0.882, None, None, "unknown"),
+            ("40 % wrong by hand, clean holdout", 0, 2.22, NAN, 0.343, 0.651, 0.442, None, 1.10, "unknown"),
+            ("40 % wrong by hand, cross-fit", 2, 1.72, 1.48, 0.245, 0.406, 0.430, None, None, "unknown"),
+            ("17 % wrong by hand, cross-fit", 2, 1.34, 0.96, 0.169, 0.554, 0.572, None, None, "unknown"),
         ],
     )
     def test_agrees_with_what_came_of_the_cases_of_the_study(

@@ -1,0 +1,192 @@
+"""Prints what came of the battery: a table of all settings, one of those with many wrong labels, and a sentence on each claim.
+
+python examples/battery/report.py [--results FILE]
+python examples/battery/report.py --write      # puts them into docs/pages/will_it_help.md, and draws its plot
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # the folder of this package, rather than this folder
+
+from experiments.results import read
+
+from battery.run import AS_LONG, FRONT, RESULTS, UNIFORM
+from battery.settings import SETTINGS
+
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "will_it_help.md"
+BEGIN, END = "<!-- battery -->", "<!-- end -->"
+MANY, FEW = 0.2, 0.1  # shares of wrong labels from which leaving examples out should help, and below which it need not
+
+
+class Outcome(NamedTuple):
+    """What came of one setting, by seed; metrics in percent."""
+
+    name: str
+    plain: list[float]  # the best tuned plain training
+    gains: list[float]  # the front door's end above it
+    in_seconds: list[float]  # above plain training of as many seconds
+    fewer: list[float]  # times fewer steps to plain training's best; 0 if never
+    helps: list[bool]
+    wrong: list[float]  # shares: truly wrong or not asked for
+    found: list[float]  # estimated
+    before: list[float]  # seconds of the rehearsal, as a share of the run's
+
+    @property
+    def right(self) -> bool:
+        """Whether most answers were right: it helped, or there were few wrong labels."""
+        helped = statistics.median(self.gains) > 0
+        return helped if sum(self.helps) * 2 > len(self.helps) else statistics.mean(self.wrong) < FEW
+
+
+def outcomes(rows: Iterable[dict[str, Any]]) -> list[Outcome]:
+    """What came of each setting of which there are results."""
+    found: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
+    for row in rows:
+        found.setdefault(row["setting"], {}).setdefault(row["seed"], {})[row["label"]] = row
+    whole = {
+        name: {seed: of for seed, of in sorted(seeds.items()) if FRONT in of and AS_LONG in of} for name, seeds in found.items()
+    }
+    return [_outcome(name, whole[name]) for name in SETTINGS if whole.get(name)]
+
+
+def _outcome(name: str, whole: dict[int, dict[str, dict[str, Any]]]) -> Outcome:
+    everywhere = [label for label in UNIFORM if all(label in rows for rows in whole.values())]
+    best = max(everywhere, key=lambda label: statistics.median(rows[label]["metric"][-1] for rows in whole.values()))
+    made = Outcome(name, *([] for _ in range(8)))
+    for rows in whole.values():
+        plain, front = rows[best], rows[FRONT]
+        about, top = front["rehearsal"], max(plain["metric"])
+        at = next((step for step, metric in zip(front["steps"], front["metric"], strict=True) if metric >= top), None)
+        made.plain.append(100 * plain["metric"][-1])
+        made.gains.append(100 * (front["metric"][-1] - plain["metric"][-1]))
+        made.in_seconds.append(100 * (front["metric"][-1] - rows[AS_LONG]["metric"][-1]))
+        made.fewer.append(plain["steps"][plain["metric"].index(top)] / at if at else 0.0)
+        made.helps.append(about["helps"])
+        made.wrong.append(0.5 if SETTINGS[name].auto else about["truly_wrong"])
+        made.found.append(about["wrong"][0])
+        made.before.append(front["before"] / plain["seconds"][-1])
+    return made
+
+
+def table(found: list[Outcome]) -> list[str]:
+    """A row for each setting."""
+    lines = [
+        "| setting (trusted) | wrong, found | does it help? | plain, % | front door | in as many seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in found:
+        yes, of = sum(each.helps), len(each.helps)
+        answer = (
+            ("yes" if yes * 2 > of else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
+        )
+        trusted = f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
+        lines.append(
+            f"| {each.name.removesuffix(', nothing trusted')} ({trusted}) | {100 * statistics.mean(each.wrong):.0f} %, "
+            f"{100 * statistics.median(each.found):.0f} % | {answer} | {statistics.median(each.plain):.1f} "
+            f"| {_spread(each.gains)} | {_spread(each.in_seconds)} |"
+        )
+    return lines
+
+
+def steps_table(found: list[Outcome]) -> list[str]:
+    """How many times fewer steps it takes, where many labels are wrong or not asked for."""
+    lines = ["| setting | times fewer steps to plain training's best |", "|---|---|"]
+    for each in found:
+        if statistics.mean(each.wrong) >= MANY:
+            never = sum(not times for times in each.fewer)
+            reached = f", never in {never} of {len(each.fewer)}" if never else ""
+            lines.append(f"| {each.name} | {statistics.median(each.fewer):.1f}{reached} |")
+    return lines
+
+
+def claims(found: list[Outcome]) -> list[str]:
+    """What holds, in sentences."""
+    dirty = [each for each in found if statistics.mean(each.wrong) >= MANY]
+    well = [each for each in dirty if statistics.median(each.gains) >= 1 or statistics.median(each.fewer) >= 2]
+    worst = min(found, key=lambda each: min(each.gains))
+    lowest, slowest = (min(found, key=key) for key in (_median_gain, lambda each: statistics.median(each.in_seconds)))
+    runs = sum(len(each.gains) for each in found)
+    cost = {
+        helps: statistics.median(t for each in found for t, h in zip(each.before, each.helps, strict=True) if h == helps)
+        for helps in {h for each in found for h in each.helps}
+    }
+    return [
+        f"{len(found)} settings, {runs} runs of the front door. Beside the best tuned plain training of as many steps it ends "
+        f"{_median_gain(lowest):+.1f} points in the worst setting ({lowest.name}; median over seeds), and "
+        f"{min(worst.gains):+.1f} in the worst run ({worst.name}).",
+        f"Beside plain training of as many seconds, with all that it does beforehand: "
+        f"{statistics.median(slowest.in_seconds):+.1f} in the worst setting ({slowest.name}).",
+        f"There are {len(dirty)} settings where a fifth of the labels or more is wrong or not asked for. In {len(well)} of them "
+        "it ends at least 1 point above, or takes at least 2 times fewer steps to plain training's best.",
+        f"Its answer is right in {sum(each.right for each in found)} of {len(found)} settings: it helps and ends above plain "
+        f"training, or it does not and less than {FEW:.0%} of the labels are wrong.",
+        f"What it does beforehand takes {cost.get(False, 0):.2f} times the run's seconds where the run is plain training, and "
+        f"{cost.get(True, 0):.2f} times where examples are left out (medians).",
+    ]
+
+
+def _median_gain(each: Outcome) -> float:
+    return statistics.median(each.gains)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})"
+
+
+def draw(found: list[Outcome], path: Path) -> None:
+    """Gains at as many steps and in as many seconds, a row for each setting."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.36 * len(found) + 1.4), layout="constrained")
+    figure.suptitle("The front door against the best tuned plain training: points of the metric, each seed a mark")
+    axes = figure.subplots(1, 2, sharey=True)
+    for panel, title, name in zip(
+        axes, ("after as many steps", "after as many seconds, all included"), ("gains", "in_seconds"), strict=True
+    ):
+        for row, each in enumerate(reversed(found)):
+            values = getattr(each, name)
+            helps = sum(each.helps) * 2 > len(each.helps)
+            panel.plot(values, [row] * len(values), "o", color="#d55e00" if helps else "#0072b2", alpha=0.45, markersize=5)
+            panel.plot([statistics.median(values)], [row], "|", color="black", markersize=12)
+        panel.axvline(0, color="#999999", linewidth=1)
+        panel.axvline(-0.5, color="#999999", linewidth=0.8, linestyle=":")
+        panel.set(title=title, xlabel="points")
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(found)), [each.name for each in reversed(found)])
+    handles = [axes[0].plot([], [], "o", color=color)[0] for color in ("#d55e00", "#0072b2")]
+    axes[1].legend(handles, ["leaves examples out", "plain training"], frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def text(found: list[Outcome]) -> str:
+    """All that the page shows."""
+    return "\n".join([*(f"- {claim}" for claim in claims(found)), "", *table(found), "", *steps_table(found)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", action="store_true", help="write the page and its plot")
+    asked = parser.parse_args(arguments)
+    found = outcomes(read(asked.results))
+    if not found:
+        print(f"no results in {asked.results}; see examples/battery/run.py")
+        return 1
+    print(text(found))
+    if asked.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text(found)}\n\n{END}{rest.partition(END)[2]}")
+        draw(found, PAGE.with_name("battery.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
