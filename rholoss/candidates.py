@@ -91,17 +91,19 @@ class Candidates:
             around = self._scorer.around(self._model, self._mode, self._seed(self._mode))
             with around, self._scorer.lent(self._pair) as (outputs, targets):  # a loss may work in place
                 return fn(outputs, targets, len(self))
-        whole = self._scorer.in_one_pass(len(self))
 
         def keeping(outputs: Any, targets: Any, n: int) -> Any:
             versions = [version_of(part) for part in (outputs, targets) if isinstance(part, Tensor)]
             result = fn(outputs, targets, n)
             unchanged = versions == [version_of(part) for part in (outputs, targets) if isinstance(part, Tensor)]
-            if whole and unchanged:  # held anyway until the pass is over
-                self._pair = outputs, targets
-            return result
+            keeps = n == len(self) or self._scorer.keeps((outputs, targets), n)  # if whole, held anyway until the pass is over
+            return (result, outputs, targets) if keeps and unchanged else (result, None, None)
 
-        return self._run(keeping)
+        keeping.__wrapped__ = fn  # type: ignore[attr-defined]
+        result, outputs, targets = self._run(keeping)
+        if outputs is not None:
+            self._pair = outputs, targets
+        return result
 
     def sampled(self, fn: Callable[[Any, Any, int], Tensor], passes: int) -> Tensor:
         """``fn(outputs, targets, n)`` for each of several passes with dropout, shape (passes, n_B, ...).

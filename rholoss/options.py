@@ -6,7 +6,7 @@ import torch
 from typing_extensions import TypedDict
 
 from rholoss.progress import Progress
-from rholoss.scoring import Forward, Loss, Task
+from rholoss.scoring import ChunkSize, Forward, Loss, Task
 
 
 class SelectorOptions(TypedDict, total=False):
@@ -19,7 +19,7 @@ class SelectorOptions(TypedDict, total=False):
     loss: Loss | None
     mode: Literal["eval", "train"]
     dtype: torch.dtype | None
-    chunk_size: int | None
+    chunk_size: ChunkSize
     device: torch.device | str | None
     drop_last: bool | None
     seed: int

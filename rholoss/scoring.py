@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from rholoss.arguments import function, one_of, optional, whole
-from rholoss.batches import RowRange, cut, move
+from rholoss.batches import RowRange, cut, each_tensor, move, wraps_others
 from rholoss.isolation import Lender, Mode, device_of, module_of, preserve_state, undistributed, unwrapped
-from rholoss.losses import LossCheck, callable_name as callable_name, default_loss as default_loss
+from rholoss.losses import LabelError, LossCheck, callable_name as callable_name, default_loss as default_loss
+
+ChunkSize = int | Literal["auto"] | None
+"""Most examples in one scoring pass: a number, ``"auto"`` for the rule of ``Scorer``, None for all."""
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]
 """``forward(model, batch) -> (outputs, targets)``: how a model is called on a batch of n examples."""
@@ -23,6 +29,10 @@ Reduce = Callable[[Any, Any, int], Any]
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss(outputs, targets) -> (n,)``: one loss per example, in nats where it is a negative log-likelihood."""
+
+_How = tuple[Reduce, Mode | None, int | None]  # what is computed, in which mode, from which seed
+
+_LARGE = 2**20  # bytes of what is computed of a chunk, above which no chunks are made, or kept, by default
 
 _PASS_FORWARD = "pass forward=(model, batch) -> (outputs, targets), or a task= with it"
 
@@ -126,18 +136,23 @@ class Scorer:
     """Runs a model without side effects: modes, buffers, gradients, grad mode, random state and the batch are preserved.
 
     A batch of more than ``chunk_size`` examples is scored in passes of exactly this size, so that a compiled model compiles once.
+    With ``"auto"``, the size is that of ``rows_at_once`` in eval mode, as long as this changes results by rounding only: in the
+    1st, 2nd, 4th, 8th ... pass some rows are scored twice, beside different ones. If they differ, all passes are whole from then
+    on, as for a loss or a model that compares the rows of a batch or draws random numbers.
     """
 
     task: Task = field(default_factory=Task)
     mode: Mode = "eval"
-    chunk_size: int | None = None
+    chunk_size: ChunkSize = None
     lender: Lender = field(default_factory=Lender, compare=False, repr=False)
     check: LossCheck = field(default_factory=LossCheck, compare=False, repr=False)
+    passes: dict[Any, int] = field(default_factory=dict, compare=False, repr=False)  # in chunks by default; -1: never again
 
     def __post_init__(self) -> None:
         one_of(self.mode, "mode", ("eval", "train"))
-        size = optional(whole, self.chunk_size, "chunk_size", "a number of examples, at least 1, or None for all")
-        object.__setattr__(self, "chunk_size", size)
+        if not (isinstance(self.chunk_size, str) and self.chunk_size == "auto"):
+            what = 'a number of examples, at least 1, None for all, or "auto"'
+            object.__setattr__(self, "chunk_size", optional(whole, self.chunk_size, "chunk_size", what))
 
     def losses(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """The loss of each of n examples, checked, shape (n,), float32."""
@@ -163,36 +178,56 @@ class Scorer:
 
     def run(self, model: Any, batch: Any, n: int, reduce: Reduce, mode: Mode | None = None, seed: int | None = None) -> Any:
         """``reduce(outputs, targets, rows)`` over the chunks of a batch of n examples, joined along the first dimension."""
-        model = undistributed(model)  # ranks may score different numbers of times
+        model, how = undistributed(model), (reduce, mode, seed)  # ranks may score different numbers of times
+        size, known = self._size(model, batch, n, how)
+        if size is None or n <= size:
+            return self._parts(model, batch, n, [0], n, how)[0]
+        starts = list(range(0, n, size))
+        starts[-1] = n - size  # the last chunk overlaps the one before, to have the same size
+        passes = 1 if known is None else self.passes.get(known, 0) + 1
+        if known is not None:
+            self.passes[known] = passes
+        is_checked = known is not None and passes & (passes - 1) == 0
+        parts = self._parts(model, batch, n, [*starts, size // 2] if is_checked else starts, size, how)
+        if is_checked and not _alike(parts[0], parts.pop(), size):
+            self.passes[known] = -1
+            return self._parts(model, batch, n, [0], n, how)[0]
+        return _joined([*parts[:-1], _rows(parts[-1], size * len(parts) - n, size)])
+
+    def _parts(self, model: Any, batch: Any, n: int, starts: list[int], size: int, how: _How) -> list[Any]:
+        """What is computed of the rows from each start on."""
+        reduce, mode, seed = how
         with self.around(model, mode, seed) as device, self.lent(batch, model, mode, device) as batch:
-            parts = []
-            done = 0
-            for chunk, start, stop in self._chunks(batch, n):
-                pair = self.task.forward(model, move(chunk, device) if device is not None else chunk)
-                if not (isinstance(pair, tuple) and len(pair) == 2):
-                    raise TypeError(f"forward(model, batch) must return a pair (outputs, targets), got {type(pair).__name__}")
-                parts.append(_from_row(reduce(*pair, stop - start), done - start, self.in_one_pass(n)))
-                done = stop
-        return _joined(parts)
+            return [self._part(model, batch, n, (start, start + size), reduce, device) for start in starts]
+
+    def _part(self, model: Any, batch: Any, n: int, rows: tuple[int, int], reduce: Reduce, device: torch.device | None) -> Any:
+        chunk = batch if rows == (0, n) else cut(batch, RowRange(*rows), n)
+        pair = self.task.forward(model, move(chunk, device) if device is not None else chunk)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TypeError(f"forward(model, batch) must return a pair (outputs, targets), got {type(pair).__name__}")
+        try:
+            return reduce(*pair, rows[1] - rows[0])
+        except LabelError as error:
+            raise error.at(rows[0], n) from error
+
+    def _size(self, model: Any, batch: Any, n: int, how: _How) -> tuple[int | None, Any]:
+        """Examples in a chunk, None for all; and, where that is the default, the key of what is computed in ``passes``."""
+        if self.chunk_size != "auto":
+            return self.chunk_size, None
+        reduce, mode, _ = how
+        code = getattr(inspect.unwrap(reduce), "__code__", None)
+        known = id(model), id(self.task.forward), id(self.task.loss), code
+        is_open = (mode or self.mode) == "eval" and self.passes.get(known, 0) >= 0
+        return rows_at_once(model, batch, n) if is_open else None, known
 
     def lent(self, batch: Any, model: Any = None, mode: Mode | None = None, device: torch.device | None = None) -> Any:
         """The context in which a batch, or outputs and targets, are lent to a model or a loss that may change them in place."""
         borrower = id(model), getattr(model, "training", None), mode or self.mode, id(self.task.forward), id(self.task.loss)
         return self.lender.lend(batch, borrower, device)
 
-    def in_one_pass(self, n: int) -> bool:
-        """Whether n examples fit in one forward pass."""
-        return self.chunk_size is None or n <= self.chunk_size
-
-    def _chunks(self, batch: Any, n: int) -> Iterator[tuple[Any, int, int]]:
-        """Chunks of one size with their first and last row; the last one overlaps the one before, to have the same size."""
-        if self.in_one_pass(n):
-            yield batch, 0, n
-            return
-        size = self.chunk_size or n
-        for start in range(0, n, size):
-            start = min(start, n - size)
-            yield cut(batch, RowRange(start, start + size), n), start, start + size
+    def keeps(self, pair: tuple[Any, Any], n: int) -> bool:
+        """Whether to keep outputs and targets of a chunk of n examples, for a method that reads them after the loss."""
+        return self.chunk_size == "auto" and all(_is_small(part, n) for part in pair)
 
     @contextmanager
     def autocast(self, device: torch.device | None) -> Iterator[None]:
@@ -207,21 +242,71 @@ class Scorer:
             yield
 
 
-def _from_row(part: Any, row: int, whole: bool) -> Any:
-    """The rows of a chunk's result from a row on; all of them for a single chunk."""
-    if whole:
-        return part
+def rows_at_once(model: Any, batch: Any, n: int) -> int | None:
+    """How many of n examples to score at once, for speed on a CPU, where large results take new, slow memory in every pass.
+
+    Images and the like, tensors (n, C, ...), if the model has weights of as many dimensions (convolutions): at most 40 rows
+    and 2^18 numbers. Tokens, integers (n, T) with T >= 32: at most 64 sequences and 2,048 tokens. But at least 8, in chunks as
+    equal as can be. None, for all at once: for anything else, such as vectors, on accelerators, and for a model whose weights are
+    sharded, as ranks have to make the same number of passes.
+    """
+    device = device_of(model)
+    if device is None or device.type != "cpu" or n <= 8:
+        return None
+    tensors: list[Tensor] = []
+    each_tensor(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    own = [tensor for tensor in tensors if tensor.layout == torch.strided and not tensor.is_nested and tensor.shape[:1] == (n,)]
+    dimensions = weight_dimensions(model) if any(tensor.ndim > 1 for tensor in own) else 0
+    most = [min(40, 2**18 // max(tensor[0].numel(), 1)) for tensor in own if 2 < tensor.ndim <= dimensions]
+    tokens = [tensor.shape[1] for tensor in own if tensor.ndim == 2 and not tensor.is_floating_point() and dimensions]
+    most += [min(64, 2048 // length) for length in tokens if length >= 32]
+    size = max(min(most, default=n), 8)
+    return math.ceil(n / math.ceil(n / size)) if size < n else None
+
+
+def weight_dimensions(model: Any) -> int:
+    """The most dimensions of a weight; 0 if weights are sharded, or not made yet."""
+    most = 0
+    for module in module_of(model).modules():  # type: ignore[union-attr]
+        weights = [weight for weight in module._parameters.values() if weight is not None]
+        if type(module).__module__.startswith("torch.distributed") or any(is_lazy(w) or wraps_others(type(w)) for w in weights):
+            return 0
+        most = max([most, *(weight.ndim for weight in weights)])
+    return most
+
+
+def _is_small(part: Any, n: int) -> bool:
+    """Whether something is a small tensor of n rows."""
+    is_dense = isinstance(part, Tensor) and part.layout == torch.strided and not part.is_nested
+    return is_dense and part.shape[:1] == (n,) and part.numel() * part.element_size() <= _LARGE
+
+
+def _alike(one: Any, other: Any, n: int) -> bool:
+    """Whether results of n rows, the second of half a chunk later, are small tensors that differ by rounding only."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(_alike(*pair, n) for pair in zip(one, other, strict=True))
+    if one is None or other is None:
+        return one is other
+    if not (_is_small(one, n) and _is_small(other, n)) or one.shape != other.shape:
+        return False
+    return torch.allclose(one[n // 2 :].double(), other[: n - n // 2].double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _rows(part: Any, start: int, stop: int) -> Any:
+    """Rows of a chunk's result."""
+    if part is None:
+        return None
     if isinstance(part, tuple):
-        return tuple(_from_row(p, row, whole) for p in part)
+        return tuple(_rows(each, start, stop) for each in part)
     if not isinstance(part, Tensor):
         what = f"outputs of type {type(part).__name__} cannot be joined over chunks"
-        raise TypeError(f"{what}; let forward= return tensors, or leave chunk_size=None")
-    return part[max(row, 0) :]
+        raise TypeError(f"{what}; let forward= return tensors, or pass chunk_size=None")
+    return part[start:stop]
 
 
 def _joined(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
+    if any(part is None for part in parts):
+        return None
     if isinstance(parts[0], tuple):
         return tuple(_joined(list(column)) for column in zip(*parts, strict=True))
-    return torch.cat(parts)
+    return torch.cat([_rows(part, 0, len(part)) for part in parts])

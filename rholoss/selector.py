@@ -21,9 +21,10 @@ from rholoss.data.loader_interface import LoaderInterface
 from rholoss.isolation import derived_seed, device_of
 from rholoss.losses import LossCheck
 from rholoss.options import SelectorOptions
-from rholoss.scoring import Forward, Loss, Scorer, Task
+from rholoss.scoring import ChunkSize, Forward, Loss, Scorer, Task
 from rholoss.selection import FiniteCheck, SelectedPass, Selection, check_score, checked_choice, checked_prefilter
 from rholoss.states import RecordsOptions, Settings, check_settings, described, restoring, taken
+from rholoss.tuning import Tuning, tune
 
 
 class Selector(RecordsOptions, LoaderInterface):
@@ -47,7 +48,8 @@ class Selector(RecordsOptions, LoaderInterface):
         loss: ``(outputs, targets) -> (n,)``; None for ``rholoss.scoring.default_loss``.
         dtype: autocast dtype for scoring; None for the model's own precision.
         mode: ``"eval"``: score with the model in eval mode; ``"train"``: leave every module in the mode that the loop set.
-        chunk_size: most examples in one scoring pass, at least 1; None for a whole candidate batch.
+        chunk_size: most examples in one scoring pass, at least 1; None for all candidates; ``"auto"``: on a CPU at most 64 images
+            or sequences, if that changes losses by rounding only, see ``rholoss.scoring.rows_at_once``.
         device: where to hand the batches back: a device, ``"model"`` for the model's, None for where the loader left them.
         drop_last: whether to drop a last candidate batch of fewer than n_b; None for the loader's own rule.
         seed: seed of the selector's own random generator.
@@ -84,7 +86,7 @@ class Selector(RecordsOptions, LoaderInterface):
         loss: Loss | None = None,
         dtype: torch.dtype | None = None,
         mode: Literal["eval", "train"] = "eval",
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
         device: torch.device | str | None = None,
         drop_last: bool | None = None,
         seed: int = 0,
@@ -238,6 +240,10 @@ class Selector(RecordsOptions, LoaderInterface):
     def cost(self) -> Cost:
         """What a step costs, of the latest steps, without waiting for an accelerator: print it, or read its ``ratio``."""
         return self.timer.cost(self.n_b, self.n_B)
+
+    def tune(self, candidates: IndexedBatch | tuple[Any, Any] | None = None, *, compiled: bool = False) -> Tuning:
+        """Time the options that may make scoring faster here, see ``rholoss.tuning.tune``: print it, or read its ``options``."""
+        return tune(self, candidates, compiled=compiled)
 
     def settings(self) -> Settings:
         """What decides the selections besides the data, the weights and the state: JSON values by name.

@@ -277,7 +277,7 @@ VALID = {
     "loss": either(is_none, takes(2)),
     "dtype": is_none,
     "mode": of(()),
-    "chunk_size": either(is_none, whole()),
+    "chunk_size": either(is_none, whole(), lambda value: isinstance(value, str) and value == "auto"),
     "device": either(is_none, of(torch.device)),
     "drop_last": either(is_none, TRUTH),
     "seed": whole(-(2**63), 2**64 - 1),

@@ -3,9 +3,9 @@
     python examples/benchmarks/step_costs.py [SECTION ...] [--rounds 5] [--steps 12] [--device cpu] [--json FILE]
     python examples/benchmarks/step_costs.py --report FILE [--update docs/pages/cost.md]
 
-Sections: wrapper, options, loaders, plan, growth, peers, memory. Everything that is compared runs in turn, round after round, so
-that a machine that becomes slower does so for all; medians over the rounds, lowest and highest in brackets. Seconds are of the
-processor on a CPU, on one thread, which other programs change little, and by the clock elsewhere.
+Sections: wrapper, options, networks, picks, compiled, loaders, plan, growth, peers, memory. Everything that is compared runs in
+turn, round after round, so that a machine that becomes slower does so for all; medians over the rounds, lowest and highest in
+brackets. Seconds are of the processor on a CPU, on one thread, which other programs change little, and by the clock elsewhere.
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
     ways = {
         "plain": bench.training(lambda model, loader: loader),
         "RHO-LOSS": bench.training(bench.rho),
+        "chunk_size=None, all in one pass": bench.training(lambda m, d: bench.rho(m, d, chunk_size=None)),
         "chunk_size=64": bench.training(lambda m, d: bench.rho(m, d, chunk_size=64)),
         "keep=0.25": bench.training(lambda m, d: bench.rho(m, d, keep=0.25)),
         "keep=0.5": bench.training(lambda m, d: bench.rho(m, d, keep=0.5)),
@@ -216,6 +217,62 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
         ),
     }
     return against(compare(ways, rounds, steps), "plain")
+
+
+class Transformer(nn.Module):
+    """A small transformer for tokens (n, T)."""
+
+    def __init__(self, tokens: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.embedding(x)).mean(1))  # type: ignore[no-any-return]
+
+
+def networks(bench: Bench, rounds: int, steps: int) -> Table:
+    """RHO-LOSS as it is by default, and all candidates in one pass, each times a plain step of its network."""
+    tokens, (a, b) = torch.randint(5000, (N, 64)), bench.data.tensors  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, CLASSES))
+    cases = {
+        "convolutions, 28 x 28": (bench.initial, a),
+        "MLP, 784 numbers": (wide, a.flatten(1)),
+        "MLP, 64 numbers": (nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, CLASSES)), a.flatten(1)[:, :64].clone()),
+        "transformer, 64 tokens": (Transformer(5000, 128, CLASSES), tokens),
+        "transformer, 16 tokens": (Transformer(5000, 128, CLASSES), tokens[:, :16].clone()),
+    }
+    table: Table = {}
+    for name, (net, x) in cases.items():
+        data, net = TensorDataset(x, b), net.to(bench.device)
+        ways = {"plain": bench.training(lambda m, d: d, net, data)}
+        ways |= {"by default": bench.training(bench.rho, net, data)}
+        ways |= {"in one pass": bench.training(lambda m, d: bench.rho(m, d, chunk_size=None), net, data)}
+        many = steps if x.ndim > 2 or not x.is_floating_point() else 20 * steps  # short steps
+        found = compare(ways, rounds, many)
+        table[name] = {way: ratios(found[way], found["plain"]) for way in ("by default", "in one pass")}
+        table[name]["default / one pass"] = ratios(found["by default"], found["in one pass"])
+    return table
+
+
+def picks(bench: Bench, rounds: int, steps: int) -> Table:
+    """Of 200 candidate batches a round, while the model trains: those of which default and one pass select the same examples."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(bench.initial).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    default, whole = (bench.rho(model, bench.loader(), **options) for options in ({}, {"chunk_size": None}))
+    same = 0
+    for candidates in islice(endless(default.candidate_batches), 200 * rounds):
+        x, y = default.select(candidates)
+        whole.select(candidates)
+        same += set(default.last.index.tolist()) == set(whole.last.index.tolist())  # type: ignore[union-attr]
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return {"convolutions, 28 x 28": {"batches": [200.0 * rounds], "the same examples": [float(same)]}}
 
 
 def compiled(bench: Bench, rounds: int, steps: int) -> Table:
@@ -402,7 +459,7 @@ def _peak(chunk_size: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-SECTIONS = {f.__name__: f for f in (wrapper, options, compiled, loaders, plan, growth, peers, memory)}
+SECTIONS = {f.__name__: f for f in (wrapper, options, networks, picks, compiled, loaders, plan, growth, peers, memory)}
 
 
 def spread(values: list[float]) -> str:

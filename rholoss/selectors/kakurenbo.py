@@ -83,7 +83,8 @@ class KakurenboSelector(LossPruningSelector):
         hidden = ~self.subset
         if not bool(hidden.any()):
             return
-        how: Any = {"task": self.scorer.task, "batch_size": self.scorer.chunk_size, "seed": self.generator.initial_seed()}
+        size = None if self.scorer.chunk_size == "auto" else self.scorer.chunk_size
+        how: Any = {"task": self.scorer.task, "batch_size": size, "seed": self.generator.initial_seed()}
         scorer = DatasetScorer(self.loader, positions=by_position(self.dataset, hidden).nonzero()[:, 0], **how)
         index, losses = scorer.run(self.model, view=epoch)
         self.losses[index.to(self.losses.device)] = losses.to(self.losses.device)
