@@ -25,10 +25,6 @@ class LabelError(ValueError):
         super().__init__(message)
         self.row, self.n = row, n
 
-    def at(self, start: int, n: int) -> "LabelError":
-        """The same error in a batch of n rows, of which those from ``start`` on were used."""
-        return LabelError(str(self), start + self.row, n)
-
     def of(self, index: Tensor) -> ValueError:
         """The same error with the index of the example, if the rows are all those of the indices, shape (n,), int64."""
         return ValueError(f"{self} (the example with index {int(index[self.row])})") if len(index) == self.n else self

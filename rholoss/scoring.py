@@ -184,9 +184,7 @@ class Scorer:
             return self._parts(model, batch, n, [0], n, how)[0]
         starts = list(range(0, n, size))
         starts[-1] = n - size  # the last chunk overlaps the one before, to have the same size
-        passes = 1 if known is None else self.passes.get(known, 0) + 1
-        if known is not None:
-            self.passes[known] = passes
+        passes = self.passes[known] = self.passes.get(known, 0) + 1
         is_checked = known is not None and passes & (passes - 1) == 0
         parts = self._parts(model, batch, n, [*starts, size // 2] if is_checked else starts, size, how)
         if is_checked and not _alike(parts[0], parts.pop(), size):
@@ -208,10 +206,10 @@ class Scorer:
         try:
             return reduce(*pair, rows[1] - rows[0])
         except LabelError as error:
-            raise error.at(rows[0], n) from error
+            raise LabelError(str(error), rows[0] + error.row, n) from error
 
     def _size(self, model: Any, batch: Any, n: int, how: _How) -> tuple[int | None, Any]:
-        """Examples in a chunk, None for all; and, where that is the default, the key of what is computed in ``passes``."""
+        """Examples in a chunk, None for all; and, where the rule says so, the key of what is computed, for ``passes``."""
         if self.chunk_size != "auto":
             return self.chunk_size, None
         reduce, mode, _ = how
@@ -265,9 +263,9 @@ def rows_at_once(model: Any, batch: Any, n: int) -> int | None:
 
 
 def weight_dimensions(model: Any) -> int:
-    """The most dimensions of a weight; 0 if weights are sharded, or not made yet."""
-    most = 0
-    for module in module_of(model).modules():  # type: ignore[union-attr]
+    """The most dimensions of a weight; 0 without weights, and if they are sharded, or not made yet."""
+    most, own = 0, module_of(model)
+    for module in own.modules() if own is not None else ():
         weights = [weight for weight in module._parameters.values() if weight is not None]
         if type(module).__module__.startswith("torch.distributed") or any(is_lazy(w) or wraps_others(type(w)) for w in weights):
             return 0

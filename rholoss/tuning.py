@@ -4,7 +4,7 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from rholoss import forwards
 from rholoss.data import IndexedBatch
 from rholoss.dataset_scoring import DatasetScorer
-from rholoss.isolation import device_of, own_generators_kept, seeded, undistributed
+from rholoss.isolation import device_of, module_of, own_generators_kept, seeded, undistributed
 from rholoss.scoring import Scorer, Task, weight_dimensions
 
 _ROUNDS = 5
@@ -79,7 +79,9 @@ def tune(selector: Any, candidates: IndexedBatch | tuple[Any, Any] | None = None
         hooks = {name: {"forward": own.task.forward, "dtype": own.task.dtype} | way for name, way in ways.items()}
         sizes = {name: way.pop("chunk_size", own.chunk_size) for name, way in hooks.items()}
         scorers = {name: Scorer(Task(loss=own.task.loss, **way), own.mode, sizes[name]) for name, way in hooks.items()}
-        ordered = {name: copy.deepcopy(model).to(memory_format=torch.channels_last) for name in ways if _CHANNELS_LAST in name}
+        ordered = {name: copy.deepcopy(model) for name in ways if _CHANNELS_LAST in name}
+        for each in ordered.values():
+            cast(Any, module_of(each)).to(memory_format=torch.channels_last)
         for name in list(ways) * (_ROUNDS + 1):
             began, scorer = time.perf_counter(), scorers[name]
             losses[name] = scorer.run(ordered.get(name, model), batch, n, scorer.losses, None, 0).cpu()  # waits for the device
@@ -107,5 +109,7 @@ def _read(selector: Any) -> IndexedBatch:
     with own_generators_kept(selector.dataset), seeded(0, device=device_of(selector.model)):
         data = DatasetScorer(selector.loader, batch_size=selector.n_B)
         if data.total is None:
-            raise TypeError("tune() cannot read a stream twice; pass it a candidate batch, of selector.candidate_batches()")
+            raise TypeError(
+                "tune() cannot read a stream twice; pass it a candidate batch, such as next(iter(selector.candidate_batches))"
+            )
         return next(iter(data.batches(range(min(data.total, data.batch_size or data.total)))))

@@ -104,6 +104,15 @@ def test_vectors_are_timed_without_orders_of_images():
     assert not any("channels_last" in name for name in selector.tune().seconds)
 
 
+@pytest.mark.parametrize("kind", ["a bound method", "a function"])
+def test_a_model_may_be_any_callable(kind):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 4))
+    model = net.forward if kind == "a bound method" else lambda x: net(x)
+    seconds = build_selector("train_loss", DataLoader(Augmented(64), batch_size=8), model, keep=0.5).tune().seconds
+    assert any("channels_last" in name for name in seconds) == (kind == "a bound method")
+    assert net[0].weight.is_contiguous()
+
+
 def test_a_selector_without_a_model_has_nothing_to_time():
     loader = DataLoader(TensorDataset(torch.zeros(32, 2)), batch_size=4)
     with pytest.raises(ValueError, match="this selector has no model; pass it as the second argument"):
