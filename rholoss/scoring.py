@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from rholoss.arguments import function, one_of, optional, whole
-from rholoss.batches import RowRange, cut, each_tensor, move, wraps_others
+from rholoss.batches import RowRange, cut, move, parts_of, wraps_others
 from rholoss.isolation import Lender, Mode, device_of, module_of, preserve_state, undistributed, unwrapped
 from rholoss.losses import LabelError, LossCheck, callable_name as callable_name, default_loss as default_loss
 
@@ -213,10 +212,12 @@ class Scorer:
         if self.chunk_size != "auto":
             return self.chunk_size, None
         reduce, mode, _ = how
-        code = getattr(inspect.unwrap(reduce), "__code__", None)
+        size = rows_at_once(model, batch, n) if (mode or self.mode) == "eval" else None
+        if size is None:
+            return None, None
+        code = getattr(getattr(reduce, "__wrapped__", reduce), "__code__", None)
         known = id(model), id(self.task.forward), id(self.task.loss), code
-        is_open = (mode or self.mode) == "eval" and self.passes.get(known, 0) >= 0
-        return rows_at_once(model, batch, n) if is_open else None, known
+        return size if self.passes.get(known, 0) >= 0 else None, known
 
     def lent(self, batch: Any, model: Any = None, mode: Mode | None = None, device: torch.device | None = None) -> Any:
         """The context in which a batch, or outputs and targets, are lent to a model or a loss that may change them in place."""
@@ -248,18 +249,25 @@ def rows_at_once(model: Any, batch: Any, n: int) -> int | None:
     equal as can be. None, for all at once: for anything else, such as vectors, on accelerators, and for a model whose weights are
     sharded, as ranks have to make the same number of passes.
     """
-    device = device_of(model)
-    if device is None or device.type != "cpu" or n <= 8:
+    if n <= 8:
         return None
-    tensors: list[Tensor] = []
-    each_tensor(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    own = [tensor for tensor in tensors if tensor.layout == torch.strided and not tensor.is_nested and tensor.shape[:1] == (n,)]
-    dimensions = weight_dimensions(model) if any(tensor.ndim > 1 for tensor in own) else 0
-    most = [min(40, 2**18 // max(tensor[0].numel(), 1)) for tensor in own if 2 < tensor.ndim <= dimensions]
-    tokens = [tensor.shape[1] for tensor in own if tensor.ndim == 2 and not tensor.is_floating_point() and dimensions]
-    most += [min(64, 2048 // length) for length in tokens if length >= 32]
+    dense = [t for t in _tensors(batch) if t.layout == torch.strided and not t.is_nested]
+    own = [t for t in dense if t.ndim > 2 or (t.ndim == 2 and t.shape[1] >= 32 and not t.is_floating_point())]
+    device = device_of(model) if own else None
+    if device is None or device.type != "cpu":
+        return None
+    most, dimensions = [], weight_dimensions(model)
+    for tensor in (t for t in own if t.shape[0] == n and t.ndim <= dimensions):
+        is_tokens = tensor.ndim == 2
+        most.append(min(64, 2048 // tensor.shape[1]) if is_tokens else min(40, 2**18 // max(tensor[0].numel(), 1)))
     size = max(min(most, default=n), 8)
     return math.ceil(n / math.ceil(n / size)) if size < n else None
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    return [tensor for _, part in parts_of(batch) or () for tensor in _tensors(part)]
 
 
 def weight_dimensions(model: Any) -> int:
