@@ -272,7 +272,7 @@ def picks(bench: Bench, rounds: int, steps: int) -> Table:
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
-    return {"convolutions, 28 x 28": {"batches": [200.0 * rounds], "the same examples": [float(same)]}}
+    return {f"convolutions, 28 x 28, {200 * rounds:,} candidate batches": {"% the same examples": [same / (2 * rounds)]}}
 
 
 def compiled(bench: Bench, rounds: int, steps: int) -> Table:
