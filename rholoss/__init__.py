@@ -19,6 +19,7 @@ Start with ``IrreducibleLossStore`` (for each example, its loss under a model th
     functional      the formulas of all methods
 """
 
+from rholoss import wrappers as wrappers  # registers its methods
 from rholoss._version import __version__ as __version__
 from rholoss.candidates import Candidates
 from rholoss.data import DrawRule, IndexedBatch, IndexedBatches, IndexedSubset, hash_ids, split

@@ -23,13 +23,21 @@ def losses_under(model, data):
 class TestCalibrationCounts:
     def test_adds_up(self):
         one, other = CalibrationCounts(), CalibrationCounts(3)
-        one.count(np.array([0.05, 1.0]), np.array([1.0, 0.0]))
-        other.count(np.array([0.95]), np.array([1.0]))
+        one.count(np.array([0.052, 1.0]), np.array([1.0, 0.0]))
+        other.count(np.array([0.993]), np.array([1.0]))
         both = one + other
-        assert both.bins[0].tolist() == [1, 1, 50_000]
-        assert both.bins[9].tolist() == [2, 1, 1_950_000]
+        assert both.bins[5].tolist() == [1, 1, 52_000]
+        assert both.bins[99].tolist() == [2, 1, 1_993_000]
         assert both.classes == 3
         assert CalibrationCounts(**both.to_json()) == both
+
+    def test_the_most_confident_predictions(self):
+        counts = CalibrationCounts(3)
+        counts.count(np.repeat([0.9, 0.6, 0.4], [10, 300, 690]), np.repeat([1.0, 0.0, 1.0], [10, 300, 690]))
+        assert counts.most_confident(0.01, least=1) == (10, 10)
+        assert counts.most_confident(0.2, least=1) == (310, 10)
+        assert counts.most_confident(0.01, least=200) == (310, 10)
+        assert counts.most_confident(1.0, least=1) == (1000, 700)
 
     def test_counts_every_model_and_compares_their_halves(self, data):
         models = [make_net(0), make_net(1), make_net(2)]
