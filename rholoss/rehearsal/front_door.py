@@ -275,8 +275,7 @@ class _Run:
     def _found(self, counts: CalibrationCounts, store: IrreducibleLossStore, helps: bool) -> Rehearsal:
         wrong = self._wrong(store)
         limit = gate(wrong.share, self.classes) if helps else math.inf
-        losses = store[torch.arange(len(store))] if helps else torch.zeros(0)
-        known = losses[torch.isfinite(losses)]
+        known = store.losses[torch.isfinite(store.losses)]
         accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
         bins = counts.bins.reshape(10, -1, 3).sum(1).tolist()
         return Rehearsal(
@@ -288,7 +287,7 @@ class _Run:
             classes=self.classes,
             examples=self.n,
             max_irreducible_loss=limit,
-            left_out=float((known > limit).float().mean()) if len(known) else 0.0,
+            left_out=float((known > limit).float().mean()) if helps else 0.0,
             calibration=tuple((n, confidence / n / 1e6, right / n) for n, right, confidence in bins if n),
             fits=tuple(
                 Round(fold, each.steps, each.validation_loss, each.accuracy) for fold, fit in self.fits for each in fit.epochs
@@ -309,23 +308,22 @@ class _Run:
         full = unique is None or len(unique) == len(loader.dataset)  # type: ignore[arg-type]
         return loader.dataset if full else IndexedSubset(loader.dataset, unique)
 
-    def _read(self, data: Any, most: int) -> tuple[Any, Tensor]:
-        """Some examples as one batch, on the device, and their targets' batch order."""
-        positions = spread(len(data), most)
+    def _read(self, most: int) -> Any:
+        """Some training examples as one batch, on the device."""
         with seeded(self.seed, device=self.device):
-            batch = self.loader_of(data).collate_fn([data[int(i)] for i in positions])
-        return move(batch, self.device), positions
+            batch = self.loader_of(self.data).collate_fn([self.data[int(i)] for i in spread(self.n, most)])
+        return move(batch, self.device)
 
     def _classes(self, model: nn.Module) -> int:
         """C, from the model's outputs for two examples."""
-        batch, _ = self._read(self.data, 2)
+        batch = self._read(2)
         with seeded(0, device=self.device), preserve_state(model, self.device), torch.no_grad():
             return check_classifier(*self.task.forward(model.eval(), batch))
 
     def _default_network(self) -> Callable[[], nn.Module]:
         recorder = CallRecorder(self.classes).to(self.device)
         try:
-            self.task.forward(recorder, self._read(self.data, 8)[0])
+            self.task.forward(recorder, self._read(8))
         except AttributeError as error:
             raise TypeError(
                 f"forward uses more of the model than a call ({error}); pass proxy=, which makes a small one"

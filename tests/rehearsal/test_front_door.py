@@ -242,6 +242,16 @@ class TestBatches:
         rows = [{"x": {"here": a}, "y": b} for a, b in zip(x, y, strict=True)]
         assert open_door(rows, forward=forward).rehearsal.helps
 
+    def test_a_part_of_the_data(self):
+        data, wrong = examples(wrong=0.3)
+        part = split(data, holdout=0.5, validation=0, seed=3).holdout
+        loader = loader_of(data, shuffle=False, sampler=torch.utils.data.SubsetRandomSampler(range(1_500)))
+        for selector, n in ((open_door(part), 1_500), (auto(loader, network(), progress=False), 1_500)):
+            drawn = torch.cat([selector.last.index for _ in selector])
+            assert selector.rehearsal.examples == n
+            assert wrong[drawn].float().mean() < 0.2
+            assert len(drawn) == round(n * (1 - selector.rehearsal.left_out))
+
     def test_all_ranks_rehearse_with_all_of_the_data(self):
         data, _ = examples(wrong=0.3)
         sampler = DistributedSampler(data, num_replicas=2, rank=1)
