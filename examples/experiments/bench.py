@@ -1,4 +1,4 @@
-"""Performs runs, keeping the task and the irreducible losses at hand from one to the next."""
+"""Performs runs, keeping the task, the irreducible losses and the plans at hand from one to the next."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from experiments.comparing import Comparison
 from experiments.loop import Look, clock_for, train
 from experiments.measures import Evaluation, Tally
 from experiments.methods import build_method
+from experiments.planned import Plans
 from experiments.references import Reference, make_reference
 from experiments.setups import Irreducible, Setup, described, located, row_id
 from experiments.tasks import Task, load_task, make_model
@@ -38,6 +39,7 @@ class Bench:
         self._task: Task | None = None
         self._test: Evaluation | None = None
         self._references: dict[str, Reference] = {}
+        self._plans = Plans()
 
     def run(self, setup: Setup, seed: int, look: Look = lambda step, metric: None) -> dict[str, Any]:
         """One run's row, but for what it is called."""
@@ -46,7 +48,7 @@ class Bench:
         compared = {name: self._reference(how, task, test, seed) for name, how in setup.compared.items()}
         torch.manual_seed(seed)
         model = make_model(setup.model, task, **located(setup.model_options, self.root)).to(self.device).train()
-        method = build_method(setup, task, model, reference, seed, self.root)
+        method = build_method(setup, task, model, reference, seed, self.root, self._plans)
         tally = Tally(task.flags, len(task.train))
         comparison = Comparison(compared, reference, method.irreducible_model, task, seed, self.device) if compared else None
 
@@ -85,6 +87,7 @@ class Bench:
         asked = json.dumps([setup.task, dict(setup.task_options), seed], sort_keys=True)
         if self._asked != asked or self._task is None or self._test is None:
             self._references.clear()
+            self._plans.clear()
             self._asked = None
             self._task = load_task(setup.task, self.root, seed=seed, **setup.task_options)
             self._test = Evaluation(self._task.test, self._task.metric)

@@ -23,7 +23,8 @@ class Experiment:
         about: what it compares, in a line.
         setups: by label. The first is the baseline.
         seeds: that its results are made of.
-        kind: ``"methods"``; ``"pairs"`` of uniform and RHO-LOSS, with several settings; or ``"paying"``, where seconds count.
+        kind: ``"methods"``; ``"pairs"`` of uniform and RHO-LOSS or a plan, with several settings; ``"paying"``, where seconds
+            count; or ``"plans"``, where those of a first run and of a further one do.
         shown: the labels whose curves have a figure of their own.
         within: the experiment whose table shows these runs as well.
     """
@@ -251,6 +252,11 @@ def cifar10n(labels: str) -> dict[str, Setup]:
     return at_two_rates(on(CIFAR_10N, noise=labels)) | gated(on(CIFAR_10N, noise=labels))
 
 
+def planned_cifar10n(labels: str) -> dict[str, Setup]:
+    """The same by a plan."""
+    return replayed(replace(on(CIFAR_10N, noise=labels), proxy="mlp", proxy_options=NARROW, every=100), ENOUGH)
+
+
 def at_two_rates(setup: Setup) -> dict[str, Setup]:
     """Plain training at its best, and RHO-LOSS with a lower learning rate as well."""
     rhos = {"RHO-LOSS": rho(setup), "RHO-LOSS, lr 3e-4": rho(replace(setup, lr=3e-4))}
@@ -281,21 +287,85 @@ def paying(setup: Setup, steps: int, full: int, fast: int) -> dict[str, Setup]:
         "by a small network": by(replace(setup, steps=fast), "proxy_rho_loss", **limit),
         "by a small network, payoff-gated": by(replace(setup, steps=fast), "payoff_gated"),
         "uniform below the gate": by(replace(alone, steps=fast), "gated_uniform", **limit),
-        **plans(replace(setup, steps=fast, keep=0.1)),
     }
+
+
+def by_plan(setup: Setup, **options: Any) -> Setup:
+    """What a small network selected beforehand, replayed; its recording is among the seconds before the first step."""
+    gate = {"max_irreducible_loss": "guess"} if "max_irreducible_loss" not in options else {}
+    return by(setup, "plan", **gate, **options)
 
 
 def plans(setup: Setup) -> dict[str, Setup]:
-    """What a small network selected beforehand, replayed; its recording is among the seconds before the first step."""
-    planned = by(setup, "plan", max_irreducible_loss="guess")
+    """Plans with cosine decay, and one without."""
+    cosine = replace(setup, schedule="cosine")
+    half = by_plan(replace(cosine, keep=0.25), steps=setup.steps // 2, then="below the gate")
     return {
-        "a plan": replace(planned, schedule="constant"),
-        "a plan, cosine": replace(planned, schedule="cosine"),
-        "a plan, keep 0.25, cosine": replace(planned, keep=0.25, schedule="cosine"),
-        "half a plan, then below the gate, cosine": replace(
-            by(planned, "plan", max_irreducible_loss="guess", steps=setup.steps // 2, then="below the gate"), schedule="cosine"
-        ),
+        "a plan": by_plan(replace(setup, schedule="constant")),
+        "a plan, cosine": by_plan(cosine),
+        "a plan, keep 0.25, cosine": by_plan(replace(cosine, keep=0.25)),
+        "half a plan, keep 0.25, then below the gate, cosine": half,
     }
+
+
+def replayed(setup: Setup, steps: int) -> dict[str, Setup]:
+    """Plain training at its best, and plans."""
+    uniform = plain(setup, steps)
+    return {
+        "uniform": replace(uniform, schedule="constant"),
+        "uniform, lr 3e-4": replace(uniform, schedule="constant", lr=3e-4),
+        "uniform, lr 1e-3, cosine": replace(uniform, schedule="cosine"),
+        "uniform, lr 3e-4, cosine": replace(uniform, schedule="cosine", lr=3e-4),
+        **plans(setup),
+    }
+
+
+def plan_choices(setup: Setup) -> dict[str, Setup]:
+    """A plan, and each choice in its making made otherwise; cosine decay for all."""
+    small, gate = replace(setup, schedule="cosine"), {"max_irreducible_loss": "guess"}
+    uniform = plain(small, 2 * setup.steps)
+    return {
+        "uniform": replace(uniform, schedule="constant"),
+        "uniform, lr 1e-3, cosine": uniform,
+        "uniform, lr 3e-4, cosine": replace(uniform, lr=3e-4),
+        "uniform below the gate": by(replace(small, proxy=None), "gated_uniform", **gate),
+        "a plan": by_plan(small),
+        "keep 0.05": by_plan(replace(small, keep=0.05)),
+        "keep 0.25": by_plan(replace(small, keep=0.25)),
+        "keep 0.5": by_plan(replace(small, keep=0.5)),
+        "no gate": by_plan(small, max_irreducible_loss=None),
+        "proxy: lr 3e-4": by_plan(small, proxy_lr=3e-4),
+        "proxy: lr 3e-3": by_plan(small, proxy_lr=3e-3),
+        "proxy: a third of the model": by_plan(replace(small, proxy="mlp", proxy_options={**NET, "width": 170})),
+        "proxy: the model at half the resolution": by_plan(replace(small, proxy="coarse", proxy_options=NET)),
+        "proxy: the model itself": by_plan(replace(small, proxy="mlp", proxy_options=NET)),
+        "keep 0.25, 500 steps": by_plan(replace(small, keep=0.25, steps=setup.steps // 2)),
+        "keep 0.25, 2,000 steps": by_plan(replace(small, keep=0.25, steps=2 * setup.steps)),
+        "keep 0.25, half, then below the gate": by_plan(replace(small, keep=0.25), steps=setup.steps // 2, then="below the gate"),
+        "shuffled in time": by_plan(small, order="shuffled"),
+        "its examples, without order": by_plan(small, order="subset"),
+    }
+
+
+def plan_transfer(setup: Setup) -> dict[str, Setup]:
+    """Plain training and one plan with several networks, learning rates, batch sizes and an augmentation."""
+    nets: dict[str, tuple[str, dict[str, Any]]] = {
+        "MLP 128": ("mlp", {"width": 128, "depth": 1}),
+        "MLP 2 x 256": ("mlp", {"width": 256, "depth": 2}),
+        "MLP 512, dropout 0.5": ("mlp", {**NET, "dropout": 0.5}),
+        "two convolutions": ("small", {}),
+        "three convolutions": ("cnn", {"widths": [16, 32, 64]}),
+        "four convolutions": ("vgg", {"widths": [16, 24]}),
+        "three convolutions, shifted images": ("shifted", {"of": "cnn", "widths": [16, 32, 64]}),
+    }
+    settings = {name: replace(setup, model=model, model_options=options) for name, (model, options) in nets.items()}
+    for lr in RATES[1:]:
+        for n_b in (16, 32, 64):
+            steps = setup.steps * 32 // max(n_b, 32)
+            settings[f"MLP 512, {rate(lr)}, n_b {n_b}"] = replace(setup, lr=lr, n_b=n_b, steps=steps)
+    one = {"steps": setup.steps, "n_b": setup.n_b}  # the same recording for all of them
+    made = {name: {"uniform": plain(each, 2 * setup.steps), "a plan": by_plan(each, **one)} for name, each in settings.items()}
+    return {f"{method}, {name}": each for name, methods in made.items() for method, each in methods.items()}
 
 
 def wide(setup: Setup) -> dict[str, Setup]:
@@ -315,7 +385,6 @@ def wide(setup: Setup) -> dict[str, Setup]:
         "RHO-LOSS, payoff-gated": by(replace(alone, steps=400), "payoff_gated", cost=WIDE_COST),
         "by a small network": by(replace(setup, steps=500), "proxy_rho_loss", **limit),
         "uniform below the gate": by(replace(alone, steps=800), "gated_uniform", **limit),
-        **plans(replace(setup, steps=800, keep=0.1)),
     }
 
 
@@ -424,12 +493,27 @@ MAIN = [
     Experiment("census", "Census-Income, few positives", at_two_rates(CENSUS)),
 ]
 CNN_PAYING = paying(CONVOLUTIONAL, 2000, 400, 1000)
+PLANNED_CNN = replace(on(CONVOLUTIONAL, tested=2000), steps=1000, every=100)
+PLANNED_WIDE = replace(on(WIDE, noise=0.3, tested=4000), steps=800, every=100, keep=0.1)
+PLANNED_CLEAN = on(PLANNED_WIDE, noise=0.0)
+PLANNED = replace(on(FASHION_30, tested=4000), irreducible=FITTED_FAST, proxy="small", every=100)
 NOISY_WIDE, CLEAN_MNIST = wide(on(WIDE, noise=0.3)), clean(replace(WIDE, task="mnist"))
 PAYING = [
     Experiment("fast", "30 % wrong, a convolutional network of 59 MFLOPs", CNN_PAYING, kind="paying"),
     Experiment("fast-wide", "30 % wrong, an MLP of 3 x 1,024", NOISY_WIDE, FIVE, kind="paying"),
     Experiment("fast-clean", "Fashion-MNIST as it is, an MLP of 3 x 1,024, cosine decay", clean(WIDE), FIVE, kind="paying"),
     Experiment("fast-clean-mnist", "MNIST as it is, an MLP of 3 x 1,024, cosine decay", CLEAN_MNIST, FIVE, kind="paying"),
+]
+PLANS = [
+    Experiment("plans-cnn", "30 % wrong, a convolutional network of 59 MFLOPs", replayed(PLANNED_CNN, 2000), FIVE, kind="plans"),
+    Experiment("plans-wide", "30 % wrong, an MLP of 3 x 1,024", replayed(PLANNED_WIDE, 2000), FIVE, kind="plans"),
+    Experiment("plans-clean", "Fashion-MNIST as it is, an MLP of 3 x 1,024", replayed(PLANNED_CLEAN, 2000), kind="plans"),
+    Experiment("plans-choices", "how a plan is made, 30 % wrong, an MLP of 512", plan_choices(PLANNED), kind="plans"),
+    Experiment("plans-transfer", "one plan, several networks and settings, 30 % wrong", plan_transfer(PLANNED), kind="pairs"),
+    Experiment(
+        "plans-cifar10n-random1", "CIFAR-10N, 17 % wrong, features, cross-fitted", planned_cifar10n("random1"), kind="plans"
+    ),
+    Experiment("plans-cifar10n-worse", "CIFAR-10N, 40 % wrong, features, cross-fitted", planned_cifar10n("worse"), kind="plans"),
 ]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
@@ -460,4 +544,4 @@ SEED = [
     Experiment("cola", "CoLA, a pretrained transformer", both(COLA_TUNED, 3000)),
     Experiment("sst2", "SST-2, a pretrained transformer", both(replace(COLA_TUNED, task="sst2"), 10_000)),
 ]
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in MAIN + PAYING + PARTS + SEED}
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in MAIN + PAYING + PLANS + PARTS + SEED}

@@ -43,7 +43,7 @@ def draw(found: Mapping[str, Results], folder: Path) -> list[Path]:
 def _figure_of(results: Results) -> Figure | None:
     if results.experiment.kind == "pairs":
         return _strips(results)
-    if results.experiment.kind == "paying":
+    if results.experiment.kind in ("paying", "plans"):
         return _by_seconds(results)
     if any(row.get("rank_correlation") for rows in results.rows.values() for row in rows.values()):
         return _correlations(results)
@@ -76,7 +76,7 @@ def _dress(axis: Axes, results: Results, what: str, below: float = 12) -> None:
     """Labels, and a range that begins some points below uniform's best, or at 0."""
     metric = next(iter(results.baseline.values()))["metric"]
     tops = [100 * best(row) for rows in results.rows.values() for row in rows.values()]
-    base = results.rows[results.tuned()] if results.experiment.kind == "paying" else results.baseline
+    base = results.rows[results.tuned()] if results.experiment.kind in ("paying", "plans") else results.baseline
     goal = 100 * statistics.median(best(row) for row in base.values())
     axis.axhline(goal, color="tab:gray", linestyle="--", linewidth=0.8)
     axis.set(xscale="log", xlabel=AXES[what], ylabel=f"{metric}, %", ylim=(max(goal - below, 0), max(tops) + 1))
@@ -133,7 +133,7 @@ def _shares(axis: Axes, results: Results) -> None:
 
 
 def _strips(results: Results) -> Figure:
-    """How many times fewer steps RHO-LOSS takes, a point for each seed, setting by setting."""
+    """How many times fewer steps selection takes, a point for each seed, setting by setting."""
     settings = pairs(results)
     figure = Figure(figsize=(8, 1.5 + 0.36 * len(settings)), layout="constrained")
     axis = figure.subplots()

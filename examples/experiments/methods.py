@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from experiments.planned import Plans, replayed
 from experiments.references import Reference
 from experiments.setups import Setup, located
 from experiments.tasks import Task, make_model, plain
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, record_plan
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector
 from rholoss.batches import move
 from rholoss.isolation import derived_seed, device_of, fork_rng
 from rholoss.schedules import Geometric, Linear
@@ -72,7 +72,9 @@ class Method:
     seconds: float
 
 
-def build_method(setup: Setup, task: Task, model: nn.Module, reference: Reference | None, seed: int, root: Path) -> Method:
+def build_method(
+    setup: Setup, task: Task, model: nn.Module, reference: Reference | None, seed: int, root: Path, plans: Plans
+) -> Method:
     """The selector of a setup, around a loader that draws the same order for every method."""
     order = torch.Generator().manual_seed(1_000_003 * (seed + 1))
     loader = DataLoader(task.train, batch_size=setup.n_b, shuffle=True, drop_last=True, generator=order)
@@ -90,8 +92,10 @@ def build_method(setup: Setup, task: Task, model: nn.Module, reference: Referenc
         selector = _payoff_gated(setup, task, loader, model, store, root, shared, **options)
         return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
     if setup.method == "plan":
-        selector = _replayed(setup, task, loader, model, store, root, shared, **options)
-        return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
+        assert store is not None
+        selector, recorded = replayed(setup, task, loader, model, store, seed, root, plans, **options)
+        forward.count = recorded.scored
+        return Method(selector, lambda batch: None, forward, None, recorded.seconds)
     proxy, along = _proxy(setup, task, seed, root, device)
     ingredients = {"store": store, "proxy": proxy, "irreducible_model": irreducible_model}
     method = GatedUniformSelector if setup.method == "gated_uniform" else setup.method
@@ -127,35 +131,6 @@ def _payoff_gated(
         )
     otherwise = GatedUniformSelector(loader, None, store, max_irreducible_loss=limit, **shared)
     return PayoffGatedSelector(loader, model, method, plain(task.validation), otherwise=otherwise, cost=cost, **shared)
-
-
-def _replayed(
-    setup: Setup,
-    task: Task,
-    loader: DataLoader[Any],
-    model: nn.Module,
-    store: IrreducibleLossStore | None,
-    root: Path,
-    shared: dict[str, Any],
-    steps: int | None = None,
-    then: str = "repeat",
-    proxy_lr: float = 1e-3,
-    **options: Any,
-) -> Selector:
-    """All batches of a plan that a small network records first, and what follows it."""
-    assert store is not None
-    assert setup.proxy is not None
-    seed, kept = shared["seed"], {name: shared[name] for name in ("keep", "forward", "seed")}
-    torch.manual_seed(seed + 500)
-    proxy = make_model(setup.proxy, task, **located(setup.proxy_options, root)).to(device_of(model))
-    optimizer = partial(torch.optim.AdamW, lr=proxy_lr)
-    with tempfile.TemporaryDirectory() as folder:
-        how: dict[str, Any] = {"steps": steps or setup.steps, "optimizer": optimizer, "progress": False, **kept, **options}
-        plan = record_plan(loader, proxy, store, path=f"{folder}/run.plan", **how)
-    after: Any = then
-    if then == "below the gate":
-        after = GatedUniformSelector(loader, None, store, max_irreducible_loss=math.log(task.classes), keep=setup.keep)
-    return build_selector("uniform", plan.loader(loader, then=after), model, batch_size=setup.n_b, device="model", seed=seed)
 
 
 def _read(value: Any, setup: Setup, task: Task, forward: CountingForward) -> Any:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 TORCHVISION = {"vgg11_bn": 32, "googlenet": 32, "inception_v3": 75, "mobilenet_v2": 32, "densenet121": 32}  # least pixels
-IMAGES = ("linear", "mlp", "small", "cnn", "vgg", *BLOCKS, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
+HERE = ("linear", "mlp", "small", "cnn", "vgg", "coarse", "shifted", *BLOCKS)
+IMAGES = (*HERE, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
 
 
 def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -59,6 +60,55 @@ def small_network(shape: tuple[int, ...], classes: int) -> nn.Module:
         return nn.Sequential(nn.Linear(shape[0], 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, classes))
     convolutions = (nn.Conv2d(shape[0], 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(5), nn.Flatten(), nn.Dropout(0.3), nn.Linear(800, classes))
+
+
+class Coarse(nn.Module):
+    """A model of images at a lower resolution.
+
+    Args:
+        model: takes (n, c, h / pool, w / pool).
+        pool: pixels of a side whose mean is taken.
+    """
+
+    def __init__(self, model: nn.Module, pool: int) -> None:
+        super().__init__()
+        self.model, self.pool = model, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(F.avg_pool2d(x, self.pool))
+
+
+class Shifted(nn.Module):
+    """A model whose training images are shifted, each by some pixels; the augmentation is the model's own.
+
+    Args:
+        model: takes (n, c, h, w).
+        pixels: at most so many, to each side.
+    """
+
+    def __init__(self, model: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.model, self.pixels = model, pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self._shifted(x) if self.training else x)
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        padded = F.pad(x, [self.pixels] * 4).transpose(0, 1)  # (c, n, h + 2 pixels, w + 2 pixels)
+        down, right = torch.randint(2 * self.pixels + 1, (2, n, 1, 1))
+        rows, columns = torch.arange(h)[:, None] + down, torch.arange(w) + right
+        return padded[:, torch.arange(n)[:, None, None], rows, columns].transpose(0, 1)
+
+
+def coarse(shape: tuple[int, ...], classes: int, of: str = "mlp", pool: int = 2, **options: Any) -> nn.Module:
+    """Another model, which gets the images at a lower resolution."""
+    return Coarse(BUILDERS[of]((shape[0], shape[1] // pool, shape[2] // pool), classes, **options), pool)
+
+
+def shifted(shape: tuple[int, ...], classes: int, of: str = "mlp", pixels: int = 2, **options: Any) -> nn.Module:
+    """Another model, whose training images are shifted."""
+    return Shifted(BUILDERS[of](shape, classes, **options), pixels)
 
 
 class Residual(nn.Module):
@@ -189,7 +239,15 @@ def transformer(classes: int, path: Path, pretrained: bool = True, **options: An
     return TransformerClassifier(model)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"linear": linear, "mlp": mlp, "cnn": cnn, "vgg": vgg, "small": small_network}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+    "vgg": vgg,
+    "small": small_network,
+    "coarse": coarse,
+    "shifted": shifted,
+}
 
 
 def make_model(name: str, task: Task, **options: Any) -> nn.Module:

@@ -20,6 +20,31 @@ def metric_by(row: Row, limit: float, before: float) -> float:
     return next((m for m, s in zip(curve["metric"][::-1], curve["seconds"][::-1], strict=True) if s + before <= limit), 0.0)
 
 
+def columns_of_plans(results: Results) -> list[tuple[str, Cell]]:
+    """The same in five columns: a first run, which makes all that it needs, and each further one."""
+    target = results.rows[results.tuned()]
+
+    def took(rows: BySeed, first: bool) -> list[float]:
+        seeds = sorted(set(rows) & set(target))
+        before = [rows[seed]["seconds_before"] * first for seed in seeds]
+        return [b + s for b, s in zip(before, to_reach(rows, target, "seconds"), strict=True)]
+
+    def fewer(first: bool) -> Cell:
+        def cell(rows: BySeed) -> str:
+            theirs = to_reach({seed: target[seed] for seed in rows if seed in target}, target, "seconds")
+            return spread([0.0 if s == NEVER else t / s for t, s in zip(theirs, took(rows, first), strict=True)], times)
+
+        return cell
+
+    return [
+        ("seconds to the best uniform's best", lambda rows: spread(took(rows, False), seconds)),
+        ("times fewer: first run", fewer(True)),
+        ("further runs", fewer(False)),
+        ("at the end, %", lambda rows: spread([row["final"] for row in rows.values()], percent)),
+        ("which is step", lambda rows: spread([row["evaluations"]["step"][-1] for row in rows.values()], number)),
+    ]
+
+
 def columns(results: Results) -> list[tuple[str, Cell]]:
     """What a row of the table shows, by the name of its column."""
     target = results.rows[results.tuned()]

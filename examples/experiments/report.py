@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # the folder of this package, rather than this folder
 
 from experiments.experiments import EXPERIMENTS
-from experiments.paying import columns as columns_in_seconds
+from experiments.paying import columns as columns_in_seconds, columns_of_plans
 from experiments.results import RESULTS, read
 from experiments.summary import (
     BySeed,
@@ -111,30 +111,39 @@ def cost(results: Results) -> str:
 
 
 def paired(results: Results) -> str:
-    """Uniform and RHO-LOSS for each of several settings."""
+    """Uniform and what is compared with it for each of several settings."""
     columns: list[Column] = [
         ("uniform's best, %", lambda rows: spread([best(row) for row in rows.values()], percent)),
     ]
     settings = pairs(results)
     base = {name: uniform for name, (uniform, _) in settings.items()}
-    rho = {id(uniform): selecting for uniform, selecting in settings.values()}
+    other, method = {id(uniform): selecting for uniform, selecting in settings.values()}, compared(results)
     columns += [
         ("steps to it: uniform", lambda rows: spread(to_reach(rows, rows, "step"), number)),
-        ("RHO-LOSS", lambda rows: spread(to_reach(rho[id(rows)], rows, "step"), number)),
-        ("times fewer", lambda rows: spread(speedups(rho[id(rows)], rows), times)),
-        ("RHO-LOSS' best, %", lambda rows: spread([best(row) for row in rho[id(rows)].values()], percent)),
+        (method, lambda rows: spread(to_reach(other[id(rows)], rows, "step"), number)),
+        ("times fewer", lambda rows: spread(speedups(other[id(rows)], rows), times)),
+        (
+            f"{method}'{'' if method.endswith('S') else 's'} best, %",
+            lambda rows: spread([best(row) for row in other[id(rows)].values()], percent),
+        ),
     ]
     return table("setting", columns, base)
 
 
 def pairs(results: Results) -> dict[str, tuple[BySeed, BySeed]]:
-    """By setting, the rows of uniform and of RHO-LOSS."""
+    """By setting, the rows of uniform and of what is compared with it."""
+    method = compared(results)
     settings = [label.removeprefix("uniform, ") for label in results.rows if label.startswith("uniform, ")]
     return {
-        name: (results.rows[f"uniform, {name}"], results.rows[f"RHO-LOSS, {name}"])
+        name: (results.rows[f"uniform, {name}"], results.rows[f"{method}, {name}"])
         for name in settings
-        if f"RHO-LOSS, {name}" in results.rows
+        if f"{method}, {name}" in results.rows
     }
+
+
+def compared(results: Results) -> str:
+    """What is compared with uniform in each of the settings."""
+    return next(label.partition(", ")[0] for label in results.experiment.setups if not label.startswith("uniform, "))
 
 
 def correlations(results: Results) -> str:
@@ -195,6 +204,12 @@ def in_seconds(results: Results) -> str:
     return f"{table('method', columns_in_seconds(results), results.rows)}\n\n{note}"
 
 
+def by_plan(results: Results) -> str:
+    """Seconds to the best uniform's best: in a first run, which makes the plan, and in each further one."""
+    note = f"The best uniform of as many steps is: {results.tuned()}. A first run makes the irreducible losses and the plan."
+    return f"{table('method', columns_of_plans(results), results.rows)}\n\n{note}"
+
+
 def irreducible(results: Results) -> str:
     """A sentence about the irreducible-loss models."""
     abouts = [row["irreducible"] for rows in results.rows.values() for row in rows.values() if row["irreducible"]]
@@ -207,7 +222,9 @@ def irreducible(results: Results) -> str:
 def report(results: Results) -> str:
     """All that is said about an experiment."""
     experiment = results.experiment
-    tables = {"pairs": (paired,), "paying": (in_seconds, selected)}.get(experiment.kind, (outcome, selected, cost))
+    tables = {"pairs": (paired,), "paying": (in_seconds, selected), "plans": (by_plan,)}.get(
+        experiment.kind, (outcome, selected, cost)
+    )
     parts = [each(results) for each in tables]
     if any(row.get("rank_correlation") for rows in results.rows.values() for row in rows.values()):
         parts.append(correlations(results))

@@ -51,7 +51,7 @@ def _small(setup: Setup) -> Setup:
 
 
 def _few(name: str, value: object) -> object:
-    return {"from_step": 2, "passes": 2, "compare_every": 1}.get(name, value)
+    return {"from_step": 2, "passes": 2, "compare_every": 1, "steps": 2}.get(name, value)
 
 
 def _quick(how: Irreducible | None) -> Irreducible | None:

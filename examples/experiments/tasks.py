@@ -73,6 +73,7 @@ def load_task(
     noise: str | float = 0.0,
     holdout: str | int = "clean",
     limit: int | None = None,
+    tested: int | None = None,
     noise_kind: NoiseKind = "wrong",
     input_noise: float = 0.0,
     ambiguous: float = 0.0,
@@ -92,6 +93,7 @@ def load_task(
             whole number: a clean one of so many examples, at least 10, while the rest of it is not used; ``"none"``: what would
             be the holdout is trained on, for cross-fitting. A tenth of it is the validation data.
         limit: at most so many training examples before duplicates, and so many held out, for a quick look.
+        tested: at most so many test examples, for networks whose evaluation takes long.
         noise_kind: ``"wrong"``: the share of the labels that are wrong; ``"redrawn"``: the share that is drawn again from all
             classes; ``"similar"``: the share, of each class that has a similar one, that gets that one's label.
         input_noise: share of the examples whose input is nothing but noise, in [0, 1].
@@ -119,7 +121,7 @@ def load_task(
         source.make("train", train),
         None if held is None else source.make("holdout", held),
         source.make("validation", validation),
-        source.make("test", source.test),
+        source.make("test", source.test if tested is None else _at_most(source.test, tested, seed)),
         train.flags,
         source.classes,
         source.metric,

@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from experiments.models import Sized, TransformerClassifier, cnn, make_model, mlp, model_names, resnet
+from experiments.models import Shifted, Sized, TransformerClassifier, cnn, make_model, mlp, model_names, resnet
 from experiments.tasks import Task
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -38,6 +38,15 @@ def test_sizes_are_those_that_are_known():
     assert parameters(resnet((3, 32, 32), 10)) == 11_173_962
     assert parameters(resnet((3, 32, 32), 10, "resnet34")) == 21_282_122
     assert parameters(resnet((3, 224, 224), 1000, "resnet50")) == 25_557_032
+
+
+def test_shifted_images_are_parts_of_padded_ones_in_training_only():
+    x = torch.rand(5, 3, 8, 8)
+    model = Shifted(nn.Identity(), 2)
+    padded, shifted = nn.functional.pad(x, [2] * 4), model(x)
+    parts = [[padded[k, :, i : i + 8, j : j + 8] for i in range(5) for j in range(5)] for k in range(5)]
+    assert all(any(torch.equal(image, part) for part in own) for image, own in zip(shifted, parts, strict=True))
+    assert torch.equal(model.eval()(x), x)
 
 
 def test_large_images_are_made_smaller_first():
