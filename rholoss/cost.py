@@ -14,6 +14,7 @@ from rholoss.arguments import fraction, number
 from rholoss.devices import recorded
 
 Phase = Literal["waiting", "selecting", "training"]
+_SECONDS = "seconds, at least 0"
 _RECENT = 256  # steps of the medians
 
 
@@ -35,6 +36,24 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
     scoring = number(scoring, "scoring", "the cost relative to a forward pass, at least 0", lambda cost: 0 <= cost < math.inf)
     forward = number(forward, "forward", "the fraction of a training step, in (0, 1)", lambda share: 0 < share < 1)
     return 1 + scoring * forward / keep
+
+
+def runs_to_pay_back(making: float, *, plain: float, replayed: float) -> float:
+    """After how many runs a plan has paid for its making; infinity if a run saves nothing.
+
+    Args:
+        making: seconds to make what the runs share: the irreducible losses and the plan.
+        plain: seconds of a run without it, until it is as good as wanted.
+        replayed: seconds of a run that replays the plan, until it is as good.
+
+    Examples:
+        >>> runs_to_pay_back(20, plain=117, replayed=38), runs_to_pay_back(200, plain=117, replayed=38)
+        (1, 3)
+    """
+    values = {"making": making, "plain": plain, "replayed": replayed}
+    making, plain, replayed = (number(value, name, _SECONDS, lambda s: 0 <= s < math.inf) for name, value in values.items())
+    saved = plain - replayed
+    return max(math.ceil(making / saved), 1) if saved > 0 else math.inf
 
 
 @dataclass(frozen=True)

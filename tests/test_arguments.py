@@ -122,6 +122,7 @@ LOADER = DataLoader(DATA, batch_size=4)
 MODEL = torch.nn.Linear(FEATURES, CLASSES)
 OTHER = make_net(1)
 RIGHT = {
+    **dict.fromkeys(("making", "plain", "replayed"), lambda: 2.0),
     "loader": lambda: LOADER,
     "model": lambda: MODEL,
     "store": fresh_store,
@@ -328,6 +329,7 @@ VALID = {
     "break_even.keep": real(0, 1),
     "break_even.scoring": real(0, math.inf, (True, False)),
     "break_even.forward": real(0, 1, (False, False)),
+    **{f"runs_to_pay_back.{name}": real(0, math.inf, (True, False)) for name in ("making", "plain", "replayed")},
     "length": whole(),
     "members": either(is_none, takes(0)),
     "prefilter": is_none,

@@ -10,9 +10,22 @@ from conftest import make_net
 from torch.utils.data import DataLoader, Dataset
 
 from rholoss import RhoLossSelector, build_selector
-from rholoss.cost import StepTimer, break_even
+from rholoss.cost import StepTimer, break_even, runs_to_pay_back
 from rholoss.scoring import default_forward
 from rholoss.selectors import UniformSelector
+
+
+class TestRunsToPayBack:
+    @pytest.mark.parametrize(
+        ("making", "plain", "replayed", "expected"),
+        [(20, 117, 38, 1), (79, 117, 38, 1), (80, 117, 38, 2), (0, 2, 1, 1), (1, 2, 2, math.inf)],
+    )
+    def test_counts_the_runs(self, making, plain, replayed, expected):
+        assert runs_to_pay_back(making, plain=plain, replayed=replayed) == expected
+
+    def test_refuses_negative_seconds(self):
+        with pytest.raises(ValueError, match="replayed must be seconds, at least 0, got -1"):
+            runs_to_pay_back(1, plain=2, replayed=-1)
 
 
 class TestBreakEven:

@@ -7,7 +7,7 @@ the others run by the same command wherever their data are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,9 @@ NET = {"width": 512, "depth": 1, "dropout": 0.0}
 FASHION = Setup("fashion-mnist", model_options=NET, irreducible=SMALL, steps=1000)
 LONG, SHORT = 4000, 400  # steps of plain training, and of all methods but RHO-LOSS
 ENOUGH = 2000  # steps of plain training of the narrow network
+COSINES = ((3e-4, "cosine"), (1e-3, "cosine"))
+BOTH_SCHEDULES = ((1e-3, "constant"), (1e-3, "cosine"))
+ALL_FOUR = ((1e-3, "constant"), (3e-4, "constant"), *COSINES)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
@@ -254,7 +257,7 @@ def cifar10n(labels: str) -> dict[str, Setup]:
 
 def planned_cifar10n(labels: str) -> dict[str, Setup]:
     """The same by a plan."""
-    return replayed(replace(on(CIFAR_10N, noise=labels), proxy="mlp", proxy_options=NARROW, every=100), ENOUGH)
+    return replayed(replace(on(CIFAR_10N, noise=labels), proxy="mlp", proxy_options=NARROW, every=100), ENOUGH, ALL_FOUR)
 
 
 def at_two_rates(setup: Setup) -> dict[str, Setup]:
@@ -308,16 +311,16 @@ def plans(setup: Setup) -> dict[str, Setup]:
     }
 
 
-def replayed(setup: Setup, steps: int) -> dict[str, Setup]:
-    """Plain training at its best, and plans."""
+def replayed(setup: Setup, steps: int, rates: Iterable[tuple[float, str]]) -> dict[str, Setup]:
+    """Plain training with some learning rates and schedules, and plans."""
     uniform = plain(setup, steps)
-    return {
-        "uniform": replace(uniform, schedule="constant"),
-        "uniform, lr 3e-4": replace(uniform, schedule="constant", lr=3e-4),
-        "uniform, lr 1e-3, cosine": replace(uniform, schedule="cosine"),
-        "uniform, lr 3e-4, cosine": replace(uniform, schedule="cosine", lr=3e-4),
-        **plans(setup),
-    }
+    tried = {label_of(lr, schedule): replace(uniform, lr=lr, schedule=schedule) for lr, schedule in rates}
+    return tried | plans(setup)
+
+
+def label_of(lr: float, schedule: str) -> str:
+    """What plain training with a learning rate and a schedule is called."""
+    return "uniform" if (lr, schedule) == (1e-3, "constant") else f"uniform, {rate(lr)}{', cosine' * (schedule == 'cosine')}"
 
 
 def plan_choices(setup: Setup) -> dict[str, Setup]:
@@ -359,10 +362,9 @@ def plan_transfer(setup: Setup) -> dict[str, Setup]:
         "three convolutions, shifted images": ("shifted", {"of": "cnn", "widths": [16, 32, 64]}),
     }
     settings = {name: replace(setup, model=model, model_options=options) for name, (model, options) in nets.items()}
-    for lr in RATES[1:]:
-        for n_b in (16, 32, 64):
-            steps = setup.steps * 32 // max(n_b, 32)
-            settings[f"MLP 512, {rate(lr)}, n_b {n_b}"] = replace(setup, lr=lr, n_b=n_b, steps=steps)
+    for lr, n_b in ((3e-4, 32), (1e-3, 16), (1e-3, 32), (1e-3, 64), (3e-3, 32)):
+        steps = setup.steps * 32 // max(n_b, 32)  # a larger batch is at the end of the plan sooner
+        settings[f"MLP 512, {rate(lr)}, n_b {n_b}"] = replace(setup, lr=lr, n_b=n_b, steps=steps)
     one = {"steps": setup.steps, "n_b": setup.n_b}  # the same recording for all of them
     made = {name: {"uniform": plain(each, 2 * setup.steps), "a plan": by_plan(each, **one)} for name, each in settings.items()}
     return {f"{method}, {name}": each for name, methods in made.items() for method, each in methods.items()}
@@ -505,9 +507,17 @@ PAYING = [
     Experiment("fast-clean-mnist", "MNIST as it is, an MLP of 3 x 1,024, cosine decay", CLEAN_MNIST, FIVE, kind="paying"),
 ]
 PLANS = [
-    Experiment("plans-cnn", "30 % wrong, a convolutional network of 59 MFLOPs", replayed(PLANNED_CNN, 2000), FIVE, kind="plans"),
-    Experiment("plans-wide", "30 % wrong, an MLP of 3 x 1,024", replayed(PLANNED_WIDE, 2000), FIVE, kind="plans"),
-    Experiment("plans-clean", "Fashion-MNIST as it is, an MLP of 3 x 1,024", replayed(PLANNED_CLEAN, 2000), kind="plans"),
+    Experiment(
+        "plans-cnn",
+        "30 % wrong, a convolutional network of 59 MFLOPs",
+        replayed(PLANNED_CNN, 2000, BOTH_SCHEDULES),
+        FIVE,
+        kind="plans",
+    ),
+    Experiment("plans-wide", "30 % wrong, an MLP of 3 x 1,024", replayed(PLANNED_WIDE, 2000, COSINES), FIVE, kind="plans"),
+    Experiment(
+        "plans-clean", "Fashion-MNIST as it is, an MLP of 3 x 1,024", replayed(PLANNED_CLEAN, 2000, COSINES), kind="plans"
+    ),
     Experiment("plans-choices", "how a plan is made, 30 % wrong, an MLP of 512", plan_choices(PLANNED), kind="plans"),
     Experiment("plans-transfer", "one plan, several networks and settings, 30 % wrong", plan_transfer(PLANNED), kind="pairs"),
     Experiment(

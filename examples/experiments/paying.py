@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from experiments.summary import NEVER, BySeed, Results, Row, best, number, percent, seconds, spread, times, to_reach
+from rholoss.cost import runs_to_pay_back
 
 Cell = Callable[[BySeed], str]
 
@@ -24,25 +25,43 @@ def columns_of_plans(results: Results) -> list[tuple[str, Cell]]:
     """The same in five columns: a first run, which makes all that it needs, and each further one."""
     target = results.rows[results.tuned()]
 
-    def took(rows: BySeed, first: bool) -> list[float]:
-        seeds = sorted(set(rows) & set(target))
-        before = [rows[seed]["seconds_before"] * first for seed in seeds]
-        return [b + s for b, s in zip(before, to_reach(rows, target, "seconds"), strict=True)]
-
     def fewer(first: bool) -> Cell:
-        def cell(rows: BySeed) -> str:
-            theirs = to_reach({seed: target[seed] for seed in rows if seed in target}, target, "seconds")
-            return spread([0.0 if s == NEVER else t / s for t, s in zip(theirs, took(rows, first), strict=True)], times)
-
-        return cell
+        return lambda rows: spread([t / (m + b * first) for t, m, b in seconds_of(rows, target)], times)
 
     return [
-        ("seconds to the best uniform's best", lambda rows: spread(took(rows, False), seconds)),
+        ("seconds to the best uniform's best", lambda rows: spread([mine for _, mine, _ in seconds_of(rows, target)], seconds)),
         ("times fewer: first run", fewer(True)),
         ("further runs", fewer(False)),
         ("at the end, %", lambda rows: spread([row["final"] for row in rows.values()], percent)),
         ("which is step", lambda rows: spread([row["evaluations"]["step"][-1] for row in rows.values()], number)),
     ]
+
+
+def columns_of_making(results: Results) -> list[tuple[str, Cell]]:
+    """What making a plan takes, and after how many runs that are as good as the best uniform it is paid back."""
+    target = results.rows[results.tuned()]
+
+    def runs(rows: BySeed) -> list[float]:
+        each = seconds_of(rows, target)
+        return [NEVER if m == NEVER else runs_to_pay_back(b, plain=t, replayed=m) for t, m, b in each]
+
+    def of_reference(row: Row) -> float:
+        return row["irreducible"]["seconds"]
+
+    return [
+        ("seconds: irreducible losses", lambda rows: spread([of_reference(row) for row in rows.values()], seconds)),
+        ("plan", lambda rows: spread([row["seconds_before"] - of_reference(row) for row in rows.values()], seconds)),
+        ("paid back after runs", lambda rows: spread(runs(rows), number)),
+        ("wrong labels in it, %", lambda rows: spread([row["selected"].get("wrong", 0.0) for row in rows.values()], percent)),
+        ("selected before, %", lambda rows: spread([row["repeated"] for row in rows.values()], percent)),
+    ]
+
+
+def seconds_of(rows: BySeed, target: BySeed) -> list[tuple[float, float, float]]:
+    """By seed, seconds until the target's best metric: the target's own, those of the rows, and those before their first step."""
+    seeds = sorted(set(rows) & set(target))
+    theirs, mine = (to_reach({seed: each[seed] for seed in seeds}, target, "seconds") for each in (target, rows))
+    return list(zip(theirs, mine, [rows[seed]["seconds_before"] for seed in seeds], strict=True))
 
 
 def columns(results: Results) -> list[tuple[str, Cell]]:

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # the folder of this package, rather than this folder
 
 from experiments.experiments import EXPERIMENTS
-from experiments.paying import columns as columns_in_seconds, columns_of_plans
+from experiments.paying import columns as columns_in_seconds, columns_of_making, columns_of_plans
 from experiments.results import RESULTS, read
 from experiments.summary import (
     BySeed,
@@ -210,6 +210,12 @@ def by_plan(results: Results) -> str:
     return f"{table('method', columns_of_plans(results), results.rows)}\n\n{note}"
 
 
+def paid_back(results: Results) -> str:
+    """The price of a plan, and after how many runs it is paid back."""
+    planned = {label: rows for label, rows in results.rows.items() if results.experiment.setups[label].method == "plan"}
+    return table("making it", columns_of_making(results), planned)
+
+
 def irreducible(results: Results) -> str:
     """A sentence about the irreducible-loss models."""
     abouts = [row["irreducible"] for rows in results.rows.values() for row in rows.values() if row["irreducible"]]
@@ -222,7 +228,7 @@ def irreducible(results: Results) -> str:
 def report(results: Results) -> str:
     """All that is said about an experiment."""
     experiment = results.experiment
-    tables = {"pairs": (paired,), "paying": (in_seconds, selected), "plans": (by_plan,)}.get(
+    tables = {"pairs": (paired,), "paying": (in_seconds, selected), "plans": (by_plan, paid_back)}.get(
         experiment.kind, (outcome, selected, cost)
     )
     parts = [each(results) for each in tables]
