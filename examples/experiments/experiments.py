@@ -257,7 +257,9 @@ def cifar10n(labels: str) -> dict[str, Setup]:
 
 def planned_cifar10n(labels: str) -> dict[str, Setup]:
     """The same by a plan."""
-    return replayed(replace(on(CIFAR_10N, noise=labels), proxy="mlp", proxy_options=NARROW, every=100), ENOUGH, ALL_FOUR)
+    return replayed(
+        replace(on(CIFAR_10N, noise=labels), proxy="mlp", proxy_options=NARROW, keep=0.25, every=100), ENOUGH, ALL_FOUR
+    )
 
 
 def at_two_rates(setup: Setup) -> dict[str, Setup]:
@@ -300,14 +302,13 @@ def by_plan(setup: Setup, **options: Any) -> Setup:
 
 
 def plans(setup: Setup) -> dict[str, Setup]:
-    """Plans with cosine decay, and one without."""
-    cosine = replace(setup, schedule="cosine")
-    half = by_plan(replace(cosine, keep=0.25), steps=setup.steps // 2, then="below the gate")
+    """Plans by a small network, with cosine decay but for one."""
+    cosine, quick = replace(setup, schedule="cosine"), {"proxy_lr": 3e-3}
     return {
-        "a plan": by_plan(replace(setup, schedule="constant")),
-        "a plan, cosine": by_plan(cosine),
-        "a plan, keep 0.25, cosine": by_plan(replace(cosine, keep=0.25)),
-        "half a plan, keep 0.25, then below the gate, cosine": half,
+        "a plan": by_plan(cosine, **quick),
+        "a plan, constant": by_plan(replace(setup, schedule="constant"), **quick),
+        "a plan, keep 0.1": by_plan(replace(cosine, keep=0.1), **quick),
+        "half a plan, then below the gate": by_plan(cosine, steps=setup.steps // 2, then="below the gate", **quick),
     }
 
 
@@ -332,13 +333,15 @@ def plan_choices(setup: Setup) -> dict[str, Setup]:
         "uniform, lr 1e-3, cosine": uniform,
         "uniform, lr 3e-4, cosine": replace(uniform, lr=3e-4),
         "uniform below the gate": by(replace(small, proxy=None), "gated_uniform", **gate),
-        "a plan": by_plan(small),
+        "keep 0.1": by_plan(small),
         "keep 0.05": by_plan(replace(small, keep=0.05)),
         "keep 0.25": by_plan(replace(small, keep=0.25)),
         "keep 0.5": by_plan(replace(small, keep=0.5)),
         "no gate": by_plan(small, max_irreducible_loss=None),
         "proxy: lr 3e-4": by_plan(small, proxy_lr=3e-4),
         "proxy: lr 3e-3": by_plan(small, proxy_lr=3e-3),
+        "keep 0.25, proxy: lr 3e-3": by_plan(replace(small, keep=0.25), proxy_lr=3e-3),
+        "keep 0.25, proxy: lr 1e-2": by_plan(replace(small, keep=0.25), proxy_lr=1e-2),
         "proxy: a third of the model": by_plan(replace(small, proxy="mlp", proxy_options={**NET, "width": 170})),
         "proxy: the model at half the resolution": by_plan(replace(small, proxy="coarse", proxy_options=NET)),
         "proxy: the model itself": by_plan(replace(small, proxy="mlp", proxy_options=NET)),
@@ -358,14 +361,13 @@ def plan_transfer(setup: Setup) -> dict[str, Setup]:
         "MLP 512, dropout 0.5": ("mlp", {**NET, "dropout": 0.5}),
         "two convolutions": ("small", {}),
         "three convolutions": ("cnn", {"widths": [16, 32, 64]}),
-        "four convolutions": ("vgg", {"widths": [16, 24]}),
         "three convolutions, shifted images": ("shifted", {"of": "cnn", "widths": [16, 32, 64]}),
     }
     settings = {name: replace(setup, model=model, model_options=options) for name, (model, options) in nets.items()}
     for lr, n_b in ((3e-4, 32), (1e-3, 16), (1e-3, 32), (1e-3, 64), (3e-3, 32)):
         steps = setup.steps * 32 // max(n_b, 32)  # a larger batch is at the end of the plan sooner
         settings[f"MLP 512, {rate(lr)}, n_b {n_b}"] = replace(setup, lr=lr, n_b=n_b, steps=steps)
-    one = {"steps": setup.steps, "n_b": setup.n_b}  # the same recording for all of them
+    one = {"steps": setup.steps, "n_b": setup.n_b, "proxy_lr": 3e-3}  # the same recording for all of them
     made = {name: {"uniform": plain(each, 2 * setup.steps), "a plan": by_plan(each, **one)} for name, each in settings.items()}
     return {f"{method}, {name}": each for name, methods in made.items() for method, each in methods.items()}
 
@@ -495,9 +497,10 @@ MAIN = [
     Experiment("census", "Census-Income, few positives", at_two_rates(CENSUS)),
 ]
 CNN_PAYING = paying(CONVOLUTIONAL, 2000, 400, 1000)
-PLANNED_CNN = replace(on(CONVOLUTIONAL, tested=2000), steps=1000, every=100)
-PLANNED_WIDE = replace(on(WIDE, noise=0.3, tested=4000), steps=800, every=100, keep=0.1)
+PLANNED_CNN = replace(on(CONVOLUTIONAL, tested=2000), steps=1000, every=100, keep=0.25)
+PLANNED_WIDE = replace(on(WIDE, noise=0.3, tested=4000), steps=800, every=100)
 PLANNED_CLEAN = on(PLANNED_WIDE, noise=0.0)
+TO_TRANSFER = replace(on(FASHION_30, tested=4000), irreducible=FITTED_FAST, proxy="small", keep=0.25, every=100)
 PLANNED = replace(on(FASHION_30, tested=4000), irreducible=FITTED_FAST, proxy="small", every=100)
 NOISY_WIDE, CLEAN_MNIST = wide(on(WIDE, noise=0.3)), clean(replace(WIDE, task="mnist"))
 PAYING = [
@@ -519,7 +522,7 @@ PLANS = [
         "plans-clean", "Fashion-MNIST as it is, an MLP of 3 x 1,024", replayed(PLANNED_CLEAN, 2000, COSINES), kind="plans"
     ),
     Experiment("plans-choices", "how a plan is made, 30 % wrong, an MLP of 512", plan_choices(PLANNED), kind="plans"),
-    Experiment("plans-transfer", "one plan, several networks and settings, 30 % wrong", plan_transfer(PLANNED), kind="pairs"),
+    Experiment("plans-transfer", "one plan, several networks and settings, 30 % wrong", plan_transfer(TO_TRANSFER), kind="pairs"),
     Experiment(
         "plans-cifar10n-random1", "CIFAR-10N, 17 % wrong, features, cross-fitted", planned_cifar10n("random1"), kind="plans"
     ),

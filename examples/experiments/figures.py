@@ -142,10 +142,11 @@ def _strips(results: Results) -> Figure:
         reached = [value for value in found if value > 0]
         axis.plot(reached, [place] * len(reached), "o", color="tab:orange", alpha=0.7)
         axis.plot([0.5] * (len(found) - len(reached)), [place] * (len(found) - len(reached)), "x", color="tab:red")
+        axis.plot(max(statistics.median(found), 0.5), place, "|", color="black", markersize=14)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_yticks(range(len(settings)), list(settings))
     axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="times fewer steps than uniform to uniform's best, one point a seed (x: never)")
+    axis.set(xscale="log", xlabel="times fewer steps than uniform to uniform's best, one point a seed (x: never; bar: median)")
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(StrMethodFormatter(""))
     axis.set_title(results.experiment.about, fontsize=10)

@@ -39,6 +39,7 @@ from experiments.summary import (
     to_reach,
 )
 
+DEFAULT_PLAN = "a plan"
 Column = tuple[str, Callable[[BySeed], str]]
 
 
@@ -210,6 +211,44 @@ def by_plan(results: Results) -> str:
     return f"{table('method', columns_of_plans(results), results.rows)}\n\n{note}"
 
 
+def plans_overview(found: Mapping[str, Results]) -> str:
+    """Plain training at its best, and the plan that is recorded by default, a line for each experiment."""
+    return by_experiment(
+        found,
+        {
+            "the best uniform at the end, %": ("tuned", "at the end, %"),
+            "the plan at the end, %": (DEFAULT_PLAN, "at the end, %"),
+            "times fewer seconds: first run": (DEFAULT_PLAN, "times fewer seconds: first run"),
+            "further runs": (DEFAULT_PLAN, "further runs"),
+        },
+        columns_of_plans,
+    )
+
+
+def plans_price(found: Mapping[str, Results]) -> str:
+    """What the plan that is recorded by default takes to make, and after how many runs it is paid back."""
+    wanted = ("seconds: irreducible losses", "plan", "a plain run", "a run by the plan", "paid back after runs")
+    return by_experiment(found, {name: (DEFAULT_PLAN, name) for name in wanted}, columns_of_making)
+
+
+def by_experiment(
+    found: Mapping[str, Results], wanted: Mapping[str, tuple[str, str]], columns_of: Callable[[Results], list[Column]]
+) -> str:
+    """A line for each experiment with a plan: columns of its own tables, each of a label or of the best uniform."""
+    mine = {name: each for name, each in found.items() if each.experiment.kind == "plans" and DEFAULT_PLAN in each.rows}
+    whose = {id(results.baseline): results for results in mine.values()}
+
+    def of(label: str, column: str) -> Callable[[BySeed], str]:
+        def cell(rows: BySeed) -> str:
+            results = whose[id(rows)]
+            return dict(columns_of(results))[column](results.rows[results.tuned() if label == "tuned" else label])
+
+        return cell
+
+    columns: list[Column] = [(name, of(*source)) for name, source in wanted.items()]
+    return table("experiment", columns, {name: results.baseline for name, results in mine.items()})
+
+
 def paid_back(results: Results) -> str:
     """The price of a plan, and after how many runs it is paid back."""
     planned = {label: rows for label, rows in results.rows.items() if results.experiment.setups[label].method == "plan"}
@@ -241,6 +280,12 @@ def report(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def reports_of(found: Mapping[str, Results]) -> dict[str, str]:
+    """Every text that there is, by the name that a page asks for it by."""
+    overviews = {"overview": overview(found), "plans": plans_overview(found), "plans-price": plans_price(found)}
+    return overviews | {name: report(results) for name, results in found.items()}
+
+
 def updated(page: str, reports: dict[str, str]) -> str:
     """A page with the tables between ``<!-- report NAME -->`` and ``<!-- end -->`` made again."""
 
@@ -263,8 +308,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not found:
         print(f"no results of {', '.join(names)} in {options.results}", file=sys.stderr)
         return 1
-    reports = {"overview": overview(found)} | {name: report(results) for name, results in found.items()}
-    about = {"overview": "RHO-LOSS and plain training"} | {name: results.experiment.about for name, results in found.items()}
+    reports = reports_of(found)
+    about = {"overview": "RHO-LOSS and plain training", "plans": "plans and plain training", "plans-price": "making a plan"} | {
+        name: results.experiment.about for name, results in found.items()
+    }
     if options.update:
         options.update.write_text(updated(options.update.read_text(), reports))
     else:

@@ -302,7 +302,7 @@ def test_a_first_run_pays_for_the_plan_and_a_further_one_does_not():
     results = module("summary").results_of(replace(experiment, kind="plans"), rows)
     text = module("report").report(results)
     found = [cell for _, cell in cells(text, "RHO-LOSS")]
-    assert found[1:] == ["4.0", "0.4", "1.0", "90.0", "40"]
+    assert found[1:] == ["0.4", "1.0", "0.6 (0.4 to 0.6)", "2.0 (1.0 to 2.0)", "90.0"]
     assert "The best uniform of as many steps is: uniform, lr 3e-4." in text
 
 
@@ -323,13 +323,13 @@ def test_runs_that_share_a_plan_record_it_once(smoked, tmp_path, monkeypatch):
 
 def test_a_plan_without_its_order_has_the_same_selections_or_the_same_examples(smoked, tmp_path):
     (experiment,) = small("plans-choices")
-    labels = ("uniform", "a plan", "shuffled in time", "its examples, without order")
+    labels = ("uniform", "keep 0.1", "shuffled in time", "its examples, without order")
     runs = module("run").planned([replace(experiment, setups={label: experiment.setups[label] for label in labels})], None)
     module("run").perform(runs, module("bench").Bench(smoked / "data"), tmp_path / "results.jsonl", None)
     rows = {row["label"]: row for row in rows_of(tmp_path / "results.jsonl").values()}
-    assert rows["shuffled in time"]["selected"] == rows["a plan"]["selected"]
-    assert rows["shuffled in time"]["repeated"] == rows["a plan"]["repeated"]
-    assert rows["shuffled in time"]["weights"] != rows["a plan"]["weights"]
+    assert rows["shuffled in time"]["selected"] == rows["keep 0.1"]["selected"]
+    assert rows["shuffled in time"]["repeated"] == rows["keep 0.1"]["repeated"]
+    assert rows["shuffled in time"]["weights"] != rows["keep 0.1"]["weights"]
 
 
 def test_what_is_not_there_by_then_is_nothing():
@@ -353,7 +353,14 @@ COMMITTED = pytest.mark.skipif(
 
 
 @COMMITTED
-@pytest.mark.parametrize(("name", "shown"), [("experiments.md", {"overview", "noise-30"}), ("cost.md", {"fast", "fast-clean"})])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("experiments.md", {"overview", "noise-30", "plans-choices"}),
+        ("cost.md", {"fast", "fast-clean"}),
+        ("plans.md", {"plans", "plans-cnn", "plans-transfer"}),
+    ],
+)
 def test_the_page_shows_the_tables_of_the_committed_results(name, shown):
     report, results = module("report"), module("results")
     page, rows = (PAGE.parent / name).read_text(), results.read(results.RESULTS)
@@ -362,8 +369,9 @@ def test_the_page_shows_the_tables_of_the_committed_results(name, shown):
     table = module("experiments").EXPERIMENTS
     found = {name: module("summary").results_of(each, rows) for name, each in table.items() if each.within is None}
     found = {name: results for name, results in found.items() if results is not None}
-    reports = {"overview": report.overview(found)} | {name: report.report(results) for name, results in found.items()}
-    assert report.updated(page, reports) == page, f"run examples/experiments/report.py --update docs/pages/{name}"
+    assert report.updated(page, report.reports_of(found)) == page, (
+        f"run examples/experiments/report.py --update docs/pages/{name}"
+    )
 
 
 @COMMITTED
