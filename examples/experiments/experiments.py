@@ -361,7 +361,7 @@ def plan_transfer(setup: Setup) -> dict[str, Setup]:
         "MLP 512, dropout 0.5": ("mlp", {**NET, "dropout": 0.5}),
         "two convolutions": ("small", {}),
         "three convolutions": ("cnn", {"widths": [16, 32, 64]}),
-        "three convolutions, shifted images": ("shifted", {"of": "cnn", "widths": [16, 32, 64]}),
+        "MLP 512, shifted images": ("shifted", {"of": "mlp", **NET}),
     }
     settings = {name: replace(setup, model=model, model_options=options) for name, (model, options) in nets.items()}
     for lr, n_b in ((3e-4, 32), (1e-3, 16), (1e-3, 32), (1e-3, 64), (3e-3, 32)):
