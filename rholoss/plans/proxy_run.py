@@ -27,6 +27,7 @@ from rholoss.selectors import RhoLossSelector
 from rholoss.store import IrreducibleLossStore
 
 _SAVE_EVERY = 200  # steps
+_KEEP, _LR = 0.25, 3e-3  # the best of those that the experiment plans-choices compares
 _STATE = "run.pt"
 
 
@@ -58,11 +59,11 @@ def record_plan(
         path: the file to write.
         max_irreducible_loss: see ``RhoLossSelector``; ``"chance"``: log(C) where the store knows the number of classes C.
         bounded: see ``RhoLossSelector``.
-        optimizer: makes the proxy's optimizer from its parameters; None for AdamW with a learning rate of 1e-3.
+        optimizer: makes the proxy's optimizer from its parameters; None for AdamW with a learning rate of 3e-3.
         weights: see ``PlanRecorder``.
         scores: see ``PlanRecorder``.
         progress: see ``rholoss.progress.Progress``.
-        **options: see ``Selector``; ``keep`` is 0.1 if not given.
+        **options: see ``Selector``; ``keep`` is 0.25 if neither it nor ``batch_size`` is given.
 
     Raises:
         ValueError: ``path`` holds the plan of another number of steps, or ``path.recording`` another unfinished recording.
@@ -71,6 +72,8 @@ def record_plan(
     optional(function, optimizer, "optimizer", "(parameters) -> optimizer, such as torch.optim.SGD")
     if not isinstance(proxy, nn.Module):
         raise TypeError(f"proxy must be a torch.nn.Module, a small network to train, got {shown(proxy)}")
+    if options.get("keep") is None and options.get("batch_size") is None:
+        options["keep"] = _KEEP
     limit = _limit(max_irreducible_loss, store)
     selector = RhoLossSelector(loader, proxy, store, max_irreducible_loss=limit, bounded=bounded, **options)
     recorder = PlanRecorder(path, weights=weights, scores=scores).attach(selector)
@@ -88,7 +91,7 @@ class _ProxyRun:
 
     def __init__(self, selector: Selector, recorder: PlanRecorder, optimizer: Callable[[Any], Any] | None) -> None:
         self.selector, self.recorder, self.proxy = selector, recorder, selector.model
-        make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
+        make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=_LR))
         self.optimizer = make(self.proxy.parameters())
         self.file = os.path.join(recorder.folder, _STATE)
 

@@ -524,6 +524,12 @@ class TestRecordPlan:
         assert random.getstate() == states[0]
         assert torch.equal(torch.get_rng_state(), states[1])
 
+    @pytest.mark.parametrize(("options", "n_B"), [({}, 32), ({"keep": None}, 32), ({"keep": 0.5}, 16), ({"batch_size": 2}, 8)])
+    def test_a_quarter_is_kept_unless_told_otherwise(self, tmp_path, data, options, n_B):  # noqa: N803
+        store = IrreducibleLossStore(torch.rand(N))
+        plan = record_plan(make_loader(data), make_net(0), store, steps=2, path=tmp_path / "a.plan", progress=False, **options)
+        assert plan.meta["n_B"] == n_B
+
     def test_the_plan_depends_on_the_seed_alone(self, tmp_path, data):
         torch.manual_seed(1)
         self.make(data, tmp_path / "a.plan")
