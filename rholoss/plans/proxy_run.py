@@ -27,7 +27,7 @@ from rholoss.selectors import RhoLossSelector
 from rholoss.store import IrreducibleLossStore
 
 _SAVE_EVERY = 200  # steps
-_KEEP, _LR = 0.25, 3e-3  # the best of those that the experiment plans-choices compares
+_KEEP, _LR = 0.25, 3e-3  # those of the experiments plans-wide and plans-transfer
 _STATE = "run.pt"
 
 
