@@ -525,7 +525,7 @@ class TestRecordPlan:
         assert torch.equal(torch.get_rng_state(), states[1])
 
     @pytest.mark.parametrize(("options", "n_B"), [({}, 32), ({"keep": None}, 32), ({"keep": 0.5}, 16), ({"batch_size": 2}, 8)])
-    def test_a_quarter_is_kept_unless_told_otherwise(self, tmp_path, data, options, n_B):  # noqa: N803
+    def test_a_quarter_is_kept_unless_told_otherwise(self, tmp_path, data, options, n_B):
         store = IrreducibleLossStore(torch.rand(N))
         plan = record_plan(make_loader(data), make_net(0), store, steps=2, path=tmp_path / "a.plan", progress=False, **options)
         assert plan.meta["n_B"] == n_B
