@@ -46,9 +46,25 @@ class Empty(Dataset):
 
 # --- what is called -------------------------------------------------------------------------------------------------------------
 
-NOUNS = {"Candidates", "Fit", "Report", "Selection", "SelectionPlan", "IndexedBatch"}  # users get these, and make none
+NOUNS = {
+    "Candidates",
+    "Fit",
+    "Report",
+    "Selection",
+    "SelectionPlan",
+    "IndexedBatch",
+    "Rehearsal",
+}  # users get these, and make none
 ELSEWHERE = {  # need ranks, or minutes; or are for other modules, or formulas
-    *("GlobalSelector", "compiled", "auto", "record_plan", "binary_cross_entropy", "soft_cross_entropy"),
+    *(
+        "GlobalSelector",
+        "compiled",
+        "auto",
+        "FilteredUniformSelector",
+        "record_plan",
+        "binary_cross_entropy",
+        "soft_cross_entropy",
+    ),
     *(
         "MethodWrapper",
         "checked",
@@ -348,7 +364,8 @@ VALID = {
     "states": sized,
     "folds": whole(2, N),
     "only": either(is_none, whole(0, 1)),
-    "epochs": whole(),
+    "epochs": either(is_none, whole()),
+    "fit_irreducible_model.steps": either(is_none, whole()),
     "patience": either(is_none, whole()),
     "optimizer": is_none,
     "scheduler": is_none,
@@ -385,6 +402,7 @@ OTHER_WORDS = {  # for what an argument holds, which has messages of its own
     "predictions": ("targets",),
     "batch_size": ("keep",),
     "keep": ("batch_size",),
+    "steps": ("epochs",),
 }
 CODE_OF_USERS = {"model", "proxy", "irreducible_model", "reference", "fit", "forward", "loss", "batch", "selector"}
 

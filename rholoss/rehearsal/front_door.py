@@ -26,7 +26,7 @@ from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state,
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
-from rholoss.rehearsal.rehearsal import WORTH, Rehearsal, Round, WrongShare, gate, wrong_share
+from rholoss.rehearsal.rehearsal import STRONG, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
 from rholoss.scoring import Task
 from rholoss.selectors.filtered_uniform import FilteredUniformSelector
 from rholoss.states import digest
@@ -160,7 +160,7 @@ class _Run:
         self.trusted_digest = None if trusted is None else fingerprint(trusted)
         if trusted is not None and self._is_usable(trusted):
             size = min(_VALIDATED, 3 * len(trusted) // 10)
-            self.learned, _, self.validation = split(trusted, holdout=1, validation=size, seed=self.seed)
+            self.learned, self.validation, _ = split(trusted, holdout=size, validation=0, seed=self.seed)
         self.fits: list[tuple[int, Fit]] = []
 
     def rehearse(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal]:
@@ -174,10 +174,10 @@ class _Run:
         if helps:
             self.fits.clear()
             store = self._score(0)
-            helps = self._helps(store)
+            helps = self._helps(store) and self._is_strong(store)
         if helps:
             store = store.merge(self._score(1))
-            helps = self._helps(store)
+            helps = self._helps(store) and self._is_strong(store)
         rehearsal = self._found(store.meta.calibration or CalibrationCounts(self.classes), store, helps)
         store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
         if path is not None:
@@ -236,7 +236,7 @@ class _Run:
             part = IndexedSubset(part, torch.isin(labels, self.asked_for).nonzero().flatten())
         if validation is None:
             size = min(_VALIDATED, len(part) // 10)
-            part, _, validation = split(part, holdout=1, validation=size, seed=self.seed)
+            part, validation, _ = split(part, holdout=size, validation=0, seed=self.seed)
         steps = steps or self._fit_steps()
         if len(part) > steps * _BATCH:  # no more than are read
             part = split(part, holdout=steps * _BATCH, validation=0, seed=self.seed).holdout
@@ -265,6 +265,12 @@ class _Run:
 
     def _helps(self, store: IrreducibleLossStore) -> bool:
         return self._wrong(store).low >= WORTH or self.unasked >= WORTH
+
+    def _is_strong(self, store: IrreducibleLossStore) -> bool:
+        """Whether the networks know enough to tell which labels are wrong; those of classes that are not asked for they do."""
+        counts = store.meta.calibration or CalibrationCounts(self.classes)
+        accuracy = int(counts.bins[:, 1].sum()) / max(int(counts.bins[:, 0].sum()), 1)
+        return self.unasked >= WORTH or strength(accuracy, self._wrong(store).low, self.classes) >= STRONG
 
     def _wrong(self, store: IrreducibleLossStore) -> WrongShare:
         accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]

@@ -13,6 +13,7 @@ from rholoss.store import CalibrationCounts
 
 # Chosen on the battery of docs/pages/will_it_help.md.
 WORTH = 0.05  # share of wrong labels from which leaving examples out helps
+STRONG = 0.5  # how far from chance to perfect the networks must be on right labels, to tell which ones are wrong
 SURE = 2.0  # standard errors that the share must be above it
 TOP, MORE = 0.02, 0.2  # shares of the most confident predictions that the share is read from
 
@@ -84,8 +85,13 @@ class Rehearsal:
             f"({wrong.low:.0%} to {wrong.high:.0%})."
         )
         if not self.helps:
-            why = "too few for selection to help" if wrong.high < 2 * WORTH else "too uncertain for selection to be safe"
-            return [found, f"That is {why}: this is plain training."]
+            if wrong.low >= WORTH:
+                why = "The networks know too little of the task to tell which"
+            elif wrong.high < 2 * WORTH:
+                why = "That is too few for selection to help"
+            else:
+                why = "That is too uncertain for selection to be safe"
+            return [found, f"{why}: this is plain training."]
         kept = (
             f"examples with an irreducible loss above {self.max_irreducible_loss:.2f}, {self.left_out:.0%} of all, are left out"
         )
@@ -149,6 +155,13 @@ def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = N
         most = max(0.0, known + doubt)
         share, low, high = min(share, most), min(low, most), min(high, most)
     return WrongShare(share, low, high)
+
+
+def strength(accuracy: float, wrong: float, classes: int) -> float:
+    """How far a model is from chance, 0, to perfect, 1, on right labels, given its accuracy where a share of labels is wrong."""
+    by_error = wrong / (classes - 1)  # as wrong labels agree with a model that is right in none, evenly over the classes
+    right = (accuracy - by_error) / max(1 - wrong - by_error, 1e-6)
+    return (right - 1 / classes) / (1 - 1 / classes)
 
 
 def gate(wrong: float, classes: int) -> float:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from rholoss import IrreducibleLossStore, auto, split
 from rholoss.rehearsal.networks import SmallNetwork
-from rholoss.rehearsal.rehearsal import Rehearsal, gate, wrong_share
+from rholoss.rehearsal.rehearsal import Rehearsal, gate, strength, wrong_share
 from rholoss.selectors import FilteredUniformSelector
 from rholoss.store import CalibrationCounts
 from rholoss.testing import check_selector
@@ -107,6 +107,21 @@ class TestRightLabels:
         x, y = data.tensors
         blurred = TensorDataset(x + 0.7 * torch.randn(x.shape, generator=noise), y)  # accuracy of about two thirds at best
         assert not open_door(blurred).rehearsal.helps
+
+    def test_networks_that_know_too_little_leave_nothing_out(self):
+        data, _ = examples(wrong=0.3)
+
+        class Guess(nn.Module):  # knows nothing but the first feature
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(1, CLASSES)
+
+            def forward(self, x):
+                return self.layer(x[:, :1])
+
+        rehearsal = open_door(data, proxy=Guess).rehearsal
+        assert not rehearsal.helps
+        assert "this is plain training" in " ".join(str(rehearsal).split())
 
     def test_too_few_to_tell(self):
         selector = open_door(examples(300, wrong=0.3)[0])
@@ -367,6 +382,12 @@ class TestWrongShare:
 
     def test_nothing_known(self):
         assert wrong_share(CalibrationCounts(10)) == (0, 0, 1)
+
+
+def test_strength():
+    assert strength(0.7, 0.3, 10) == pytest.approx(1)
+    assert strength(0.1, 0.3, 10) == pytest.approx(0)
+    assert strength(0.5, 0.3, 2) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("wrong", "classes", "limit"), [(0.3, 10, math.log(15)), (0.3, 2, math.log(2)), (0.1, 10, math.log(45))])
