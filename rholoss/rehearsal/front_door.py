@@ -151,6 +151,8 @@ class _Run:
         self.batch_size = loader.batch_size or 1
         self.classes = self._classes(model)
         self.make = proxy or self._default_network()
+        labels = self._labels(self.data, _LOOK)
+        self.frequent = float(labels.bincount(minlength=1).max()) / max(len(labels), 1) if int(labels.min()) >= 0 else 0.0
         self.notes: list[str] = []
         self.validation: Any = None
         self.learned: Any = None
@@ -270,7 +272,7 @@ class _Run:
         """Whether the networks know enough to tell which labels are wrong; those of classes that are not asked for they do."""
         counts = store.meta.calibration or CalibrationCounts(self.classes)
         accuracy = int(counts.bins[:, 1].sum()) / max(int(counts.bins[:, 0].sum()), 1)
-        return self.unasked >= WORTH or strength(accuracy, self._wrong(store).low, self.classes) >= STRONG
+        return self.unasked >= WORTH or strength(accuracy, self._wrong(store).low, self.frequent) >= STRONG
 
     def _wrong(self, store: IrreducibleLossStore) -> WrongShare:
         accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]

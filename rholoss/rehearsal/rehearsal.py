@@ -13,7 +13,7 @@ from rholoss.store import CalibrationCounts
 
 # Chosen on the battery of docs/pages/will_it_help.md.
 WORTH = 0.05  # share of wrong labels from which leaving examples out helps
-STRONG = 0.5  # how far from chance to perfect the networks must be on right labels, to tell which ones are wrong
+STRONG = 0.5  # how far from a guess to perfect the networks must be on right labels, to tell which ones are wrong
 SURE = 2.0  # standard errors that the share must be above it
 TOP, MORE = 0.02, 0.2  # shares of the most confident predictions that the share is read from
 
@@ -157,11 +157,15 @@ def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = N
     return WrongShare(share, low, high)
 
 
-def strength(accuracy: float, wrong: float, classes: int) -> float:
-    """How far a model is from chance, 0, to perfect, 1, on right labels, given its accuracy where a share of labels is wrong."""
-    by_error = wrong / (classes - 1)  # as wrong labels agree with a model that is right in none, evenly over the classes
-    right = (accuracy - by_error) / max(1 - wrong - by_error, 1e-6)
-    return (right - 1 / classes) / (1 - 1 / classes)
+def strength(accuracy: float, wrong: float, frequent: float) -> float:
+    """How far a model is from a guess of the most frequent class, 0, to perfect, 1, by its accuracy where some labels are wrong.
+
+    Args:
+        accuracy: on these labels.
+        wrong: the share of them that is wrong, so that a perfect model has an accuracy of 1 - wrong.
+        frequent: the share of the most frequent class among them.
+    """
+    return (accuracy - frequent) / max(1 - wrong - frequent, 1e-6)
 
 
 def gate(wrong: float, classes: int) -> float:
