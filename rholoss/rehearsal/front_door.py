@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from typing_extensions import Unpack
 
-from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, whole
+from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.batches import move
 from rholoss.data import LoaderView
 from rholoss.data.fingerprint import example_digests, fingerprint, spread
@@ -118,6 +118,13 @@ def auto(
     path = optional(path_of, path, "path")
     if not isinstance(loader, DataLoader) or not LoaderView(loader).draws_by_index or loader.batch_sampler is None:
         raise TypeError(f"auto needs a DataLoader over a map-style dataset, got {type(loader).__name__}; or use RhoLossSelector")
+    map_style(loader.dataset, "the loader's dataset", 1)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be the torch.nn.Module in training, got {shown(model)}")
+    refused = [name for name in ("keep", "batch_size") if options.get(name) is not None]
+    if refused:
+        cure = "to select among those that are left, pass selector.store and max_irreducible_loss= to RhoLossSelector"
+        raise ValueError(f"auto trains on every example that it does not leave out, got {refused[0]}=; {cure}")
     run = _Run(loader, model, trusted, steps, proxy, progress, only_trusted_classes, options)
     store, rehearsal = run.saved(path) or run.rehearse(path)
     selector = RehearsedSelector(loader, model, store, rehearsal, **options)

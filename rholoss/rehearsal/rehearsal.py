@@ -79,6 +79,8 @@ class Rehearsal:
 
     def _sentences(self) -> list[str]:
         wrong = self.wrong
+        if not self.fits:
+            return ["This is plain training."]
         found = (
             f"Small networks, fitted in {self.seconds:.1f} s, agree with {self.accuracy:.1%} of the labels of {self.examples:,} "
             f"examples that they have not seen. About {wrong.share:.0%} of the labels are wrong "

@@ -126,7 +126,8 @@ class TestRightLabels:
     def test_too_few_to_tell(self):
         selector = open_door(examples(300, wrong=0.3)[0])
         assert not selector.rehearsal.helps
-        assert "300 examples are too few to rehearse with, at least 500 are needed." in str(selector.rehearsal)
+        said = "300 examples are too few to rehearse with, at least 500 are needed.\nThis is plain training."
+        assert str(selector.rehearsal) == said
         assert len(list(selector)) == 15
 
 
@@ -357,8 +358,19 @@ class TestRefused:
 
     @pytest.mark.parametrize("option", [{"keep": 0.1}, {"batch_size": 4}])
     def test_a_choice_of_how_many(self, option):
-        with pytest.raises(ValueError, match="trains on every example below the limit, got "):
+        with pytest.raises(ValueError, match="auto trains on every example that it does not leave out, got "):
             open_door(examples()[0], **option)
+        store = IrreducibleLossStore(torch.rand(N))
+        with pytest.raises(ValueError, match="trains on every example below the limit, got "):
+            FilteredUniformSelector(loader_of(examples()[0]), None, store, max_irreducible_loss=0.5, **option)
+
+    def test_no_model(self):
+        with pytest.raises(TypeError, match="model must be the torch.nn.Module in training, got None"):
+            auto(loader_of(examples()[0]), None)
+
+    def test_no_data(self):
+        with pytest.raises(ValueError, match="the loader's dataset"):
+            auto(DataLoader(TensorDataset(torch.zeros(0, FEATURES), torch.zeros(0).long())), network())
 
 
 def counts(confident, agreeing, rest=0, agreeing_rest=0, classes=10):
