@@ -67,7 +67,7 @@ def test_a_step_on_a_gpu_never_waits_for_it(method):
     store = IrreducibleLossStore.from_model(make_net(1), data)
     loader = DataLoader(data, batch_size=8, pin_memory=True)
     options = {}
-    if method == "proxy_rho_loss":  # as in the fast preset
+    if method == "proxy_rho_loss":  # as where a small network scores
         proxy = make_net(2).cuda()
         options = {"proxy": proxy, "proxy_optimizer": torch.optim.AdamW(proxy.parameters()), "max_irreducible_loss": 1.0}
     selector = build_selector(method, loader, model, store=store, device="model", **options)

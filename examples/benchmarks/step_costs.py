@@ -210,8 +210,8 @@ def options(bench: Bench, rounds: int, steps: int) -> Table:
         "prefiltered to a quarter": bench.training(
             lambda m, d: PrefilteredRhoLossSelector(d, m, bench.store, share=0.25, keep=KEEP, device="model")
         ),
-        "fast preset: a small network scores": bench.training(bench.fast),
-        "fast preset while it does not pay": bench.training(pays),
+        "payoff-gated, a small network scores": bench.training(bench.fast),
+        "payoff-gated while it does not pay": bench.training(pays),
         "uniform below the gate": bench.training(
             lambda m, d: GatedUniformSelector(d, None, bench.store, keep=KEEP, device=bench.device, **limit)
         ),
@@ -309,7 +309,7 @@ def loaders(bench: Bench, rounds: int, steps: int) -> Table:
     ways = {
         "plain": bench.training(lambda model, loader: loader, data=slow),
         "RHO-LOSS": bench.training(lambda m, d: bench.rho(m, d, chunk_size=64), data=slow),
-        "fast preset": bench.training(bench.fast, data=slow),
+        "payoff-gated": bench.training(bench.fast, data=slow),
         "prefiltered to a quarter": bench.training(
             lambda m, d: PrefilteredRhoLossSelector(d, m, bench.store, share=0.25, keep=KEEP), data=slow
         ),
