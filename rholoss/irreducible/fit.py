@@ -470,18 +470,20 @@ def judge_duplicates(shared: int, n: int, what: str, cure: str, on_duplicates: s
         warnings.warn(message, stacklevel=4)
 
 
-def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor) -> tuple[int, int]:
+def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor, among: Tensor | None = None) -> tuple[int, int]:
     """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
 
-    Up to 50,000 examples are read of the one, and 512 of the other, among these positions, shape (n,), int64.
+    Up to 512 examples are read of the other, among these positions, shape (n,), int64; and of the one those at the positions
+    ``among``, or its first 50,000.
     """
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0
     compared = positions[spread(len(positions), 512)]
+    among = torch.arange(min(len(one.dataset), 50_000)) if among is None else among  # type: ignore[arg-type]
     with seeded(0):
         mine, theirs = (
             [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
-            for loader, at in ((one, torch.arange(min(len(one.dataset), 50_000))), (other, compared))  # type: ignore[arg-type]
+            for loader, at in ((one, among), (other, compared))
         )
     known = set(mine) - {"[]"}
     return sum(digest in known for digest in theirs), len(theirs)

@@ -18,10 +18,11 @@ from typing_extensions import Unpack
 from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.batches import move
 from rholoss.data import LoaderView
-from rholoss.data.fingerprint import example_digests, fingerprint, spread
+from rholoss.data.fingerprint import fingerprint, spread
 from rholoss.data.subset import IndexedSubset, dataset_of, in_common, labels_of, split
 from rholoss.files import StrPath
 from rholoss.irreducible import Fit, cross_fit, fit_irreducible_model
+from rholoss.irreducible.fit import same_content
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress
@@ -158,7 +159,7 @@ class _Run:
         self.batch_size = loader.batch_size or 1
         self.classes = self._classes(model)
         self.make = proxy or self._default_network()
-        labels = self._labels(self.data, _LOOK)
+        self.labels = labels = self._labels(self.data, _LOOK)  # of a sample
         self.frequent = float(labels.bincount(minlength=1).max()) / max(len(labels), 1) if int(labels.min()) >= 0 else 0.0
         self.notes: list[str] = []
         self.validation: Any = None
@@ -177,7 +178,7 @@ class _Run:
         if self.n < FEWEST:
             self.notes.append(f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed.")
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
-            return store, self._found(CalibrationCounts(self.classes), store, False)
+            return store, self._found(store, False)
         store = self._screen()
         helps = self._helps(store)
         if helps:
@@ -187,7 +188,7 @@ class _Run:
         if helps:
             store = store.merge(self._score(1))
             helps = self._helps(store) and self._is_strong(store)
-        rehearsal = self._found(store.meta.calibration or CalibrationCounts(self.classes), store, helps)
+        rehearsal = self._found(store, helps)
         store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
         if path is not None:
             store.save(path)
@@ -277,33 +278,35 @@ class _Run:
 
     def _is_strong(self, store: IrreducibleLossStore) -> bool:
         """Whether the networks know enough to tell which labels are wrong; those of classes that are not asked for they do."""
-        counts = store.meta.calibration or CalibrationCounts(self.classes)
-        accuracy = int(counts.bins[:, 1].sum()) / max(int(counts.bins[:, 0].sum()), 1)
-        return self.unasked >= WORTH or strength(accuracy, self._wrong(store).low, self.frequent) >= STRONG
+        return self.unasked >= WORTH or strength(self._counts(store).accuracy, self._wrong(store).low, self.frequent) >= STRONG
+
+    def _counts(self, store: IrreducibleLossStore) -> CalibrationCounts:
+        return store.meta.calibration or CalibrationCounts(self.classes)
+
+    def _trusted_accuracy(self) -> float | None:
+        """The mean accuracy of the fits on the trusted examples that they were not fitted on; None without any."""
+        found = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
+        return sum(found) / len(found) if self.validation is not None and found else None
 
     def _wrong(self, store: IrreducibleLossStore) -> WrongShare:
-        accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
-        known = self.validation is not None and accuracies
-        trusted = (sum(accuracies) / len(accuracies), len(self.validation)) if known else None
-        return wrong_share(store.meta.calibration or CalibrationCounts(self.classes), trusted)
+        accuracy = self._trusted_accuracy()
+        return wrong_share(self._counts(store), None if accuracy is None else (accuracy, len(self.validation)))
 
-    def _found(self, counts: CalibrationCounts, store: IrreducibleLossStore, helps: bool) -> Rehearsal:
-        wrong = self._wrong(store)
+    def _found(self, store: IrreducibleLossStore, helps: bool) -> Rehearsal:
+        counts, wrong = self._counts(store), self._wrong(store)
         limit = gate(wrong.share, self.classes) if helps else math.inf
         known = store.losses[torch.isfinite(store.losses)]
-        accuracies = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
-        bins = counts.bins.reshape(10, -1, 3).sum(1).tolist()
         return Rehearsal(
             helps=helps,
             wrong=wrong,
-            accuracy=int(counts.bins[:, 1].sum()) / max(int(counts.bins[:, 0].sum()), 1),
+            accuracy=counts.accuracy,
             trusted=0 if self.learned is None else len(self.learned) + len(self.validation),
-            trusted_accuracy=sum(accuracies) / len(accuracies) if self.validation is not None and accuracies else None,
+            trusted_accuracy=self._trusted_accuracy(),
             classes=self.classes,
             examples=self.n,
             max_irreducible_loss=limit,
             left_out=float((known > limit).float().mean()) if helps else 0.0,
-            calibration=tuple((n, confidence / n / 1e6, right / n) for n, right, confidence in bins if n),
+            calibration=counts.tenths(),
             fits=tuple(
                 Round(fold, each.steps, each.validation_loss, each.accuracy) for fold, fit in self.fits for each in fit.epochs
             ),
@@ -365,7 +368,7 @@ class _Run:
         if n < FEWEST_TRUSTED:
             self.notes.append(f"{n:,} trusted examples are too few to learn from, at least {FEWEST_TRUSTED} are needed: {left}.")
             return False
-        labels, mine = self._labels(trusted, n), self._labels(self.data, _LOOK)
+        labels, mine = self._labels(trusted, n), self.labels
         if len(labels.unique()) < 2:
             self.notes.append(f"All trusted examples have the label {int(labels[0])}: {left}.")
             return False
@@ -394,12 +397,8 @@ class _Run:
 
     def _same_content(self, trusted: Any) -> int:
         """How many of some trusted examples are, by content, among some training examples."""
-        mine, theirs = (
-            [repr(sorted(digests.items())) for digests in example_digests(self.loader_of(data), data, spread(len(data), most))]
-            for data, most in ((self.data, 10_000), (trusted, 200))
-        )
-        known = set(mine) - {"[]"}
-        return sum(each in known for each in theirs)
+        at, among = spread(len(trusted), 200), spread(self.n, 10_000)
+        return same_content(self.loader_of(self.data), self.loader_of(trusted), at, among)[0]
 
 
 def joined(parts: list[IndexedSubset]) -> Any:

@@ -118,10 +118,8 @@ class Rehearsal:
     def of_json(cls, values: dict[str, Any]) -> Rehearsal:
         limit = values["max_irreducible_loss"]
         made = cls(**{**values, "max_irreducible_loss": math.inf if limit is None else limit})
-        fits, bins = tuple(Round(*_values(each)) for each in values["fits"]), tuple(tuple(row) for row in values["calibration"])
-        return replace(
-            made, wrong=WrongShare(*_values(values["wrong"])), fits=fits, calibration=bins, notes=tuple(values["notes"])
-        )
+        fits, bins = tuple(Round(*each) for each in values["fits"]), tuple(tuple(row) for row in values["calibration"])
+        return replace(made, wrong=WrongShare(*values["wrong"]), fits=fits, calibration=bins, notes=tuple(values["notes"]))
 
 
 def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = None) -> WrongShare:
@@ -139,8 +137,7 @@ def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = N
         Patrini et al., "Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach", CVPR 2017, equation 12,
         for noise read from the surest predictions.
     """
-    total, right = int(counts.bins[:, 0].sum()), int(counts.bins[:, 1].sum())
-    if not total:
+    if not counts.bins.any():
         return WrongShare(0.0, 0.0, 1.0)
     n, agreeing = counts.most_confident(TOP)
     more, agreeing_more = counts.most_confident(MORE)
@@ -152,7 +149,7 @@ def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = N
     if trusted is not None:
         accuracy, count = trusted
         by_chance = (1 - accuracy) / max(counts.classes - 1, 1)
-        known = (accuracy - right / total) / max(accuracy - by_chance, 1e-6)
+        known = (accuracy - counts.accuracy) / max(accuracy - by_chance, 1e-6)
         doubt = SURE * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
         most = max(0.0, known + doubt)
         share, low, high = min(share, most), min(low, most), min(high, most)
@@ -177,7 +174,3 @@ def gate(wrong: float, classes: int) -> float:
     wrong with the probability w / ((C - 1) p).
     """
     return max(math.log(classes), math.log((classes - 1) / (2 * wrong))) if wrong > 0 else math.log(classes)
-
-
-def _values(entry: Any) -> tuple[Any, ...]:
-    return tuple(entry.values()) if isinstance(entry, dict) else tuple(entry)

@@ -153,7 +153,7 @@ def report_on(
         examples=len(store),
         distribution=distribution,
         by_class=statistics.by_class(found, by_index, index, losses),
-        bins=_bins(calibration),
+        bins=calibration.tenths(),
         highest=tuple(found.highest),
         lowest=tuple(found.lowest),
         in_common=None if pairs is None else len(pairs[0]),
@@ -174,7 +174,7 @@ def _indicators(
         "median": distribution.quantiles[2] if distribution.quantiles else math.nan,
         "above_chance": found.above / found.known if found.classes and found.known else None,
         "label_entropy": _entropy(found.labelled),
-        **_calibration(_bins(calibration)),
+        **_calibration(calibration.tenths()),
         "halves": statistics.pearson(*calibration.halves),
         "other": None if pairs is None else statistics.spearman(*pairs),
         "models": len(meta.all_models),
@@ -192,12 +192,6 @@ def _calibration(bins: tuple[tuple[int, float, float], ...]) -> dict[str, float]
         "accuracy": sum(n * accuracy for n, _, accuracy in bins) / predictions,
         "calibration_error": sum(n * abs(confidence - accuracy) for n, confidence, accuracy in bins) / predictions,
     }
-
-
-def _bins(counts: CalibrationCounts) -> tuple[tuple[int, float, float], ...]:
-    return tuple(
-        (n, confidence / n / 1e6, correct / n) for n, correct, confidence in counts.bins.reshape(10, -1, 3).sum(1).tolist() if n
-    )
 
 
 def _labels(labels: Any, store: IrreducibleLossStore) -> np.ndarray | None:

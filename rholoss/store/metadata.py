@@ -47,6 +47,16 @@ class CalibrationCounts:
         columns = np.stack([np.ones_like(confidence), correct, np.round(confidence * 1e6)], 1).astype(np.int64)
         np.add.at(self.bins, where, columns)
 
+    @property
+    def accuracy(self) -> float:
+        """The share of correct predictions, in [0, 1]; 0 without any."""
+        return int(self.bins[:, 1].sum()) / max(int(self.bins[:, 0].sum()), 1)
+
+    def tenths(self) -> tuple[tuple[int, float, float], ...]:
+        """For each non-empty tenth of confidence: predictions, mean confidence and accuracy."""
+        rows = self.bins.reshape(10, -1, 3).sum(1).tolist()
+        return tuple((n, confidence / n / 1e6, correct / n) for n, correct, confidence in rows if n)
+
     def most_confident(self, share: float = 0.02, least: int = 200) -> tuple[int, int]:
         """The number of the most confident predictions, about a share of all and at least so many, and of the correct ones."""
         count, correct = np.cumsum(self.bins[::-1, 0]), np.cumsum(self.bins[::-1, 1])
