@@ -124,7 +124,7 @@ def updated(setup: Setup) -> dict[str, Setup]:
     online = by(setup, "online_rho_loss")
     return {
         "RHO-LOSS, online": online,
-        "RHO-LOSS, irreducible-loss model learns along": replace(online, irreducible_lr=setup.lr / 100),
+        "RHO-LOSS, irreducible-loss model co-trained": replace(online, irreducible_lr=setup.lr / 100),
     }
 
 
@@ -441,7 +441,7 @@ def approximations(setup: Setup) -> dict[str, Setup]:
     along = by(replace(setup, irreducible_lr=setup.lr / 100, compared=compared), "online_rho_loss")
     return {
         "uniform": plain(setup, ENOUGH),
-        "learns along": along,
+        "co-trained": along,
         "fixed": rho(setup),
         "fixed, small": rho(replace(setup, irreducible=TINY)),
     }
@@ -534,7 +534,7 @@ PARTS = [
     part("gate", "options that the paper does not have", gates(FASHION_30)),
     part("boltzmann", "drawn at a temperature, fixed and falling", boltzmann(QUICK_30)),
     part("rho-then-uniform", "selection at first, then none", then_uniform(QUICK_30, 200)),
-    part("irreducible-updated", "the irreducible-loss model scored as it goes, and learning along", updated(QUICK_30)),
+    part("irreducible-updated", "the irreducible-loss model scored as it goes, and co-trained", updated(QUICK_30)),
     part("irreducible-small", "an irreducible-loss model of a fiftieth of the parameters", smaller(QUICK_30)),
     part("stale", "selection with weights one step old", stale(QUICK_30)),
     part("proxy", "a small model scores for the large one", proxies(QUICK_30, "mlp", **SMALL_PROXY)),

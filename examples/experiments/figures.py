@@ -116,10 +116,10 @@ def _shares(axis: Axes, results: Results) -> None:
     """Bars of what each method selected."""
     labels = [label for label in results.rows if not label.startswith("uniform,")]
     flags = [flag for flag, share in next(iter(results.baseline.values()))["in_data"].items() if share > 0]
-    kinds = [*flags, "already right", "selected before"]
+    kinds = [*flags, "already correct", "selected before"]
     height = 0.8 / len(kinds)
     for k, kind in enumerate(kinds):
-        field = {"already right": "already_right", "selected before": "repeated"}.get(kind)
+        field = {"already correct": "already_right", "selected before": "repeated"}.get(kind)
         values = [
             statistics.median(100 * (row[field] if field else row["selected"][kind]) for row in results.rows[label].values())
             for label in labels
@@ -168,7 +168,7 @@ def _correlations(results: Results) -> Figure:
         curves = zip(*(row["rank_correlation"][name] for row in rows.values()), strict=True)
         one.plot(steps, [statistics.median(values) for values in curves], label=name)
     one.set(xlabel="steps", ylabel="rank correlation", ylim=(min(0.0, one.get_ylim()[0]), 1.02))
-    one.set_title("with the score whose irreducible-loss model learns along", fontsize=10)
+    one.set_title("with the score whose irreducible-loss model is co-trained", fontsize=10)
     one.legend(fontsize=8)
     one.grid(alpha=0.3)
     _curves(other, results, results.rows, "step")

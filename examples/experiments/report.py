@@ -52,6 +52,11 @@ def table(title: str, columns: list[Column], rows: dict[str, BySeed]) -> str:
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
 
 
+def tables(title: str, parts: list[list[Column]], rows: dict[str, BySeed]) -> str:
+    """One table under the other, each narrow enough for a screen."""
+    return "\n\n".join(table(title, columns, rows) for columns in parts)
+
+
 def of_rows(value: Callable[[Any], float], form: Callable[[float], str]) -> Callable[[BySeed], str]:
     return lambda rows: spread([value(row) for row in rows.values()], form)
 
@@ -70,14 +75,14 @@ def outcome(results: Results) -> str:
             ("times fewer than it", lambda rows: spread(speedups(rows, results.rows[tuned]), times)),
         ]
     shortest = min(row["evaluations"]["step"][-1] for rows in results.rows.values() for row in rows.values())
-    columns += [
+    ends: list[Column] = [
         (f"at step {shortest:,}, %", of_rows(lambda row: metric_at(row, shortest), percent)),
         ("best, %", of_rows(best, percent)),
         ("at the end, %", of_rows(lambda row: row["final"], percent)),
-        ("which is step", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
+        ("steps in all", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
     ]
     note = "" if results.rows[tuned] is base else f"\n\nThe best uniform of as many steps is: {tuned}."
-    return table("method", columns, results.rows) + note
+    return tables("method", [columns, ends], results.rows) + note
 
 
 def selected(results: Results) -> str:
@@ -92,7 +97,7 @@ def selected(results: Results) -> str:
         if share > 0
     ]
     columns += [
-        ("already right, %", of_rows(lambda row: row["already_right"], percent)),
+        ("already correct, %", of_rows(lambda row: row["already_right"], percent)),
         ("selected before, %", of_rows(lambda row: row["repeated"], percent)),
     ]
     return table("method", columns, results.rows)
@@ -152,6 +157,7 @@ def correlations(results: Results) -> str:
     rows = next((rows for rows in results.rows.values() if any(row.get("rank_correlation") for row in rows.values())), {})
     names = next(iter(rows.values()))["rank_correlation"] if rows else []
     some = {name: {seed: {"curve": row["rank_correlation"][name]} for seed, row in rows.items()} for name in names}
+    some = {name.replace("not learning along", "not co-trained"): curves for name, curves in some.items()}
     two = "{:.2f}".format
     columns: list[Column] = [
         ("after the first evaluation", of_rows(lambda row: row["curve"][0], two)),
@@ -183,10 +189,13 @@ def overview(found: Mapping[str, Results]) -> str:
     def included(results: Results, rows: BySeed) -> str:
         return spread(seconds_to_reach(rows, results.baseline), seconds)
 
-    columns: list[Column] = [
+    ends: list[Column] = [
         ("uniform's best, %", of("uniform", top)),
         ("the best uniform's", of("tuned", top)),
-        ("RHO-LOSS'", of("RHO-LOSS", top)),
+        ("RHO-LOSS's", of("RHO-LOSS", top)),
+        ("seeds", lambda rows: str(len(rows))),
+    ]
+    soon: list[Column] = [
         ("times fewer steps", of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.baseline), times))),
         (
             "than the best uniform",
@@ -194,20 +203,21 @@ def overview(found: Mapping[str, Results]) -> str:
         ),
         ("seconds: uniform", of("uniform", included)),
         ("RHO-LOSS, irreducible losses included", of("RHO-LOSS", included)),
-        ("seeds", lambda rows: str(len(rows))),
     ]
-    return table("to uniform's best", columns, {name: results.baseline for name, results in mine.items()})
+    baselines = {name: results.baseline for name, results in mine.items()}
+    return table("best accuracy", ends, baselines) + "\n\n" + table("to uniform's best", soon, baselines)
 
 
 def in_seconds(results: Results) -> str:
     """Seconds to the best uniform's best, and how far each has come in its seconds."""
-    note = f"The best uniform is: {results.tuned()}. Included: the seconds of making the irreducible losses."
-    return f"{table('method', columns_in_seconds(results), results.rows)}\n\n{note}"
+    note = f"The best uniform is: {results.tuned()}. Included: the seconds to compute the irreducible losses."
+    return f"{tables('method', columns_in_seconds(results), results.rows)}\n\n{note}"
 
 
 def by_plan(results: Results) -> str:
     """Seconds to the best uniform's best: in a first run, which makes the plan, and in each further one."""
-    note = f"The best uniform of as many steps is: {results.tuned()}. A first run makes the irreducible losses and the plan."
+    note = f"The best uniform of as many steps is: {results.tuned()}."
+    note += " A first run computes the irreducible losses and records the plan."
     return f"{table('method', columns_of_plans(results), results.rows)}\n\n{note}"
 
 
@@ -225,7 +235,7 @@ def plans_overview(found: Mapping[str, Results]) -> str:
 
 def plans_price(found: Mapping[str, Results]) -> str:
     """What plans take to make, and after how many runs they are paid back."""
-    wanted = ("seconds: irreducible losses", "plan", "a plain run", "a run by the plan", "paid back after runs")
+    wanted = ("seconds: irreducible losses", "plan", "a plain run", "a run by the plan", "runs to break even")
     return by_experiment(found, [(name, "itself", name) for name in wanted], columns_of_making)
 
 
