@@ -3,12 +3,17 @@
 import gzip
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from studies.holdout import report, run, tables
+from studies.holdout.results import RESULTS, read_lines
 from studies.holdout.task import load_task
+
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "dirty_holdout.md"
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +77,8 @@ def test_it_runs_resumes_and_reports(tmp_path, capsys):
     capsys.readouterr()
     report.main(["--results", str(results), "--plots", str(plots)])
     printed = capsys.readouterr().out
-    assert "Fashion-MNIST, 30 % wrong: 30.0 % of the labels are wrong" in printed
+    assert "## Fashion-MNIST, 30 % wrong\n" in printed
+    assert "30.0 % of the labels are wrong." in printed
     assert all(f"| {name} |" in printed for name in rows)
     assert all((plots / f"dirty_holdout_{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("accuracy", "mechanism"))
 
@@ -124,34 +130,24 @@ def test_the_tables_count_from_the_lines():
         }
         lines.append(line("cross-fit, gate", seed, [0.9 if seed else 0.5, 0.9], **made))
         lines.append(line("dirty holdout", seed, [0.5, 0.5], **made | {"making": "dirty holdout"}))
-    printed = tables.tables(lines).splitlines()
-    table = printed[next(i for i, text in enumerate(printed) if "30.0 % of the labels" in text) :]
-    uniform, gate, dirty = (
-        next(text for text in table if text.startswith(f"| {name} |"))[2:-2].split(" | ")
-        for name in ("uniform", "cross-fit, gate", "dirty holdout")
-    )
-    assert uniform == ["uniform", "40", "1.0", "0", "4.0", "4.0", "80.0 (79.0 to 81.0)", "66.0 (65.8 to 66.2)", "30.0", "3"]
-    assert gate[:4] == ["cross-fit, gate", "10 (10 to 20)", "4.0 (2.0 to 4.0)", "3,200"]
-    assert gate[4:7] == ["1.0", "8.0", "90.0"]
-    assert dirty[1:6] == ["never", "0.0", "never", "never", "never"]
-    assert any(text.startswith("| cross-fit, gate | 4.0 x; +23.8 |") for text in printed)
-    assert any(text.startswith("| dirty holdout | never; -16.0 |") for text in printed)
-    assert any(text.endswith("| dirty holdout | 52.0 | 50.0 |  |  | 66.0 |") for text in printed)
-    assert any("| cross-fit | 1.50 | 1.40 | 30.0 | 60.0 | -2.0 | 0.97 | 30 |" in text for text in printed)
+    parts = tables.by_name(lines)
+    rows = [text[2:-2].split(" | ") for text in parts["Fashion-MNIST, 30 % wrong"].splitlines() if text.startswith("| ")]
+
+    def cells(name):
+        return [cell for row in rows if row[0] == name for cell in row[1:]]
+
+    assert cells("uniform") == ["40", "1.0", "0", "4.0", "4.0", "80.0 (79.0 to 81.0)", "66.0 (65.8 to 66.2)", "30.0", "3"]
+    assert cells("cross-fit, gate")[:6] == ["10 (10 to 20)", "4.0 (2.0 to 4.0)", "3,200", "1.0", "8.0", "90.0"]
+    assert cells("dirty holdout")[:5] == ["never", "0.0", "never", "never", "never"]
+    assert "| cross-fit, gate | 4.0 x; +23.8 |" in parts["against uniform"]
+    assert "| dirty holdout | never; -16.0 |" in parts["against uniform"]
+    assert "wrong: dirty holdout | 52.0 | 50.0 |  |  | 66.0 |" in parts["where selection ends"]
+    assert "wrong: cross-fit | 1.50 (1.40) | 30.0 | 60.0 | -2.0 | 0.97 |" in parts["signs"]
+    assert "wrong: cross-fit | 30 |  | 4.0 x; +23.8 |  | 30 |" in parts["signs"]
 
 
-@pytest.mark.parametrize("wrong", [[], ["--data", "EMPTY"], ["--data", "DATA", "--evaluate-every", "0"]])
-def test_it_says_what_it_needs(wrong, tmp_path, capsys):
-    write_fashion_mnist(tmp_path)
-    (tmp_path / "empty").mkdir()
-    folders = {"EMPTY": str(tmp_path / "empty"), "DATA": str(tmp_path)}
-    with pytest.raises(SystemExit):
-        run.main([folders.get(word, word) for word in wrong])
-    assert "expected --" in capsys.readouterr().err
-
-
-def test_it_says_which_folder_a_data_set_lacks(tmp_path, capsys):
-    write_fashion_mnist(tmp_path)
-    with pytest.raises(SystemExit):
-        run.main(["--data", str(tmp_path), "--sets", "CIFAR-10"])
-    assert f"expected --data DATA with the folder cifar10 and cifar10n, got {tmp_path}" in capsys.readouterr().err
+def test_the_page_shows_the_tables_of_the_committed_results():
+    page = PAGE.read_text()
+    parts = tables.by_name(read_lines(RESULTS))
+    assert {"against uniform", "where selection ends", "signs"} <= set(re.findall(r"<!-- study (.+?) -->", page))
+    assert tables.updated(page, parts) == page, "run examples/studies/holdout/report.py --update docs/pages/dirty_holdout.md"

@@ -1,6 +1,7 @@
 """Prints the tables of the study and draws its plots, from the JSON lines of its runs.
 
 python examples/studies/holdout/report.py [--results FILE] [--plots docs/pages]
+python examples/studies/holdout/report.py --update docs/pages/dirty_holdout.md
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])  # the folder of examples, rather than this folder
 
 from studies.holdout.results import RESULTS, Results, read_lines
-from studies.holdout.tables import tables
+from studies.holdout.tables import by_name, tables, updated
 
 
 def draw(results: Results, folder: Path) -> None:
@@ -30,9 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Tables and plots of the study of noisy holdouts.")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of JSON lines (default: %(default)s)")
     parser.add_argument("--plots", type=Path, help="folder for the plots (default: none are drawn)")
+    parser.add_argument("--update", type=Path, help="put the tables into this page")
     options = parser.parse_args(arguments)
     lines = read_lines(options.results)
-    print(tables(lines))
+    if options.update:
+        options.update.write_text(updated(options.update.read_text(), by_name(lines)))
+    else:
+        print(tables(lines))
     if options.plots:
         draw(Results(lines), options.plots)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from experiments.readers.cifar import HUMAN_LABELS
 
@@ -15,28 +16,35 @@ HOW = ("", ", gate", ", gate, bounded")  # ways to score, as the ends of the var
 
 
 def tables(lines: list[Line]) -> str:
-    """All tables as text."""
+    """All tables as text, each under its name."""
+    parts = by_name(lines)
+    return "\n\n".join(["Medians over the seeds, lowest and highest in brackets.", *(f"## {n}\n\n{t}" for n, t in parts.items())])
+
+
+def by_name(lines: list[Line]) -> dict[str, str]:
+    """Every table, by the name that a page asks for it by."""
     results = Results(lines)
-    text = ["Medians over the seeds, lowest and highest in brackets."]
+    parts = {}
     for bar in (name for name in MAIN if name.startswith("uniform")):
         against = Results(lines, bar)
         if against.uniform:
-            text += ["", f'## Overview: times fewer steps to the best accuracy of "{bar}"; points above it at the end', ""]
-            text += overview(against)
+            parts[f"against {bar}"] = overview(against)
     for cell in results.cells:
-        at = [line for line in lines if (line["data"], line["noise"]) == cell]
-        text += ["", f"## {cell[0]}, {title(cell[1])}: {100 * at[0]['rate']:.1f} % of the labels are wrong", ""]
-        text += cell_table(results, cell, MAIN)
+        name = f"{cell[0]}, {title(cell[1])}"
+        rate = next(line["rate"] for line in lines if (line["data"], line["noise"]) == cell)
+        parts[name] = f"{cell_tables(results, cell, MAIN)}\n\n{100 * rate:.1f} % of the labels are wrong."
         if results.variants(cell, MORE):
-            text += ["", "### Other irreducible-loss models and gates", "", *cell_table(results, cell, MORE)]
-    text += [
-        "",
-        "## Where selection ends, and how good the irreducible-loss models are by themselves",
-        "",
-        *ending_table(results),
-    ]
-    text += ["", "## What the irreducible losses show by themselves", "", *indicator_table(results)]
-    return "\n".join(text)
+            parts[f"{name}: other models and gates"] = cell_tables(results, cell, MORE)
+    return parts | {"where selection ends": ending_table(results), "signs": indicator_tables(results)}
+
+
+def updated(page: str, parts: dict[str, str]) -> str:
+    """A page with the tables between ``<!-- study NAME -->`` and ``<!-- end -->`` made again."""
+
+    def fresh(match: re.Match[str]) -> str:
+        return f"<!-- study {match[1]} -->\n\n{parts[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- study (.+?) -->.*?<!-- end -->", fresh, page, flags=re.DOTALL)
 
 
 def show(value: float, form: str) -> str:
@@ -55,36 +63,38 @@ def spread(values: Iterable[float], form: str) -> str:
     return mid if low == high else f"{mid} ({low} to {high})"
 
 
-def cell_table(results: Results, cell: Cell, among: Iterable[str]) -> list[str]:
-    """What each variant needed and reached in a cell."""
-    head = ["", "steps to uniform's best", "times fewer", "scored until then", "seconds until then", "with making the losses"]
-    rows = [[*head, "best, %", "at the end, %", "wrong among selected, %", "seeds"]]
+def cell_tables(results: Results, cell: Cell, among: Iterable[str]) -> str:
+    """What each variant needed in a cell, and what it reached."""
+    needed = [
+        ["", "steps to uniform's best", "times fewer", "scored until then", "seconds until then", "irreducible losses included"]
+    ]
+    reached = [["", "best, %", "at the end, %", "wrong among the selected, %", "seeds"]]
     for name in results.variants(cell, among):
         lines = results.of(cell, name)
+        scored = [results.per_step(line, "scored") if line["scored"] else 0 for line in lines]
         until = [results.per_step(line, "seconds") for line in lines]
         before = [line.get("irreducible_seconds", 0.0) for line in lines]
         row = [name, spread([results.steps(line) for line in lines], ",.0f"), spread(map(results.fewer, lines), ".1f")]
-        row += [
-            median([results.per_step(line, "scored") if line["scored"] else 0 for line in lines], ",.0f"),
-            median(until, ".1f"),
-        ]
-        row.append(median([a + b for a, b in zip(until, before, strict=True)], ".1f"))
-        row += [
-            spread([100 * max(line["accuracy"]) for line in lines], ".1f"),
-            spread([100 * at_end(line) for line in lines], ".1f"),
-        ]
-        rows.append([*row, spread([100 * statistics.fmean(line["wrong"]) for line in lines], ".1f"), str(len(lines))])
-    return markdown(rows)
+        row += [median(scored, ",.0f"), median(until, ".1f")]
+        needed.append([*row, median([a + b for a, b in zip(until, before, strict=True)], ".1f")])
+        row = [name, spread([100 * max(line["accuracy"]) for line in lines], ".1f")]
+        row += [spread([100 * at_end(line) for line in lines], ".1f")]
+        reached.append([*row, spread([100 * statistics.fmean(line["wrong"]) for line in lines], ".1f"), str(len(lines))])
+    return f"{markdown(needed)}\n\n{markdown(reached)}"
 
 
-def overview(results: Results) -> list[str]:
-    """Every main variant in every cell: how many times fewer steps, and points above the bar at the end."""
-    rows = [["", *(f"{data}, {title(noise)}" for data, noise in results.cells)]]
-    for name in MAIN:
-        lines = [results.of(cell, name) for cell in results.cells]
-        if name != results.bar and any(lines):
-            rows.append([name, *(outcome(results, at) for at in lines)])
-    return markdown(rows)
+def overview(results: Results) -> str:
+    """Every main variant: how many times fewer steps, and points above the bar at the end; a table for each data set."""
+    made = []
+    for data in dict.fromkeys(data for data, _ in results.cells):
+        cells = [cell for cell in results.cells if cell[0] == data]
+        rows = [[data, *(title(noise) for _, noise in cells)]]
+        for name in MAIN:
+            lines = [results.of(cell, name) for cell in cells]
+            if name != results.bar and any(lines):
+                rows.append([name, *(outcome(results, at) for at in lines)])
+        made.append(markdown(rows))
+    return "\n\n".join(made)
 
 
 def outcome(results: Results, lines: list[Line]) -> str:
@@ -95,61 +105,47 @@ def outcome(results: Results, lines: list[Line]) -> str:
     return f"{f'{fewer:.1f} x' if fewer else 'never'}; {median(map(results.gain, lines), '+.1f')}"
 
 
-def indicator_table(results: Results) -> list[str]:
+def indicator_tables(results: Results) -> str:
     """What the irreducible losses show by themselves, and how selection by them went."""
-    names = ["worse_than_a_guess", "accuracy", "confidence_minus_accuracy", "agreement"]
-    head = ["", "irreducible losses", "mean, nats", "in validation, nats", "worse than a guess, %", "accuracy on given labels, %"]
-    head += ["confidence - accuracy, points"]
-    head += [
-        "agreement of the halves",
-        "wrong labels, %",
-        "plain: times fewer; points",
-        "gate: times fewer; points",
-        "gate, bounded: times fewer; points",
-        "wrong selected, %",
-    ]
-    rows = [head]
-    for cell in results.cells:
-        for recipe in RECIPES:
-            ways = [results.of(cell, f"{recipe}{how}") for how in HOW]
-            lines = next((way for way in ways if way), None)
-            if not lines or names[-1] not in lines[0]["indicators"]:
-                continue
-            found = {name: statistics.median([line["indicators"][name] for line in lines]) for name in lines[0]["indicators"]}
-            agreement = "" if math.isnan(found[names[3]]) else f"{found[names[3]]:.2f}"  # there is none of a single model
-            row = [f"{cell[0]}, {title(cell[1])}", recipe, *(f"{found[name]:.2f}" for name in ("mean", "validation_loss"))]
-            row += [
-                *(f"{100 * found[name]:.1f}" for name in names[:3]),
-                agreement,
-                f"{100 * lines[0]['rate']:.0f}",
-            ]
-            row += [outcome(results, way) for way in ways]
-            wrong = [median([100 * statistics.fmean(line["wrong"]) for line in way], ".0f") if way else "" for way in ways]
-            rows.append([*row, ", ".join(filter(None, wrong))])
-    return markdown(rows)
+    signs = [["data: irreducible losses", "mean (in validation), nats", "above log(C), %", "accuracy on given labels, %"]]
+    signs[0] += ["confidence - accuracy, points", "agreement of the halves"]
+    went = [["data: irreducible losses", "wrong labels, %", "plain", "gate", "gate, bounded", "wrong selected, %"]]
+    for name, ways, lines in recipes(results):
+        if "agreement" not in lines[0]["indicators"]:
+            continue
+        found = {name: statistics.median([line["indicators"][name] for line in lines]) for name in lines[0]["indicators"]}
+        shares = [f"{100 * found[each]:.1f}" for each in ("worse_than_a_guess", "accuracy", "confidence_minus_accuracy")]
+        agreement = "" if math.isnan(found["agreement"]) else f"{found['agreement']:.2f}"  # there is none of a single model
+        signs.append([name, f"{found['mean']:.2f} ({found['validation_loss']:.2f})", *shares, agreement])
+        wrong = [median([100 * statistics.fmean(line["wrong"]) for line in way], ".0f") for way in ways if way]
+        row = [name, f"{100 * lines[0]['rate']:.0f}", *(outcome(results, way) for way in ways)]
+        went.append([*row, ", ".join(wrong)])
+    return f"{markdown(signs)}\n\n{markdown(went)}"
 
 
-def ending_table(results: Results) -> list[str]:
+def ending_table(results: Results) -> str:
     """Accuracy of the irreducible-loss models, and accuracy at the end of selection by their losses."""
-    rows = [
-        ["", "irreducible losses", "their models, %", *(f"{how} at the end, %" for how in ("plain", "gate", "gate, bounded"))]
-    ]
-    rows[0].append("uniform at the end, %")
+    rows = [["data: irreducible losses", "their models, %", "plain at the end, %", "gate", "gate, bounded", "uniform"]]
+    for name, ways, lines in recipes(results):
+        models = spread([100 * line["irreducible_accuracy"] for line in lines], ".1f")
+        ends = [spread([100 * at_end(line) for line in way], ".1f") if way else "" for way in ways]
+        cell = lines[0]["data"], lines[0]["noise"]
+        rows.append([name, models, *ends, median([100 * at_end(line) for line in results.of(cell, "uniform")], ".1f")])
+    return markdown(rows)
+
+
+def recipes(results: Results) -> Iterator[tuple[str, list[list[Line]], list[Line]]]:
+    """For each cell and source of irreducible losses: its name, the lines of each way to score, and the first that there are."""
     for cell in results.cells:
-        uniform = median([100 * at_end(line) for line in results.of(cell, "uniform")], ".1f")
         for recipe in RECIPES:
             ways = [results.of(cell, f"{recipe}{how}") for how in HOW]
-            lines = next((way for way in ways if way), None)
-            if lines:
-                models = spread([100 * line["irreducible_accuracy"] for line in lines], ".1f")
-                ends = [spread([100 * at_end(line) for line in way], ".1f") if way else "" for way in ways]
-                rows.append([f"{cell[0]}, {title(cell[1])}", recipe, models, *ends, uniform])
-    return markdown(rows)
+            if lines := next((way for way in ways if way), None):
+                yield f"{cell[0]}, {title(cell[1])}: {recipe}", ways, lines
 
 
 def title(noise: str) -> str:
     return f"human labels {noise}" if noise in HUMAN_LABELS else f"{100 * float(noise):.0f} % wrong"
 
 
-def markdown(rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
+def markdown(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
