@@ -79,7 +79,7 @@ def _outcome(name: str, whole: dict[int, dict[str, dict[str, Any]]]) -> Outcome:
 def table(found: list[Outcome]) -> list[str]:
     """A row for each setting."""
     lines = [
-        "| setting (trusted) | wrong, found | does it help? | plain, % | front door | in as many seconds |",
+        "| setting (trusted) | wrong, found | does it help? | plain, % | `auto`, points | in as many seconds |",
         "|---|---|---|---|---|---|",
     ]
     for each in found:
@@ -119,16 +119,16 @@ def claims(found: list[Outcome]) -> list[str]:
         for helps in {h for each in found for h in each.helps}
     }
     return [
-        f"{len(found)} settings, {runs} runs of the front door. Beside the best tuned plain training of as many steps it ends "
-        f"{_median_gain(lowest):+.1f} points in the worst setting ({lowest.name}; median over seeds), and "
-        f"{min(worst.gains):+.1f} in the worst run ({worst.name}).",
-        f"Beside plain training of as many seconds, with all that it does beforehand: "
-        f"{statistics.median(slowest.in_seconds):+.1f} in the worst setting ({slowest.name}).",
-        f"There are {len(dirty)} settings where a fifth of the labels or more is wrong or not asked for. In {len(well)} of them "
-        "it ends at least 1 point above, or takes at least 2 times fewer steps to plain training's best.",
-        f"Its answer is right in {sum(each.right for each in found)} of {len(found)} settings: it helps and ends above plain "
-        f"training, or it does not and less than {FEW:.0%} of the labels are wrong.",
-        f"What it does beforehand takes {cost.get(False, 0):.2f} times the run's seconds where the run is plain training, and "
+        f"{len(found)} settings, {runs} runs. Against the best tuned plain training of as many steps, the worst setting ends at "
+        f"{_median_gain(lowest):+.1f} points ({lowest.name}; median over seeds), and the worst run at {min(worst.gains):+.1f} "
+        f"({worst.name}).",
+        f"Against plain training of as many seconds, all included, the worst setting ends at "
+        f"{statistics.median(slowest.in_seconds):+.1f} ({slowest.name}).",
+        f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
+        "`auto` ends at least 1 point above plain training, or takes at least 2 times fewer steps to its best.",
+        f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. Right means that it helps and "
+        f"ends above plain training, or that it does not and less than {FEW:.0%} of the labels are wrong.",
+        f"Before the run, `auto` takes {cost.get(False, 0):.2f} times the run's seconds where the run is plain training, and "
         f"{cost.get(True, 0):.2f} times where examples are left out (medians).",
     ]
 
@@ -146,7 +146,7 @@ def draw(found: list[Outcome], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 0.36 * len(found) + 1.4), layout="constrained")
-    figure.suptitle("The front door against the best tuned plain training: points of the metric, each seed a mark")
+    figure.suptitle("auto against the best tuned plain training: points of the metric, each seed a mark")
     axes = figure.subplots(1, 2, sharey=True)
     for panel, title, name in zip(
         axes, ("after as many steps", "after as many seconds, all included"), ("gains", "in_seconds"), strict=True
