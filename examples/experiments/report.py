@@ -81,7 +81,7 @@ def outcome(results: Results) -> str:
         ("at the end, %", of_rows(lambda row: row["final"], percent)),
         ("steps in all", of_rows(lambda row: row["evaluations"]["step"][-1], number)),
     ]
-    note = "" if results.rows[tuned] is base else f"\n\nThe best uniform of as many steps is: {tuned}."
+    note = "" if results.rows[tuned] is base else f"\n\nThe best uniform: {tuned}."
     return tables("method", [columns, ends], results.rows) + note
 
 
@@ -210,14 +210,13 @@ def overview(found: Mapping[str, Results]) -> str:
 
 def in_seconds(results: Results) -> str:
     """Seconds to the best uniform's best, and how far each has come in its seconds."""
-    note = f"The best uniform is: {results.tuned()}. Included: the seconds to compute the irreducible losses."
+    note = f"The best uniform: {results.tuned()}."
     return f"{tables('method', columns_in_seconds(results), results.rows)}\n\n{note}"
 
 
 def by_plan(results: Results) -> str:
     """Seconds to the best uniform's best: in a first run, which makes the plan, and in each further one."""
-    note = f"The best uniform of as many steps is: {results.tuned()}."
-    note += " A first run computes the irreducible losses and records the plan."
+    note = f"The best uniform: {results.tuned()}. A first run computes the irreducible losses and records the plan."
     return f"{table('method', columns_of_plans(results), results.rows)}\n\n{note}"
 
 
@@ -272,12 +271,12 @@ def paid_back(results: Results) -> str:
 
 
 def irreducible(results: Results) -> str:
-    """A sentence about the irreducible-loss models."""
+    """How good the irreducible-loss models are, and how long they take to fit and to score with."""
     abouts = [row["irreducible"] for rows in results.rows.values() for row in rows.values() if row["irreducible"]]
     if not abouts:
         return ""
     metric, took = spread([a["metric"] for a in abouts], percent), spread([a["seconds"] for a in abouts], seconds)
-    return f"Irreducible-loss models: {metric} % on the test data; {took} seconds to fit and to score with."
+    return f"Irreducible-loss models: {metric} %, in {took} seconds."
 
 
 def report(results: Results) -> str:
