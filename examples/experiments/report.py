@@ -216,7 +216,7 @@ def in_seconds(results: Results) -> str:
 
 def by_plan(results: Results) -> str:
     """Seconds to the best uniform's best: in a first run, which makes the plan, and in each further one."""
-    note = f"The best uniform: {results.tuned()}. A first run computes the irreducible losses and records the plan."
+    note = f"The best uniform: {results.tuned()}."
     return f"{table('method', columns_of_plans(results), results.rows)}\n\n{note}"
 
 
@@ -291,7 +291,7 @@ def report(results: Results) -> str:
     counts = sorted({len(rows) for rows in results.rows.values()})
     seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     measure = next(iter(results.baseline.values()))["metric"]
-    parts.append(f"{seeds}; {measure} on the test data. {irreducible(results)}".strip())
+    parts.append(f"{seeds}; {measure}. {irreducible(results)}".strip())
     return "\n\n".join(parts)
 
 
