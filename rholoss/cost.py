@@ -39,7 +39,7 @@ def break_even(keep: float, *, scoring: float = 1.0, forward: float = 1 / 3) -> 
 
 
 def runs_to_pay_back(making: float, *, plain: float, replayed: float) -> float:
-    """After how many runs a plan has paid for its making; infinity if a run saves nothing.
+    """After how many runs a plan breaks even; infinity if a run saves nothing.
 
     Args:
         making: seconds to make what the runs share: the irreducible losses and the plan.

@@ -46,7 +46,7 @@ def check_rows(n: int, batch: Any, collate: Any = None) -> None:
 def check_order(examples: list[Any], batch: Any, collate: Any) -> None:
     """Refuse a batch of which some rows equal examples at other places, and not those at their own.
 
-    Where examples are too alike to be told apart, or another column kept its place, rows are equal by chance.
+    If examples are too similar to distinguish, or another column kept its place, rows are equal by coincidence.
     """
     with suppress(LookupError, TypeError):  # examples that are not alike
         pairs = list(_pairs(examples, batch))
@@ -119,7 +119,7 @@ def _contents(leaves: list[Any], column: Tensor) -> tuple[list[bytes], list[byte
 
 
 def _is_telling(own: list[bytes], column: Tensor) -> bool:
-    """Whether contents cannot well be equal by chance: of many numbers, or of some that have many values."""
+    """Whether contents are hardly equal by coincidence: of many numbers, or of some that have many values."""
     size = column.element_size()
     numbers = len(own[0]) // size
     values = {content[i : i + size] for content in own for i in range(0, len(content), size)} if numbers < 32 else {b"", b"1"}

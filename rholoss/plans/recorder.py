@@ -1,4 +1,4 @@
-"""Recording a plan while a run goes on: columns are appended to files, which become one file when the run is finished."""
+"""Recording a plan during a run: columns are appended to files, which become one file when the run is finished."""
 
 from __future__ import annotations
 

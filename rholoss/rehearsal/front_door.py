@@ -1,4 +1,4 @@
-"""The front door: looks at the data with small networks first, and trains on what is worth it, or on everything."""
+"""``auto``: looks at the data with small networks first, and trains on what is worth it, or on everything."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def auto(
 ) -> RehearsedSelector:
     """Find out with small networks whether selection helps; if so, train on what is worth it, else on everything.
 
-    For classifiers. Each half of the training data is scored by a small network that was fitted on the other half. From where
-    these networks are surest, the share of wrong labels is estimated. If that is too small to matter, or too uncertain, the
+    For classifiers. Each half of the training data is scored by a small network that was fitted on the other half. The most
+    confident predictions give an estimate of the share of wrong labels. If that is too small to matter, or too uncertain, the
     selector is the plain loader. Otherwise it leaves out the examples whose label is more likely wrong than right. A step costs
     what a plain one costs. It prints what it found, unless ``progress`` is False.
 
@@ -89,7 +89,8 @@ def auto(
             loader over it. A few hundred help; most are fitted on with each half, the others choose the weights.
         steps: how many steps the run will take; the fits read at most as many examples. None: not bounded by it.
         path: a file for the irreducible losses. If it holds those of the same data and arguments, the run starts at once.
-        only_trusted_classes: whether classes that no trusted example has are not asked for, so that their examples are left out.
+        only_trusted_classes: whether classes without a trusted example are irrelevant to the task, so that their examples are
+            left out.
         proxy: returns a new small network that takes what the model takes; None for a default that suits images, vectors, token
             ids and columns of a table.
         progress: see ``rholoss.progress.Progress``.
@@ -164,7 +165,7 @@ class _Run:
         self.notes: list[str] = []
         self.validation: Any = None
         self.learned: Any = None
-        self.only, self.unasked = only_trusted_classes, 0.0  # share of the data whose class is not asked for
+        self.only, self.unasked = only_trusted_classes, 0.0  # share of the data whose class is irrelevant
         self.asked_for: Tensor | None = None  # labels, if only some are asked for
         trusted = None if trusted is None else map_style(dataset_of(trusted), "trusted", what="a dataset, or a loader over one")
         self.trusted_digest = None if trusted is None else fingerprint(trusted)
@@ -277,7 +278,7 @@ class _Run:
         return self._wrong(store).low >= WORTH or self.unasked >= WORTH
 
     def _is_strong(self, store: IrreducibleLossStore) -> bool:
-        """Whether the networks know enough to tell which labels are wrong; those of classes that are not asked for they do."""
+        """Whether the networks know enough to find wrong labels; those of irrelevant classes are known without them."""
         return self.unasked >= WORTH or strength(self._counts(store).accuracy, self._wrong(store).low, self.frequent) >= STRONG
 
     def _counts(self, store: IrreducibleLossStore) -> CalibrationCounts:
@@ -389,10 +390,10 @@ class _Run:
         what = f"{self.unasked:.0%} of the training examples have labels that no trusted example has, such as {which}"
         if self.only:
             self.asked_for = labels.unique()
-            self.notes.append(f"{what}: they are not asked for, and left out.")
+            self.notes.append(f"{what}: they are irrelevant to the task, and left out.")
             return True
         self.unasked = 0.0
-        self.notes.append(f"{what}: {left}. If these classes are not asked for, pass only_trusted_classes=True.")
+        self.notes.append(f"{what}: {left}. If these classes are irrelevant to the task, pass only_trusted_classes=True.")
         return False
 
     def _same_content(self, trusted: Any) -> int:

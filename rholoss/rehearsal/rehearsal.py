@@ -125,8 +125,8 @@ class Rehearsal:
 def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = None) -> WrongShare:
     """The share of wrong labels, from predictions of models that have not seen them.
 
-    Where a model is surest, a right label agrees with it, so the labels that do not are wrong. If the agreement still rises
-    towards the surest predictions, the model is not sure enough to tell, and as much again is taken to be doubt.
+    Right labels agree with a model's most confident predictions, so labels that do not are wrong. If the agreement still rises
+    towards the most confident ones, the model is not confident enough, and as much again counts as doubt.
 
     Args:
         counts: of the predictions.
@@ -135,7 +135,7 @@ def wrong_share(counts: CalibrationCounts, trusted: tuple[float, int] | None = N
 
     References:
         Patrini et al., "Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach", CVPR 2017, equation 12,
-        for noise read from the surest predictions.
+        for noise read from the most confident predictions.
     """
     if not counts.bins.any():
         return WrongShare(0.0, 0.0, 1.0)

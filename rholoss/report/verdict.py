@@ -202,7 +202,7 @@ HELPS: dict[Helps, str] = {
     "yes": "Selection with this store is likely to help.",
     "with a gate": "Selection with this store is likely to help, with a gate that excludes labels above chance.",
     "no": "Selection with this store is likely to end below plain training; improve the irreducible losses first.",
-    "unknown": "Whether selection with this store will help cannot be told yet. rholoss.auto(loader, model) finds out.",
+    "unknown": "It is unknown whether selection with this store will help. rholoss.auto(loader, model) finds out.",
 }
 HOLDOUT: dict[Holdout, str] = {
     "cleaner": (

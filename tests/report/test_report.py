@@ -339,7 +339,7 @@ class TestVerdict:
     @pytest.mark.parametrize("of", [SOUND, NOISY_LABELS])
     def test_claims_nothing_where_the_model_may_be_too_weak(self, of):
         text = str(verdict(of, plain_accuracy=None)).replace("\n  ", " ")
-        assert "cannot be told yet. rholoss.auto(loader, model) finds out." in text
+        assert "It is unknown whether selection with this store will help. rholoss.auto(loader, model) finds out." in text
         assert "likely to help" not in text
 
     def test_on_clean_data(self):
