@@ -48,7 +48,7 @@ class Comparison:
         self.batch = move(next(iter(DataLoader(Subset(task.train, index.tolist()), batch_size=PROBES))), device)
         self.n = len(index)
         self.scorer = Scorer()
-        self.losses = {"not learning along": fixed.store[index]} | {name: ref.store[index] for name, ref in references.items()}
+        self.losses = {"not co-trained": fixed.store[index]} | {name: ref.store[index] for name, ref in references.items()}
         self.along = along
         names = [*self.losses, "loss alone", "irreducible loss alone"]
         self.curves: dict[str, list[float]] = {name: [] for name in names}
@@ -57,7 +57,7 @@ class Comparison:
         """Compare the rankings as the models are now."""
         loss, along = self._loss(model), self._loss(self.along)
         rankings = {name: loss - irreducible for name, irreducible in self.losses.items()}
-        rankings |= {"loss alone": loss, "irreducible loss alone": -self.losses["not learning along"]}
+        rankings |= {"loss alone": loss, "irreducible loss alone": -self.losses["not co-trained"]}
         for name, ranking in rankings.items():
             self.curves[name].append(round(spearman(loss - along, ranking), 4))
 

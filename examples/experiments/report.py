@@ -157,7 +157,6 @@ def correlations(results: Results) -> str:
     rows = next((rows for rows in results.rows.values() if any(row.get("rank_correlation") for row in rows.values())), {})
     names = next(iter(rows.values()))["rank_correlation"] if rows else []
     some = {name: {seed: {"curve": row["rank_correlation"][name]} for seed, row in rows.items()} for name in names}
-    some = {name.replace("not learning along", "not co-trained"): curves for name, curves in some.items()}
     two = "{:.2f}".format
     columns: list[Column] = [
         ("after the first evaluation", of_rows(lambda row: row["curve"][0], two)),
