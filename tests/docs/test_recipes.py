@@ -1,0 +1,97 @@
+"""The quick start and the recipes print what their pages say; messages, defaults and names on other pages are the code's."""
+
+import ast
+import contextlib
+import inspect
+import io
+import re
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import rholoss
+
+PAGES = Path(__file__).parents[2] / "docs" / "pages"
+RECIPES = [PAGES / "quickstart.md", *sorted((PAGES / "recipes").glob("*.md"))]
+NEEDED = {"transformers_trainer.md": "transformers", "lightning.md": "lightning"}
+PROGRAM = re.compile(r"^```python\n(.*?)^```\n(?:\nIt prints[^\n]*\n\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+
+
+def programs(page):
+    """The Python code blocks of a page, each with its lines where they are on the page, and with what the page says it prints."""
+    text = page.read_text()
+    for match in PROGRAM.finditer(text):
+        yield "\n" * (text[: match.start(1)].count("\n")) + match.group(1), match.group(2)
+
+
+def outputs(page):
+    """What each program of a page prints, and what the page says."""
+    names = {"__name__": "__main__"}
+    for program, said in programs(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(program, str(page), "exec"), names)
+        lines = [line for line in printed.getvalue().splitlines() if not line.startswith("{'train_runtime'")]  # the Trainer's
+        yield "\n".join(lines), said
+
+
+def parts(text):
+    """The words of a text, and its numbers."""
+    pieces = re.split(r"(\d[\d,]*\.?\d*)", " ".join(text.split()))
+    return pieces[::2], [float(number.replace(",", "")) for number in pieces[1::2]]
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+def test_a_program_prints_what_its_page_says(page, tmp_path, monkeypatch):
+    if page.name in NEEDED:
+        pytest.importorskip(NEEDED[page.name])
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))  # as torchrun does
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        if page.name in NEEDED:
+            warnings.simplefilter("ignore")  # whatever frameworks warn of is their affair
+        for printed, said in outputs(page):
+            words, numbers = parts(printed)
+            assert (words, numbers) == (parts(said or "")[0], pytest.approx(parts(said or "")[1], rel=0.2, abs=4)), printed
+
+
+def test_numbers_of_another_size_and_other_words_are_noticed():
+    assert parts("3.5% of\n 1,000 labels") == (["", "% of ", " labels"], [3.5, 1000])
+
+
+def test_every_recipe_has_a_program_and_says_what_it_prints():
+    for page in RECIPES:
+        assert next(said for _, said in programs(page)), page.name
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_code():
+    sources = [ast.parse(path.read_text()) for path in Path(rholoss.__file__).parent.rglob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Constant)]
+    said = "\n".join(node.value for node in nodes if isinstance(node.value, str))
+    messages = re.findall(r"^### `(.*)`$", (PAGES / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        for words in message.split("…"):
+            assert words.strip(" ,:") in said, message
+
+
+def test_the_defaults_of_the_cheat_sheet_are_those_of_the_code():
+    table = re.findall(r"^\| `(\w+)=(\S+)` \|", (PAGES / "cheat_sheet.md").read_text(), re.MULTILINE)
+    options = inspect.signature(rholoss.Selector).parameters.values()
+    expected = {option.name: option.default for option in options if option.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert {name: ast.literal_eval(default) for name, default in table} == expected
+
+
+def test_the_methods_named_beside_the_papers_are_there():
+    text = (PAGES / "papers_code.md").read_text()
+    names = re.findall(
+        r"^\| .* \| `(\w+)`(?: with `\w+=`)? \|$", text[text.index("## Methods") : text.index("## Logs")], re.MULTILINE
+    )
+    assert len(names) == 10
+    assert set(names) <= set(rholoss.selector_names())
