@@ -26,8 +26,9 @@ $(DEV): $(DEMO)
 demo: $(DEMO)    ## train on the handwritten digits with 30 % wrong labels: uniform and RHO-LOSS side by side
 	$(BIN)/python examples/quickstart.py
 
-tutorial: $(DEV)  ## run the tutorial notebook again and write its outputs into it
+tutorial: $(DEV)  ## run the tutorial notebook again, and write its outputs into it and into its page
 	$(BIN)/python tests/execute_notebook.py examples/tutorial.ipynb
+	$(BIN)/python docs/tutorial.py
 
 costs: $(DEMO)  ## print what selection costs and what comes of it, from the committed measurements
 	$(BIN)/python examples/benchmarks/step_costs.py --report examples/results/step_costs.json
