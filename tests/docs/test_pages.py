@@ -1,6 +1,7 @@
 """The README and the pages: every snippet runs, every public name and method is on them, and the site is whole and its own."""
 
 import re
+import runpy
 import socket
 from pathlib import Path
 
@@ -15,8 +16,14 @@ from rholoss import IrreducibleLossStore, RhoLossSelector, registry
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "mkdocs.yml"
-PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+FOLDER = ROOT / "docs" / "pages"
+PAGES = sorted(FOLDER.rglob("*.md"))
 NEEDED = {"streams.md": ["webdataset", "datasets", "torchdata"], "frameworks.md": ["accelerate", "lightning", "transformers"]}
+
+
+def is_run_elsewhere(page):
+    """The tutorial by its notebook; the quick start and the recipes in test_recipes.py, as whole programs."""
+    return page.name in ("tutorial.md", "quickstart.md") or page.parent.name == "recipes"
 
 
 def with_its_packages(page):
@@ -58,7 +65,10 @@ def what_a_reader_has():
     }
 
 
-@pytest.mark.parametrize("page", [with_its_packages(page) for page in (ROOT / "README.md", *PAGES)], ids=lambda page: page.name)
+SNIPPETS = [with_its_packages(page) for page in (ROOT / "README.md", *PAGES) if not is_run_elsewhere(page)]
+
+
+@pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.name)
 def test_every_snippet_runs(page, tmp_path, monkeypatch):
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
@@ -110,18 +120,18 @@ def in_the_navigation(settings):
 
 
 def test_every_page_is_in_the_navigation_once_and_nothing_else():
-    assert sorted(in_the_navigation(SITE.read_text())) == [page.name for page in PAGES]
+    assert sorted(in_the_navigation(SITE.read_text())) == sorted(str(page.relative_to(FOLDER)) for page in PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_links_to_pages_in_the_navigation_only(page):
-    linked = re.findall(r"\]\(([^)#:]+\.md)", page.read_text())
-    assert set(linked) <= set(in_the_navigation(SITE.read_text()))
+    linked = {(page.parent / target).resolve() for target in re.findall(r"\]\(([^)#:]+\.md)", page.read_text())}
+    assert linked <= {FOLDER / target for target in in_the_navigation(SITE.read_text())}
 
 
 def test_the_entrance_leads_to_every_other_page():
-    linked = set(re.findall(r"\]\(([\w.]+\.md)", (ROOT / "docs" / "pages" / "index.md").read_text()))
-    assert linked == {page.name for page in PAGES} - {"index.md"}
+    linked = set(re.findall(r"\]\(([\w./]+\.md)", (FOLDER / "index.md").read_text()))
+    assert linked == {str(page.relative_to(FOLDER)) for page in PAGES} - {"index.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -154,3 +164,9 @@ def test_what_a_browser_would_fetch_is_told_from_a_link():
         '@import "https://x.org/a.css"',
     ]:
         assert len(foreign_hosts(text)) == 1, text
+
+
+def test_the_tutorial_is_that_of_the_notebook():
+    files = runpy.run_path(str(ROOT / "docs" / "tutorial.py"))["files"]()
+    assert [path for path, content in files.items() if path.read_bytes() != content] == [], "run python docs/tutorial.py"
+    assert set((FOLDER / "tutorial").iterdir()) == {path for path in files if path.suffix == ".png"}
