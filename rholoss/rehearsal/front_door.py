@@ -77,10 +77,10 @@ def auto(
 ) -> RehearsedSelector:
     """Find out with small networks whether selection helps; if so, train on what is worth it, else on everything.
 
-    For classifiers. Each half of the training data is scored by a small network that was fitted on the other half. The most
-    confident predictions give an estimate of the share of wrong labels. If that is too small to matter, or too uncertain, the
-    selector is the plain loader. Otherwise it leaves out the examples whose label is more likely wrong than right. A step costs
-    what a plain one costs. It prints what it found, unless ``progress`` is False.
+    For classifiers. Each half of the training data, or each fifth of texts, is scored by a small network that was fitted on the
+    others. The most confident predictions give an estimate of the share of wrong labels. If that is too small to matter, or too
+    uncertain, the selector is the plain loader. Otherwise it leaves out the examples whose label is wrong with a probability above
+    1/3. A step costs what a plain one costs. It prints what it found, unless ``progress`` is False.
 
     Args:
         loader: a ``DataLoader`` over the training data, a map-style dataset.
@@ -159,7 +159,9 @@ class _Run:
         self.n, self.total = len(self.data), LoaderView(loader).dataset_length or 0
         self.batch_size = loader.batch_size or 1
         self.classes = self._classes(model)
-        self.make = proxy or self._default_network()
+        self.make: Callable[[bool], nn.Module] = self._default_network() if proxy is None else lambda quick: proxy()
+        made = self._network("folds")
+        self.folds = 5 if isinstance(made, SmallNetwork) and made.head is None else 2  # counting is fast
         self.labels = labels = self._labels(self.data, _LOOK)  # of a sample
         self.frequent = float(labels.bincount(minlength=1).max()) / max(len(labels), 1) if int(labels.min()) >= 0 else 0.0
         self.notes: list[str] = []
@@ -187,7 +189,8 @@ class _Run:
             store = self._score(0)
             helps = self._helps(store) and self._is_strong(store)
         if helps:
-            store = store.merge(self._score(1))
+            for fold in range(1, self.folds):
+                store = store.merge(self._score(fold))
             helps = self._helps(store) and self._is_strong(store)
         rehearsal = self._found(store, helps)
         store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
@@ -236,7 +239,7 @@ class _Run:
     def _score(self, fold: int) -> IrreducibleLossStore:
         data = self.loader_of(self.data, batch_size=512)
         return cross_fit(
-            data, partial(self._fit, fold), folds=2, only=fold, seed=self.seed, progress=self.progress, **self._hooks()
+            data, partial(self._fit, fold), folds=self.folds, only=fold, seed=self.seed, progress=self.progress, **self._hooks()
         )
 
     def _fit(self, fold: int, part: IndexedSubset, steps: int | None = None) -> nn.Module:
@@ -248,17 +251,28 @@ class _Run:
         if validation is None:
             size = min(_VALIDATED, len(part) // 10)
             part, validation, _ = split(part, holdout=size, validation=0, seed=self.seed)
+        quick, lr = steps is not None, _LR  # only the first look says how many steps
         steps = steps or self._fit_steps()
         if len(part) > steps * _BATCH:  # no more than are read
             part = split(part, holdout=steps * _BATCH, validation=0, seed=self.seed).holdout
-        repeats = 0 if self.learned is None else max(1, min(_REPEATS, len(part) // len(self.learned)))
+        network = self._network(fold, quick=quick)
+        if isinstance(network, SmallNetwork) and network.words:  # the rest is fitted on other examples than those counted
+            counted, part, _ = split(part, holdout=len(part) // (2 if network.head else 5), validation=0, seed=self.seed)
+            batches = self.loader_of(self._with_trusted(counted), batch_size=512)
+            network.count((move(batch, self.device) for batch in batches), self.task.forward)
+            if network.head is None:
+                steps, lr = max(_STEPS[0], steps // 4), 4 * _LR
+            else:
+                part = self._with_trusted(part)
+        else:
+            part = self._with_trusted(part)
         fit = fit_irreducible_model(
-            self._network(fold),
-            self.loader_of(joined([part] + [self.learned] * repeats), batch_size=_BATCH, shuffle=True),
+            network,
+            self.loader_of(part, batch_size=_BATCH, shuffle=True),
             self.loader_of(validation, batch_size=512),
             steps=steps,
             patience=None,
-            optimizer=partial(torch.optim.AdamW, lr=_LR, fused=self.device.type in ("cpu", "cuda")),
+            optimizer=partial(torch.optim.AdamW, lr=lr, fused=self.device.type in ("cpu", "cuda")),
             scheduler=partial(LambdaLR, lr_lambda=up_and_down(steps)),
             task=Task(self.task.forward, self.task.loss),
             seed=self.seed,
@@ -267,6 +281,11 @@ class _Run:
         )
         self.fits.append((fold, fit))
         return fit.model
+
+    def _with_trusted(self, part: IndexedSubset) -> Any:
+        """A part of the data, and the trusted examples to learn from, several times each."""
+        repeats = 0 if self.learned is None else max(1, min(_REPEATS, len(part) // len(self.learned)))
+        return joined([part] + [self.learned] * repeats)
 
     def _fit_steps(self) -> int:
         """Optimizer steps of a fit, from the sizes of the data and the run alone."""
@@ -315,10 +334,10 @@ class _Run:
             seconds=time.perf_counter() - self.began,
         )
 
-    def _network(self, *parts: int | str) -> nn.Module:
+    def _network(self, *parts: int | str, quick: bool = False) -> nn.Module:
         """A new small network, whose weights depend on the seed and on what it is for."""
         with fork_rng(self.device, derived_seed("rehearsal", self.seed, *parts)):
-            return self.make().to(self.device)
+            return self.make(quick).to(self.device)
 
     def _drawable(self, loader: DataLoader[Any]) -> Any:
         """The training data: what the sampler may draw; with a sampler that divides them among ranks, all of them."""
@@ -339,7 +358,7 @@ class _Run:
         with seeded(0, device=self.device), preserve_state(model, self.device), torch.no_grad():
             return check_classifier(*self.task.forward(model.eval(), batch))
 
-    def _default_network(self) -> Callable[[], nn.Module]:
+    def _default_network(self) -> Callable[[bool], nn.Module]:
         recorder = CallRecorder(self.classes).to(self.device)
         try:
             self.task.forward(recorder, self._read(8))
@@ -350,7 +369,7 @@ class _Run:
         call = recorder.call
         with fork_rng(self.device, 0):
             SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
-        return lambda: SmallNetwork(call, self.classes)
+        return lambda quick: SmallNetwork(call, self.classes, quick)
 
     def _labels(self, data: Any, most: int) -> Tensor:
         """Labels of some examples of a dataset, int64, on the CPU."""

@@ -13,7 +13,7 @@ from rholoss.store import CalibrationCounts
 
 # Chosen on the battery of docs/pages/will_it_help.md.
 WORTH = 0.05  # share of wrong labels from which leaving examples out helps
-STRONG = 0.66  # how far from a guess to perfect the networks must be on right labels, to tell which ones are wrong
+STRONG = 0.4  # how far from a guess to perfect the networks must be on right labels, to tell which ones are wrong
 SURE = 2.0  # standard errors that the share must be above it
 TOP, MORE = 0.02, 0.2  # shares of the most confident predictions that the share is read from
 
@@ -164,13 +164,19 @@ def strength(accuracy: float, wrong: float, frequent: float) -> float:
         wrong: the share of them that is wrong, so that a perfect model has an accuracy of 1 - wrong.
         frequent: the share of the most frequent class among them.
     """
-    return (accuracy - frequent) / max(1 - wrong - frequent, 1e-6)
+    return (accuracy - frequent) / max(1 - wrong - frequent, 0.05)
 
 
 def gate(wrong: float, classes: int) -> float:
-    """The irreducible loss above which a label is more likely wrong than right, in nats, and at least the chance level log(C).
+    """The irreducible loss above which an example is left out, in nats; at least the chance level log(C).
 
-    With a share w of wrong labels, evenly over the other classes, a label to which a calibrated model gives the probability p is
-    wrong with the probability w / ((C - 1) p).
+    At the gate a label is wrong with probability 1/3: one wrong label harms as much as two lost right ones. With a share w of
+    wrong labels, evenly over the other classes, a calibrated model of the given labels gives a label of clean probability p the
+    probability (1 - w) p + w (1 - p) / (C - 1). The first part is of right labels.
+
+    References:
+        Liu and Tao, "Classification with Noisy Labels by Importance Reweighting", IEEE TPAMI 2016, for this posterior.
     """
-    return max(math.log(classes), math.log((classes - 1) / (2 * wrong))) if wrong > 0 else math.log(classes)
+    right, other = 1 - wrong, wrong / (classes - 1)
+    given = 3 * other * right / (right + 2 * other)
+    return math.log(classes) if given <= 0 else max(math.log(classes), -math.log(given))

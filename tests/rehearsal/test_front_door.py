@@ -402,9 +402,17 @@ def test_strength():
     assert strength(0.68, 0.3, 0.676) < 0.2, "with rare classes a guess of the most frequent one is often right"
 
 
-@pytest.mark.parametrize(("wrong", "classes", "limit"), [(0.3, 10, math.log(15)), (0.3, 2, math.log(2)), (0.1, 10, math.log(45))])
-def test_the_gate(wrong, classes, limit):
-    assert gate(wrong, classes) == pytest.approx(limit)
+@pytest.mark.parametrize(("wrong", "classes"), [(0.3, 10), (0.1, 10), (0.05, 2), (0.3, 100)])
+def test_at_the_gate_two_labels_in_three_are_right(wrong, classes):
+    other = wrong / (classes - 1)  # probability that a label is one particular other class
+    given = math.exp(-gate(wrong, classes))
+    clean = (given - other) / (1 - wrong - other)
+    assert (1 - wrong) * clean / given == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("wrong", "classes"), [(0.0, 10), (0.8, 10), (0.45, 2)])
+def test_the_gate_is_at_least_the_chance_level(wrong, classes):
+    assert gate(wrong, classes) == pytest.approx(math.log(classes))
 
 
 def test_a_rehearsal_is_the_same_from_json():
@@ -478,3 +486,66 @@ def test_filtered_uniform_keeps_the_contract():
         return FilteredUniformSelector(loader, model, store, max_irreducible_loss=1e9, forward=forward, **options)
 
     check_selector(build)
+
+
+class TestTexts:
+    """Token ids are counted: naive Bayes."""
+
+    @staticmethod
+    def texts(n=2_000, wrong=0.3, length=12, seed=0):
+        """Ids 1 to 100, of which each of 4 classes uses 25 more often; padded with zeros."""
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.randint(4, (n,), generator=generator)
+        own = torch.rand(n, length, generator=generator) < 0.5
+        ids = torch.where(own, 25 * y[:, None] + torch.randint(25, (n, length), generator=generator),
+                          torch.randint(100, (n, length), generator=generator)) + 1  # fmt: skip
+        ids[torch.arange(length) >= torch.randint(4, length, (n, 1), generator=generator)] = 0
+        is_wrong = torch.rand(n, generator=generator) < wrong
+        return ids, torch.where(is_wrong, (y + torch.randint(1, 4, (n,), generator=generator)) % 4, y), is_wrong
+
+    def test_counting_finds_wrong_labels(self):
+        ids, y, is_wrong = self.texts()
+        network = SmallNetwork({"0": ids[:4]}, 4)
+        assert network.head is None, "nothing but words"
+        batches = DataLoader(TensorDataset(ids[:1_000], y[:1_000]), batch_size=100)
+        network.count(batches, lambda model, batch: (model(batch[0]), batch[1]))
+        with torch.no_grad():
+            losses = nn.functional.cross_entropy(network(ids[1_000:]), y[1_000:], reduction="none")
+        assert losses[is_wrong[1_000:]].mean() > 1.5 * losses[~is_wrong[1_000:]].mean()
+
+    def test_padding_and_repetition_do_not_count(self):
+        ids, y, _ = self.texts()
+        network = SmallNetwork({"0": ids[:4]}, 4)
+        network.count([(ids, y)], lambda model, batch: (model(batch[0]), batch[1]))
+        row = ids[:1][ids[:1] != 0].unique()[None]
+        padded = torch.cat([row, row, torch.zeros_like(row)], 1)
+        assert torch.allclose(network(row), network(padded), atol=1e-6)
+        masked = SmallNetwork({"ids": ids[:4], "attention_mask": (ids[:4] != 0).long()}, 4)
+        masked.load_state_dict(network.state_dict())
+        seven = torch.where(padded == 0, 7, padded)
+        assert torch.allclose(masked(ids=seven, attention_mask=(padded != 0).long()), network(row), atol=1e-6)
+
+    def test_five_parts_and_most_wrong_labels_left_out(self):
+        ids, y, is_wrong = self.texts(4_000)
+        selector = auto(loader_of(TensorDataset(ids, y)), nn.Sequential(Bag(), nn.Linear(8, 4)), progress=False)
+        assert selector.rehearsal.helps
+        assert {row["fold"] for row in selector.rehearsal.table()} == {0, 1, 2, 3, 4}
+        drawn = torch.cat([selector.last.index for _ in selector])
+        assert is_wrong[drawn].float().mean() < 0.15
+
+    def test_labels_outside_the_classes_are_not_counted(self):
+        ids, y, _ = self.texts(100)
+        one, other = (SmallNetwork({"0": ids[:4]}, 4) for _ in range(2))
+        forward = lambda model, batch: (model(batch[0]), batch[1])  # noqa: E731
+        one.count([(ids[:90], y[:90])], forward)
+        other.count([(ids, torch.cat([y[:90], torch.full((10,), -100)]))], forward)
+        assert torch.equal(one.branches[0].weights, other.branches[0].weights)
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(101, 8)
+
+    def forward(self, ids):
+        return self.embedding(ids)
