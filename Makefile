@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint .ci/co
 DEMO    := $(VENV)/.ready-for-demo
 DEV     := $(VENV)/.ready-for-development
 
-.PHONY: demo tutorial costs test oldest newest lint types docs wheel check clean help
+.PHONY: demo tutorial costs test trackers oldest newest lint types docs wheel check clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,15 +37,20 @@ costs: $(DEMO)  ## print what selection costs and what comes of it, from the com
 test: $(DEV)   ## run the tests, in two processes
 	$(BIN)/python -m pytest -n 2
 
+trackers: .venv-trackers/.ready  ## run the tests of the trackers, with W&B, MLflow and Trackio
+	.venv-trackers/bin/python -m pytest -p no:cacheprovider tests/integrations/test_trackers.py
+
 oldest newest: %: .venv-%/.ready  ## run the tests with the oldest releases that pyproject.toml admits, or the newest
 	.venv-$@/bin/python -m pytest -p no:cacheprovider $(OTHERS_WARN)
 
 # Releases that were not made for each other warn of each other; those warnings are no errors here.
 OTHERS_WARN := -W default::FutureWarning -W default::DeprecationWarning
 .venv-oldest/.ready: PYTHON = python3.10
+.venv-trackers/.ready: EXTRAS = test,trackers
+.venv-%/.ready: EXTRAS = test
 .venv-%/.ready: .ci/constraints-%.txt pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --no-compile --constraint $< --editable '.[test]'
+	.venv-$*/bin/python -m pip install --quiet --no-compile --constraint $< --editable '.[$(EXTRAS)]'
 	touch $@
 
 lint: $(DEV)   ## check the style
@@ -64,4 +69,4 @@ wheel: $(DEV)  ## build the wheel, install it elsewhere and test it there
 check: demo lint types docs wheel test  ## everything that CI checks
 
 clean:           ## remove what the commands made
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist site results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-trackers build dist site results .pytest_cache .mypy_cache .ruff_cache .hypothesis

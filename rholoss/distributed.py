@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rholoss.arguments import shown
 from rholoss.isolation import derived_seed
 from rholoss.states import Settings, different
 
@@ -103,6 +104,12 @@ class Ranks:
         dist.all_gather(parts, sent, group=self.group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).cpu()
 
+    def all_reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        """The ``"SUM"`` or the ``"MIN"`` over all ranks of tensors of one shape, on the CPU."""
+        total = tensor.detach().clone().to(self.device)
+        dist.all_reduce(total, getattr(dist.ReduceOp, operation), group=self.group)
+        return total.cpu()
+
     def all_gather_objects(self, mine: Any) -> list[Any]:
         """Gather an object from each rank."""
         everyones: list[Any] = [None] * self.size
@@ -136,6 +143,18 @@ def rank_and_size() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def group_of(group: Any) -> Any:
+    """A process group, or None for all processes; a TypeError for anything else."""
+    if group is None or isinstance(group, getattr(dist, "ProcessGroup", ())):
+        return group
+    raise TypeError(f"group must be a process group, or None for all processes, got {shown(group)}")
+
+
+def is_initialized() -> bool:
+    """Whether there are processes to communicate with."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def _require_initialized(what: str, instead: str) -> None:
-    if not (dist.is_available() and dist.is_initialized()):
+    if not is_initialized():
         raise RuntimeError(f"{what} needs torch.distributed to be initialized; call init_process_group first, or {instead}")

@@ -376,6 +376,17 @@ class TestLogs:
         assert len(waits) <= 20, "one at the end of an epoch"
         assert log.summary()["selected"] == 20 * 4 * N_B
 
+    def test_a_tracker_receives_the_numbers_of_the_cpu_and_the_host_waits_for_its_reports_only(self):
+        reports = []
+        for where in ("cpu", "pretend"):
+            log, seen = SelectionLog(N, {"even": torch.arange(N) % 2 == 0}), []
+            run = Run("rho_loss", where, epochs=4, listeners=[log.every(3, lambda *report, seen=seen: seen.append(report))])
+            reports.append(seen)
+        assert reports[1] == reports[0]
+        assert [step for _, step in seen] == [2, 5, 8, 11, 14]
+        waiting = [step for step, waits in enumerate(run.waits) if waits]
+        assert waiting == [2, 5, 8, 11, 14], run.waits
+
     def test_what_others_would_choose_is_what_they_choose_on_the_cpu(self):
         found = []
         for where in ("cpu", "pretend"):

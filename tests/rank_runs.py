@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selector, build_selector, selector_names
+from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, Selection, Selector, build_selector, selector_names
 from rholoss.diagnostics import ComparisonLog, SelectionLog
 from rholoss.selectors import BoltzmannRhoLossSelector, GradientNormImportanceSampler, UniformSelector
 from rholoss.testing import check_selector
@@ -456,13 +456,25 @@ def logs(rank, world):
     model = net()
     selector = rho_loss(model, loader(rank, world))
     log = SelectionLog(N, {"even": torch.arange(N) % 2 == 0}).attach(selector)
+    reports = []
+    log.every(4, lambda *report: reports.append((*report, rank)))
     chosen = [(selector.last.index, selector.last.candidate_index) for _ in selector]
     batches = IndexedBatches([(torch.arange(N_B * world) + 10 * rank, torch.zeros(N_B * world)) for _ in range(3)])
     selector = GlobalSelector(batches, None, Lopsided(batches, batch_size=N_B), batch_size=N_B)
     lopsided = SelectionLog(N).attach(selector)
     compared = ComparisonLog({"coarse": Coarse(batches, batch_size=N_B)}, every=1).attach(selector)
     moved = [int(selector.last.notes["from_elsewhere"]) for _ in selector]
-    return chosen, log.reduced().summary(), lopsided.reduced().summary(), compared.summary(), moved
+    return chosen, log.reduced().summary(), lopsided.reduced().summary(), compared.summary(), (moved, reports, unlike(rank))
+
+
+def unlike(rank):
+    """What each rank is told when logs cannot report together: built otherwise, or with an unknown index on one of them."""
+    told = []
+    for log in (SelectionLog(N, {"low": torch.arange(N) < 9} if rank else None), SelectionLog(9 if rank else N)):
+        index = torch.tensor([10, 11])
+        log.every(1, print)
+        told.append(failure(lambda log=log, i=index: log.update(Selection(i[:1], i[:1] - 10, None, torch.ones(2), i, 0, 0))))
+    return told
 
 
 def sharded(rank, world):

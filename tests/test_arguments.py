@@ -85,6 +85,8 @@ METHODS = [
     IrreducibleLossStore.save,
     IrreducibleLossStore.to,
     SelectionLog.over_time,
+    SelectionLog.every,
+    SelectionLog.metrics,
     SelectionLog.by_class,
     SelectionLog.attach,
 ]
@@ -190,6 +192,7 @@ RIGHT = {
     "SelectionLog.self": lambda: SelectionLog(N),
     "self": fresh_store,
     "epochs": lambda: 1,
+    "tracker": lambda: lambda metrics, step: None,
 }
 GIVEN_TOO = {"keep", "from_step", "model", "store"}  # though they are optional; of functions that take a loader
 NEEDED = {  # of several arguments, one is needed
@@ -379,6 +382,9 @@ VALID = {
     "process": whole(0, 1),
     "processes": whole(),
     "log": either(is_none, takes(0)),
+    "tracker": takes(2),
+    "group": is_none,
+    "since": whole(0),
     "flags": either(is_none, lambda value: isinstance(value, Mapping) and not value),
     "methods": lambda value: isinstance(value, Mapping) and not value,
     "n": whole(),

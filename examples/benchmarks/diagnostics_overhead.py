@@ -38,6 +38,9 @@ def watchers(flags: dict[str, torch.Tensor]) -> dict[str, Callable[[Selector], N
     return {
         "nothing": lambda selector: None,
         "SelectionLog, 2 flags": lambda selector: SelectionLog(N, flags).attach(selector) and None,
+        "SelectionLog, 2 flags, a tracker every 50 steps": lambda selector: (
+            SelectionLog(N, flags).attach(selector).every(50, lambda metrics, step: None) and None
+        ),
         "ComparisonLog, 3 methods, every 10 steps": compare_every(10),
         "ComparisonLog, 3 methods, every step": compare_every(1),
     }

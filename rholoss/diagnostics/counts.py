@@ -1,5 +1,6 @@
 """Counts of selections by step and by example, kept on the device and not read back."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rholoss.arguments import whole
 from rholoss.data.index import as_index, some, tensor_of
 from rholoss.devices import to_device
+from rholoss.distributed import Ranks
 from rholoss.selection import Selection
 from rholoss.states import taken
 
@@ -47,6 +49,7 @@ class SelectionCounts:
         self._sorted, self._place = places
         masks = [_mask(name, flag, n) for name, flag in (flags or {}).items()]
         self.flags = pad(torch.stack(masks), (0, 2)) if masks else torch.zeros(0, n + 2, dtype=torch.bool)
+        self.in_data = [float(mask.double().mean()) for mask in masks]  # fraction of the examples with each flag
         self._quantiles = torch.tensor(QUANTILES)
         self.clear()
 
@@ -167,10 +170,15 @@ class SelectionCounts:
     def add(self, state: Mapping[str, Any]) -> None:
         """Add the counts of a ``state``."""
         self.settle()
-        device, before = self.selected.device, len(self.when)
+        device = self.selected.device
         for name in ("selected", "drawn"):
             getattr(self, name)[: self.n] += state[name].to(device)
         self.first[: self.n] = torch.minimum(self.first[: self.n], state["first"].to(device))
+        self.add_steps(state)
+
+    def add_steps(self, state: Mapping[str, Any]) -> None:
+        """Add counts by step alone, as ``steps`` returns them."""
+        before = len(self.when)
         self._rows.append(state["rows"].float())
         self.when += [(step, epoch, n_b, n_B, bool(known)) for step, epoch, n_b, n_B, known in state["when"].tolist()]
         for name, (places, values) in state["notes"].items():
@@ -180,10 +188,32 @@ class SelectionCounts:
 
     def state(self) -> dict[str, Any]:
         """All counts, as tensors on the CPU."""
-        rows = self.rows().float()
-        counts = {name: self.by_example(name).clone() for name in ("selected", "drawn", "first")}
-        notes = {name: [torch.tensor(at), torch.cat([v.cpu() for v in values])] for name, (at, values) in self.notes.items()}
-        return {**counts, "rows": rows, "when": torch.tensor(self.when, dtype=torch.int64).reshape(-1, 5), "notes": notes}
+        return {name: self.by_example(name).clone() for name in ("selected", "drawn", "first")} | self.steps()
+
+    def steps(self, since: int = 0) -> dict[str, Any]:
+        """The counts by step, of the S selections from a step on, on the CPU.
+
+        ``when``, shape (S, 5), int64; ``rows``, see there, float32; and of each note the places among the S, and the values.
+        """
+        at = torch.tensor([place for place, when in enumerate(self.when) if when[0] >= since], dtype=torch.int64)
+        rows, when = self.rows()[at].float(), torch.tensor([self.when[place] for place in at.tolist()], dtype=torch.int64)
+        notes = {}
+        for name, (places, values) in self.notes.items():
+            values[:] = [torch.cat([value.cpu() for value in values])]
+            left = torch.isin(there := torch.tensor(places), at)
+            notes[name] = [torch.searchsorted(at, there[left]), values[0][left]]
+        return {"rows": rows, "when": when.reshape(-1, 5), "notes": notes}
+
+    def reduced(self, ranks: Ranks, since: int = 0) -> "SelectionCounts":
+        """The counts of all ranks, on the CPU: by example of the whole run, and by step from a step on."""
+        whole = copy.copy(self)
+        whole._move(torch.device("cpu"))
+        whole.clear()
+        for name, operation in (("selected", "SUM"), ("drawn", "SUM"), ("first", "MIN")):
+            setattr(whole, name, ranks.all_reduce(getattr(self, name), operation))
+        for state in ranks.all_gather_objects(self.steps(since)):
+            whole.add_steps(state)
+        return whole
 
     def _move(self, device: torch.device) -> None:
         for name in ("selected", "drawn", "first", "flags", "_quantiles", "_stray", "_sorted", "_place"):

@@ -1,5 +1,6 @@
 """A log of selections: fractions with a known property, already correct, or selected before."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,14 +8,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rholoss.arguments import flag, mapping, optional, shown, whole
+from rholoss.arguments import flag, function, mapping, optional, shown, whole
 from rholoss.candidates import Candidates
 from rholoss.data.subset import checked_labels
 from rholoss.diagnostics.counts import SelectionCounts
 from rholoss.diagnostics.shares import Shares
+from rholoss.distributed import Ranks, group_of, is_initialized
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.states import described, restoring, taken
+
+Tracker = Callable[[dict[str, float], int], Any]
+"""What takes metrics by name, and the step: ``tracker(metrics, step)``."""
 
 
 class SelectionLog:
@@ -55,6 +60,7 @@ class SelectionLog:
         self._counts = SelectionCounts(n, flags, ids)
         self.asks = flag(correct, "correct")
         self._latest: Selection | None = None
+        self._trackers: list[tuple[int, Tracker, Any]] = []
 
     def attach(self, selector: Selector) -> Self:
         """Listen to a selector from now on; ``selector.listeners.remove(log)`` ends it."""
@@ -79,6 +85,64 @@ class SelectionLog:
             raise ValueError(f"correct must be one bool per candidate, shape ({n_B},), got {got}")
         self._latest = selection
         self._counts.put(selection, correct)
+        for steps, tracker, group in self._trackers:
+            if (selection.step + 1) % steps == 0:
+                metrics = self.metrics(selection.step + 1 - steps, group=group)
+                if not is_initialized() or torch.distributed.get_rank(group) == 0:
+                    tracker(metrics, selection.step)
+
+    def every(self, steps: int, tracker: Tracker, *, group: Any = None) -> Self:
+        """Report to an experiment tracker, such as TensorBoard, after every so many steps from now on.
+
+        Between reports, nothing is read from an accelerator. With several processes, each calls this; the numbers are those of
+        all ranks, and the tracker is called on the first one only.
+
+        Args:
+            steps: steps between reports, at least 1.
+            tracker: called as ``tracker(metrics, step)`` with the ``metrics`` of these steps, and the step of the latest
+                batch, counted from 0; ``rholoss.integrations.trackers`` makes one for each known tracker.
+            group: the ranks to report on together; None for all processes.
+
+        Examples:
+            >>> import torch
+            >>> from torch.utils.data import DataLoader, TensorDataset
+            >>> from rholoss.diagnostics import SelectionLog
+            >>> from rholoss.selectors import UniformSelector
+            >>> selector = UniformSelector(DataLoader(TensorDataset(torch.randn(64, 5)), batch_size=8), keep=0.5)
+            >>> log = SelectionLog(64).attach(selector)
+            >>> log = log.every(2, lambda metrics, step: print(step, metrics["rholoss/selected"]))
+            >>> for (x,) in selector:
+            ...     pass
+            1 16.0
+            3 16.0
+        """
+        steps = whole(steps, "steps", "a number of steps, at least 1")
+        self._trackers.append((steps, function(tracker, "tracker", "(metrics, step)"), group_of(group)))
+        return self
+
+    def metrics(self, since: int = 0, *, group: Any = None) -> dict[str, float]:
+        """The numbers for a tracker: of ``summary``, and quantiles of the scores, without those that are not finite.
+
+        With several processes, every rank has to call this, and gets the numbers of all ranks.
+
+        Args:
+            since: count only the batches from this step on; the numbers by example are always over all batches.
+            group: the ranks; None for all processes.
+
+        Returns:
+            The ``summary`` as ``rholoss/...``, and the quantiles of ``scores_over_time`` as ``rholoss/scores/...``.
+        """
+        since, group, counts = _since(since), group_of(group), self._counts
+        if is_initialized():
+            ranks = Ranks(group, "metrics over all ranks", "end the process group before")
+            with ranks.sharing_errors():
+                counts.rows()  # refuses unknown indices
+                asked = {"since": since, "n": counts.n, "flags": ", ".join(counts.names)}
+                ranks.agree(asked, "build the log, and call every(), in the same way on each")
+            counts = counts.reduced(ranks, since)
+        shares, numbers = _summary(counts, since)
+        numbers |= {f"scores/{name}": value for name, value in shares.scores(torch.arange(len(shares.step))).items()}
+        return {f"rholoss/{name}": value for name, value in numbers.items() if math.isfinite(value)}
 
     def summary(self, since: int = 0) -> dict[str, float]:
         """The run in numbers; NaN for a fraction of nothing.
@@ -93,14 +157,7 @@ class SelectionLog:
             method's notes. By example: ``never_selected`` and ``never_drawn``, fractions of the dataset; ``most_selected``, the
             highest count of one example.
         """
-        since = whole(since, "since", "a step, a whole number, at least 0", 0)
-        shares, selected, drawn = Shares(self._counts), self.selected, self.drawn
-        return {
-            **shares.record(torch.nonzero(shares.step >= since).flatten()),
-            "never_selected": float((selected == 0).double().mean()),
-            "never_drawn": float((drawn == 0).double().mean()),
-            "most_selected": float(selected.max()),
-        }
+        return _summary(self._counts, _since(since))[1]
 
     def over_time(self, every: int = 50) -> list[dict[str, float]]:
         """The numbers of ``summary``, except those by example, per ``every`` steps, with ``step`` and ``epoch`` of the first."""
@@ -191,6 +248,21 @@ class SelectionLog:
         groups = keys.argsort(stable=True).split(sizes.tolist()) if len(keys) else ()
         begins = [{"step": float(shares.step[at].min()), "epoch": float(shares.epoch[at].min())} for at in groups]
         return [{**begin, **record(shares, at)} for begin, at in zip(begins, groups, strict=True)]
+
+
+def _since(since: Any) -> int:
+    return whole(since, "since", "a step, a whole number, at least 0", 0)
+
+
+def _summary(counts: SelectionCounts, since: int) -> tuple[Shares, dict[str, float]]:
+    """The shares of the steps from ``since`` on, and the numbers of ``SelectionLog.summary``."""
+    shares, selected, drawn = Shares(counts, since), counts.by_example("selected"), counts.by_example("drawn")
+    return shares, {
+        **shares.record(torch.arange(len(shares.step))),
+        "never_selected": float((selected == 0).double().mean()),
+        "never_drawn": float((drawn == 0).double().mean()),
+        "most_selected": float(selected.max()),
+    }
 
 
 def _window(every: int) -> Callable[[Shares], Tensor]:

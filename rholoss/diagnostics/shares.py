@@ -9,18 +9,23 @@ SHORT = [f"q{round(100 * q):02}" for q in QUANTILES]
 
 
 class Shares:
-    """A copy of counts on the CPU, to summarize any set of S batches; ``step`` and ``epoch`` have shape (S,), int64."""
+    """A copy of counts on the CPU, of the steps from ``since`` on, to summarize any of their S batches.
 
-    def __init__(self, counts: SelectionCounts) -> None:
-        rows, groups = counts.rows(), len(counts.names) + 1
-        self.step, self.epoch, self._n_b, self._n_B, self._known = torch.tensor(counts.when, dtype=torch.int64).reshape(-1, 5).T
+    ``step`` and ``epoch`` have shape (S,), int64.
+    """
+
+    def __init__(self, counts: SelectionCounts, since: int = 0) -> None:
+        steps, groups = counts.steps(since), len(counts.names) + 1
+        rows = steps["rows"].double()
+        self.step, self.epoch, self._n_b, self._n_B, self._known = steps["when"].T
+        self._is_known = any(when[-1] for when in counts.when)
         self._names = [*counts.names, "correct"]
         self._selected, self._candidates = rows[:, :groups], rows[:, groups : 2 * groups]
         self._spread = rows[:, 2 * groups :].reshape(len(rows), groups + 1, len(QUANTILES))
-        self._in_data = counts.flags[:, : counts.n].cpu().double().mean(1).tolist()
+        self._in_data = counts.in_data
         first = counts.by_example("first")
-        self._first = first[first < NEVER].long().sort().values
-        self._notes = {name: _column(places, values, len(rows)) for name, (places, values) in sorted(counts.notes.items())}
+        self._first = first[(first >= since) & (first < NEVER)].long().sort().values
+        self._notes = {name: _column(note[0], note[1], len(rows)) for name, note in sorted(steps["notes"].items())}
 
     def record(self, at: Tensor) -> dict[str, float]:
         """Counts and fractions of the batches at some places, int64."""
@@ -28,7 +33,7 @@ class Shares:
         record = {"batches": float(len(at)), "selected": float(n_b), "candidates": float(n_B)}
         for group, name in enumerate(self._names):
             among = at if name != "correct" else at[self._known[at].bool()]
-            if name == "correct" and not self._known.any():
+            if name == "correct" and not self._is_known:
                 continue
             selected = _ratio(self._selected[among, group].sum(), self._n_b[among].sum())
             candidates = _ratio(self._candidates[among, group].sum(), self._n_B[among].sum())
@@ -57,7 +62,7 @@ def _ratio(part: Tensor | float, whole: Tensor | float) -> float:
     return float(part) / float(whole) if float(whole) else float("nan")
 
 
-def _column(places: list[int], values: list[Tensor], n: int) -> Tensor:
+def _column(places: Tensor, values: Tensor, n: int) -> Tensor:
     column = torch.full((n,), torch.nan, dtype=torch.float64)
-    column[places] = torch.cat([value.cpu() for value in values]).double()
+    column[places] = values.double()
     return column

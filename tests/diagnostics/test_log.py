@@ -398,6 +398,81 @@ def test_a_part_of_a_dataset_and_a_stream_with_names_are_logged_by_example(data,
     assert log.drawn.tolist() == [1] * 100
 
 
+class TestEvery:
+    def reports(self, batches, every=2, **how):
+        seen = []
+        log = SelectionLog(N, {"low": torch.arange(N) < 2}, **how).every(every, lambda *report: seen.append(report))
+        for batch in batches:
+            batch.add_to(log)
+        return seen, log
+
+    @pytest.fixture
+    def batches(self):
+        draw = torch.Generator().manual_seed(0)
+        index = [torch.randperm(N, generator=draw)[:4].tolist() for _ in range(7)]
+        notes = {3: {"gated": 0.5, "lost": math.nan}}
+        return [Batch(index[i], [0, 2], [1.0, 2.0, math.inf, 0.5], i, notes=notes.get(i)) for i in range(7)]
+
+    def test_a_tracker_receives_the_finite_numbers_of_its_steps_only(self, batches):
+        seen, _ = self.reports(batches)
+        assert [step for _, step in seen] == [1, 3, 5]
+        flags = {"low": [i < 2 for i in range(N)]}
+        for i, (metrics, _) in enumerate(seen):
+            past, window = batches[: 2 * i + 2], batches[2 * i : 2 * i + 2]
+            times = [sum(batch.chosen.count(example) for batch in past) for example in range(N)]
+            drawn = [sum(batch.index.count(example) for batch in past) for example in range(N)]
+            by_example = {"never_selected": times.count(0) / N, "never_drawn": drawn.count(0) / N, "most_selected": max(times)}
+            scores = {f"scores/{name}": value for name, value in slow_scores(window, flags).items()}
+            expected = slow_record(window, past, flags) | by_example | scores
+            assert_same(metrics, {f"rholoss/{name}": value for name, value in expected.items() if math.isfinite(value)})
+        assert [f"rholoss/notes/{name}" in seen[1][0] for name in ("gated", "lost")] == [True, False]
+        assert "rholoss/notes/gated" not in seen[2][0], "a note of other steps"
+
+    def test_metrics_are_those_of_the_last_report(self, batches):
+        seen, log = self.reports(batches[:6])
+        assert log.metrics(since=4) == seen[-1][0]
+        assert log.metrics()["rholoss/batches"] == 6
+
+    def test_several_trackers_have_steps_of_their_own(self, batches):
+        seen, log = self.reports(batches[:2])
+        log.every(3, lambda metrics, step: seen.append(step))
+        for batch in batches[2:6]:
+            batch.add_to(log)
+        assert [report if isinstance(report, int) else report[1] for report in seen] == [1, 2, 3, 5, 5]
+
+    def test_a_resumed_log_reports_as_if_it_had_not_stopped(self, batches):
+        seen, _ = self.reports(batches, 3)
+        _, log = self.reports(batches[:4], 3)
+        resumed, again = self.reports([], 3)
+        again.load_state_dict(log.state_dict())
+        for batch in batches[4:]:
+            batch.add_to(again)
+        assert resumed == seen[1:]
+
+    def test_an_attached_log_reports_before_the_loop_goes_on(self):
+        selector = TrainLossSelector(DataLoader(make_data(24), batch_size=4), make_net(0), keep=0.5)
+        order = []
+        SelectionLog(24).attach(selector).every(1, lambda metrics, step: order.append((step, metrics["rholoss/selected"])))
+        order.extend(selector.step for _ in selector)
+        assert order == [(0, 4.0), 1, (1, 4.0), 2, (2, 4.0), 3]
+
+    def test_an_unknown_index_is_an_error_and_not_a_report(self):
+        with pytest.raises(ValueError, match="1 candidates have an index that is not among 0 to 11"):
+            self.reports([Batch([0, N], [0], [1.0, 2.0], 0)], 1)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((0, print), "steps must be a number of steps, at least 1, got 0"),
+            ((50, None), r"tracker must be a function \(metrics, step\)"),
+            ((50, "tensorboard"), r"tracker must be a function \(metrics, step\)"),
+        ],
+    )
+    def test_what_is_no_tracker_is_refused(self, arguments, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            SelectionLog(N).every(*arguments)
+
+
 @given(st.lists(st.floats(-4, 4, width=16) | st.just(math.nan), min_size=1, max_size=9), st.sampled_from([0.05, 0.5, 0.75]))
 def test_quantiles_skip_what_is_nan(values, q):
     got = quantiles(torch.tensor(values), torch.tensor([q])).item()

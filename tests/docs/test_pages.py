@@ -18,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "mkdocs.yml"
 FOLDER = ROOT / "docs" / "pages"
 PAGES = sorted(FOLDER.rglob("*.md"))
-NEEDED = {"streams.md": ["webdataset", "datasets", "torchdata"], "frameworks.md": ["accelerate", "lightning", "transformers"]}
+NEEDED = {
+    "streams.md": ["webdataset", "datasets", "torchdata"],
+    "frameworks.md": ["accelerate", "lightning", "transformers"],
+    "trackers.md": ["tensorboard", "transformers"],
+}
 
 
 def is_run_elsewhere(page):

@@ -413,7 +413,35 @@ class TestAround:
             assert lopsided["selected"] == 3 * 2 * N_B
         assert [compared["batches"] for *_, compared, _ in runs] == [3, 0]
         assert runs[0][3]["overlap/coarse"] == 1
-        assert [moved for *_, moved in runs] == [[0] * 3, [N_B] * 3]
+        assert [moved for *_, (moved, *_) in runs] == [[0] * 3, [N_B] * 3]
+
+    def test_a_tracker_is_called_on_the_first_rank_with_the_numbers_of_all(self, ran):
+        runs = ran(2, "logs")
+        (first, second), steps = ([run[-1][1] for run in runs]), len(runs[0][0])
+        assert second == []
+        assert [step for _, step, _ in first] == list(range(3, steps, 4))
+        for metrics, step, rank in first:
+            selected, window = torch.zeros(N), torch.zeros(N)
+            for chosen, *_ in runs:
+                for i, (index, _) in enumerate(chosen[: step + 1]):
+                    selected[index] += 1
+                    window[index] += i > step - 4
+            again = [index for chosen, *_ in runs for index, _ in chosen[step - 3 : step + 1]]
+            before = {int(i) for chosen, *_ in runs for index, _ in chosen[: step - 3] for i in index}
+            new = {int(i) for index in again for i in index} - before
+            assert (rank, metrics["rholoss/selected"]) == (0, window.sum())
+            assert metrics["rholoss/batches"] == 2 * 4
+            assert metrics["rholoss/even/selected"] == pytest.approx(float(window[::2].sum() / window.sum()))
+            assert metrics["rholoss/never_selected"] == float((selected == 0).double().mean())
+            assert metrics["rholoss/most_selected"] == selected.max()
+            assert metrics["rholoss/repeated"] == pytest.approx(1 - len(new) / float(window.sum()))
+
+    def test_logs_that_differ_or_fail_on_one_rank_are_an_error_on_all(self, ran):
+        (differ, _), (also_differ, fails) = (run[-1][2] for run in ran(2, "logs"))
+        assert differ == also_differ
+        assert "flags must be the same on every rank, got '' on rank 0 and 'low' on rank 1" in differ
+        assert "an index that is not among 0 to 8" in fails
+        assert "rank 1 failed, and the others stop with it" in ran(2, "logs")[0][-1][2][1]
 
     def test_a_log_counts_what_came_from_elsewhere_where_it_came_from(self, ran):
         chosen, *_ = ran(2, "logs")[1]
