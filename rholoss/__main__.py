@@ -1,4 +1,4 @@
-"""``python -m rholoss``: see ``rholoss.cli``."""
+"""``python -m rholoss``, as the command ``rholoss``: see ``rholoss.cli``."""
 
 import sys
 

@@ -1,10 +1,13 @@
 """The command line: make, merge, judge and check stores, and look at plans, without writing a program."""
 
 import argparse
+import dataclasses
 import difflib
 import functools
 import importlib
 import inspect
+import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +23,7 @@ from rholoss.plans import SelectionPlan
 from rholoss.store import IrreducibleLossStore
 from rholoss.store.checks import refuse_gaps
 
-PROGRAM = "python -m rholoss"
+PROGRAM = "rholoss"
 NAMED = "module:name, also from this folder; a function or a class is called without arguments"
 
 
@@ -51,9 +54,9 @@ def import_object(name: str, option: str) -> Any:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # a module that this one needs
+            raise ImportError(f"{option}: {module} cannot be imported: {error}") from error  # a module that this one needs
         raise UsageError(f"{option}: there is no module {error.name!r} in this folder or among the installed ones") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImportError(f"{option}: {module} cannot be imported: {type(error).__name__}: {error}") from error
     for part in path.split("."):
         if not hasattr(found, part):
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         wrong = isinstance(error, UsageError)
         expected = wrong or isinstance(error, (ValueError, OSError, ImportError))
-        return _failed(("" if expected else f"{type(error).__name__}: ") + str(error), 2 if wrong else 1)
+        return _failed(("" if expected else f"{type(error).__name__}: ") + _words(error), 2 if wrong else 1)
     finally:
         sys.path.remove(here)
     return 0
@@ -114,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
         name = run.__name__
         added = commands.add_parser(name, help=what, description=what, epilog=f"example: {PROGRAM} {name} {example}", **raw)
         added.set_defaults(run=run)
+        added.add_argument("--json", action="store_true", help="print one JSON object in place of text")
         add_options(added)
     return whole
 
@@ -187,9 +191,13 @@ def score(options: argparse.Namespace) -> None:
     if options.distributed and os.environ.get("RANK") != "0":
         return
     if store is None:
-        print(f"this share is done; {options.out} will be written when the other processes are")
-    else:
-        print(f"{options.out}: {store.size}, mean irreducible loss {float(store.losses.mean(dtype=torch.float64)):.4f} nats")
+        text = f"this share is done; {options.out} will be written when the other processes are"
+        _say(options, text, store=options.out, finished=False)
+        return
+    found = store.report()
+    text = f"{options.out}: {store.size}, mean irreducible loss {found.mean:.4f} nats\n{found.verdict}"
+    verdict = dataclasses.asdict(found.verdict)
+    _say(options, text, store=options.out, finished=True, examples=len(store), mean=found.mean, verdict=verdict)
 
 
 def _scoring_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -220,7 +228,8 @@ def merge(options: argparse.Namespace) -> None:
     if options.examples is not None:
         store = _of_all(store, options.examples)
     store.save(options.out, mapped=options.mapped)
-    print(f"{options.out}: {store.size}, {store.coverage:.1%} known")
+    text = f"{options.out}: {store.size}, {store.coverage:.1%} known"
+    _say(options, text, store=options.out, examples=len(store), known=store.coverage)
 
 
 def _of_all(store: IrreducibleLossStore, n: int) -> IrreducibleLossStore:
@@ -236,6 +245,7 @@ def _of_all(store: IrreducibleLossStore, n: int) -> IrreducibleLossStore:
 
 def report(options: argparse.Namespace) -> None:
     """Print, and optionally draw, the report on a store."""
+    _refuse_no_file(options.plot, "--plot")
     store = IrreducibleLossStore.load(options.store)
     other = None if options.other is None else IrreducibleLossStore.load(options.other)
     data = None if options.data is None else make_object(options.data, "--data")
@@ -243,7 +253,8 @@ def report(options: argparse.Namespace) -> None:
     found = store.report(data, other=other, **given)
     if options.plot is not None:
         found.plot(options.plot)
-    print(found)
+    numbers = {name: value for name, value in dataclasses.asdict(found).items() if name != "pairs"}
+    _say(options, str(found), store=options.store, **numbers, verdict=dataclasses.asdict(found.verdict))
 
 
 def check(options: argparse.Namespace) -> None:
@@ -251,38 +262,74 @@ def check(options: argparse.Namespace) -> None:
     store, data = IrreducibleLossStore.load(options.store), make_object(options.data, "--data")
     saved = store.meta.data
     now = fingerprint(data) if saved else None
-    for line in compared(saved, now):
-        print(line)
-    how = difference(saved, now) if saved and now else None
-    if how:
-        raise ValueError(f"{options.store} was made from other data than {options.data}: {how}")
-    view = LoaderView.of_data(data)
-    view.require_index()
-    index = view.drawable()
-    refuse_gaps(store, index, view.dataset_length)
-    print("gaps: unknown until sampled" if index is None else f"gaps: none in the {len(index):,} examples that may be drawn")
-    print(f"{options.store} fits {options.data}, as far as it can be compared")
+    found, why = compared(saved, now), ""
+    try:
+        how = difference(saved, now) if saved and now else None
+        if how:
+            raise ValueError(f"{options.store} was made from other data than {options.data}: {how}")
+        view = LoaderView.of_data(data)
+        view.require_index()
+        index = view.drawable()
+        found["gaps"] = "unknown until sampled"
+        if index is not None:
+            refuse_gaps(store, index, view.dataset_length)
+            found["gaps"] = f"none in the {len(index):,} examples that may be drawn"
+    except ValueError as error:
+        why = str(error)
+    lines = [f"{what}: {result}" for what, result in found.items()]
+    lines += [] if why else [f"{options.store} fits {options.data}, as far as it can be compared"]
+    _say(options, "\n".join(lines), store=options.store, data=options.data, compared=found, fits=not why, why=why or None)
+    if why:
+        raise ValueError(why)
 
 
 def plan(options: argparse.Namespace) -> None:
     """Print what a plan selects; check, compare, draw or export it."""
+    _refuse_no_file(options.plot, "--plot")
+    _refuse_no_file(options.parquet, "--parquet")
     loaded = SelectionPlan.load(options.plan)
     if options.data is not None:
         loaded.check(make_object(options.data, "--data"))
-    found = loaded.summary()
-    print(f"{options.plan}: {loaded.steps:,} steps of {loaded.n_b}, recorded by {loaded.meta.get('method', 'an unknown method')}")
+    shares = None if options.other is None else loaded.agreement(SelectionPlan.load(options.other))
+    found, method = loaded.summary(), loaded.meta.get("method")
     used = f"{found['used']:.1%} of {loaded.n:,} examples"
-    print(f"selections: {loaded.selections:,}, of {used}; {found['repeats']:.1f} of each on average, {found['most']:.0f} at most")
-    if options.other is not None:
-        shares = loaded.agreement(SelectionPlan.load(options.other))
+    lines = [
+        f"{options.plan}: {loaded.steps:,} steps of {loaded.n_b}, recorded by {method or 'an unknown method'}",
+        f"selections: {loaded.selections:,}, of {used}; {found['repeats']:.1f} of each on average, {found['most']:.0f} at most",
+    ]
+    if shares is not None:
         common = f"{shares['selections']:.1%} of the selections, {shares['examples']:.1%} of the examples"
-        print(f"in common with {options.other}: {common}")
+        lines.append(f"in common with {options.other}: {common}")
     if options.data is not None:
-        print(f"{options.plan} fits {options.data}, as far as it can be compared")
+        lines.append(f"{options.plan} fits {options.data}, as far as it can be compared")
     if options.plot is not None:
         loaded.plot(options.plot)
     if options.parquet is not None:
         loaded.to_parquet(options.parquet)
+    numbers = {"n_b": loaded.n_b, "examples": loaded.n, **found, "in_common": shares}
+    _say(options, "\n".join(lines), plan=options.plan, method=method, **numbers)
+
+
+def _say(options: argparse.Namespace, text: str, **numbers: Any) -> None:
+    """Print a text, or with ``--json`` the same in names and numbers; null for a number that is not finite."""
+    print(json.dumps(_finite(numbers)) if options.json else text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_no_file(path: str | None, option: str) -> None:
+    """Refuse a path that no file can be written to, before anything is done."""
+    folder = os.path.dirname(path or "") or "."
+    if not os.path.isdir(folder):
+        raise UsageError(f"{option}: there is no folder {folder}; make it, or choose another one")
+    if path is not None and os.path.isdir(path):
+        raise UsageError(f"{option} must be a file to write, got the folder {path}")
 
 
 @contextmanager
@@ -305,6 +352,13 @@ def _how_to_resume(options: argparse.Namespace) -> str:
     if not os.path.exists(parts):
         return "nothing was written"
     return f"finished work is in {parts}: run the same command again to resume"
+
+
+def _words(error: Exception) -> str:
+    """An error as a sentence: the system's errors with their file, without their number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def _failed(message: str, code: int) -> int:

@@ -17,6 +17,11 @@ import numpy as np
 import torch
 
 StrPath = str | os.PathLike[str]
+KINDS = {
+    "rholoss.IrreducibleLossStore": "a store of irreducible losses",
+    "rholoss.SelectionPlan": "a plan",
+    "rholoss.ReferenceLossCache": "a cache of reference losses",
+}
 _BLOCK = 1 << 20  # bytes
 _IS_FOLDER = 0x10  # an attribute of a zip file's member; PyTorch reads none of its bytes then, and takes what is in memory
 
@@ -104,6 +109,13 @@ def open_npz(raw: IO[bytes]) -> tuple[Any, Mapping[str, np.ndarray]]:
     if not isinstance(header, dict) or sorted(file.files) != sorted([*header.get("fields", ()), "header"]):
         raise ValueError("its fields are not those that its header names")
     return header, file
+
+
+def check_kind(kind: Any, expected: str) -> None:
+    """A ValueError unless the kind in a header is the expected one."""
+    if kind != expected:
+        known = KINDS.get(kind) if isinstance(kind, str) else None
+        raise ValueError("its header was written by another program" if known is None else f"it is {known}")
 
 
 def zip_checksums(raw: IO[bytes]) -> dict[str, int]:

@@ -36,8 +36,8 @@ class ScoringOptions(TypedDict, total=False):
         batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
         views: passes over randomly augmented or masked data, whose losses are averaged; 1 by default.
         seed: seed of the augmentation, which is the same for the same number of workers; 0 by default.
-        progress: ``True`` for a bar (needs the extra ``rholoss[progress]``), ``False`` for none, None for a bar on a terminal
-            where it is installed, or a function called with (examples done, total or None).
+        progress: ``True`` for a bar, ``False`` for none, None for a bar on a terminal, or a function called with (examples done,
+            total or None); see ``rholoss.progress.Progress``.
     """
 
     task: Task | None

@@ -1,5 +1,7 @@
 """The command line: what it writes, what it refuses, and what is left after a failure."""
 
+import importlib.metadata
+import json
 import os
 import shlex
 import subprocess
@@ -143,7 +145,9 @@ class TestScore:
         expected = IrreducibleLossStore.from_model(things.il_model, things.train_set)
         stored = IrreducibleLossStore.load("il.npz")
         assert (code, err) == (0, "")
-        assert out == f"il.npz: 100 examples, mean irreducible loss {expected.losses.mean():.4f} nats\n"
+        first, verdict = out.split("\n", 1)
+        assert first == f"il.npz: 100 examples, mean irreducible loss {expected.losses.mean():.4f} nats"
+        assert verdict == f"{expected.report().verdict}\n"
         assert torch.equal(stored.losses, expected.losses)
         assert stored.meta == expected.meta
         assert files() == ["il.npz"]
@@ -243,7 +247,7 @@ class TestScore:
             ("--process 0", "--process and --processes go together"),
             ("--process 0 --processes 2 --distributed", "--distributed takes its processes from torchrun"),
             ("--distributed", "--distributed is for torchrun"),
-            ("--batch-size many", "argument --batch-size: invalid int value: 'many'; see python -m rholoss score --help"),
+            ("--batch-size many", "argument --batch-size: invalid int value: 'many'; see rholoss score --help"),
             ("--model things:two_models", "each --model of several must be one model"),
             ("--nonsense", "unrecognized arguments: --nonsense"),
         ],
@@ -432,28 +436,30 @@ class TestCheck:
         assert out.splitlines() == [
             "length: the same, 100 examples",
             "labels: the same, in the same order",
-            "[0]: the same in 32 sampled examples",
-            "[1]: the same in 32 sampled examples",
+            "field [0], float32 (6,): the same in 32 sampled examples",
+            "field [1], int64 (): the same in 32 sampled examples",
             f"gaps: none in the {n} examples that may be drawn",
             f"il.npz fits things:{data}, as far as it can be compared",
         ]
 
     @pytest.mark.parametrize(
-        ("data", "message", "still"),
+        ("data", "message", "differ"),
         [
-            ("reordered", "its labels, in their order, are not those (it was reordered or relabelled)", ["length"]),
-            ("relabelled", "its labels, in their order, are not those (it was reordered or relabelled)", ["length", "[0]"]),
-            ("dropped", "it has 99 examples, and that had 100", []),
-            ("transformed", "32 of 32 sampled examples differ in [0]", ["length", "labels", "[1]"]),
+            ("reordered", "its labels, in their order, are not those (it was reordered or relabelled)", ["labels", "[0]", "[1]"]),
+            ("relabelled", "its labels, in their order, are not those (it was reordered or relabelled)", ["labels", "[1]"]),
+            ("dropped", "it has 99 examples, and that had 100", ["length", "labels", "[0]", "[1]"]),
+            ("transformed", "32 of 32 sampled examples differ in [0]", ["[0]"]),
         ],
     )
-    def test_catches_data_that_changed_and_says_what_did_not(self, run, data, message, still):
+    def test_catches_data_that_changed_and_says_what_did_not(self, run, data, message, differ):
         run(SCORE)
         code, out, err = run(f"check il.npz --data things:{data}")
         assert code == 1
         assert f"il.npz was made from other data than things:{data}: {message}" in err
         assert one_line(err)
-        assert [line.split(":")[0] for line in out.splitlines() if "same" in line] == still
+        found = [line for line in out.splitlines() if "different" in line]
+        assert [line.split(":")[0].removeprefix("field ").split(",")[0] for line in found] == differ
+        assert len(out.splitlines()) == 4
         assert "fits" not in out
 
     def test_catches_gaps(self, run, things):
@@ -481,8 +487,8 @@ class TestCheck:
 def test_help_shows_an_example_on_one_line(name, capsys):
     assert cli.main([*name.split(), "--help"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("example: python -m rholoss ")
-    arguments = shlex.split(last.removeprefix("example: python -m rholoss "))
+    assert last.startswith("example: rholoss ")
+    arguments = shlex.split(last.removeprefix("example: rholoss "))
     assert cli.parser().parse_args(arguments).command == (name or "score")
 
 
@@ -490,12 +496,124 @@ def test_as_a_program():
     call = [sys.executable, "-W", "error", "-m", "rholoss", "--help"]
     done = subprocess.run(call, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m rholoss")
+    assert done.stdout.startswith("usage: rholoss")
     assert all(f"    {name}" in done.stdout for name in ("score", "merge", "report", "check"))
 
 
 def test_without_a_command_is_one_line(capsys):
     assert cli.main([]) == 2
     err = capsys.readouterr().err
-    assert "the following arguments are required: command; see python -m rholoss --help" in err
+    assert "the following arguments are required: command; see rholoss --help" in err
     assert one_line(err)
+
+
+class TestJson:
+    def json(self, run, line, code=0):
+        got, out, err = run(f"{line} --json")
+        assert (got, out.count("\n")) == (code, 1), err
+        return json.loads(out, parse_constant=pytest.fail)
+
+    def test_every_command_that_prints_prints_one_object(self, run, things, tmp_path):
+        scored = self.json(run, SCORE)
+        store = IrreducibleLossStore.load("il.npz")
+        assert (scored["store"], scored["finished"], scored["examples"]) == ("il.npz", True, 100)
+        assert scored["mean"] == pytest.approx(float(store.losses.mean()))
+        assert scored["verdict"]["helps"] == store.report().verdict.helps
+        found = self.json(run, "report il.npz --data things:train_set --top 2")
+        expected = store.report(things.train_set, top=2)
+        assert found["median"] == expected.median
+        assert found["highest"] == [list(pair) for pair in expected.highest]
+        assert found["verdict"]["sentences"] == list(expected.verdict.sentences)
+        assert self.json(run, "merge il.npz --out same.npz") == {"store": "same.npz", "examples": 100, "known": 1.0}
+        found = self.json(run, "check il.npz --data things:train_set")
+        assert (found["fits"], found["why"]) == (True, None)
+        assert found["compared"]["field [0], float32 (6,)"] == "the same in 32 sampled examples"
+        rholoss.record_plan(things.loader, things.seeded(2), store, steps=3, path="run.plan", progress=False)
+        found = self.json(run, "plan run.plan --other run.plan")
+        assert (found["steps"], found["n_b"], found["examples"], found["in_common"]["selections"]) == (3, 7, 100, 1.0)
+
+    def test_a_failed_check_says_why(self, run):
+        run(SCORE)
+        found = self.json(run, "check il.npz --data things:relabelled", 1)
+        assert (found["fits"], found["compared"]["length"]) == (False, "the same, 100 examples")
+        assert "its labels, in their order, are not those" in found["why"]
+
+    def test_a_share_says_that_it_is_not_the_whole(self, run, monkeypatch):
+        monkeypatch.setattr(scoring_job, "CHUNK", 20)
+        monkeypatch.setattr(scoring_job, "PIECES", 1)
+        found = self.json(run, f"{SCORE} --batch-size 10 --process 1 --processes 2")
+        assert found == {"store": "il.npz", "finished": False}
+
+    def test_a_number_that_is_not_known_is_null(self, run):
+        IrreducibleLossStore(np.full(3, np.nan)).save("il.npz")
+        assert self.json(run, "report il.npz")["mean"] is None
+
+    def test_an_error_is_the_same_line_and_prints_no_object(self, run):
+        assert run("report nowhere.npz --json") == (1, "", "rholoss: error: nowhere.npz: no such file or directory\n")
+
+
+READS = {
+    "report": "report {}",
+    "report, other": "report il.npz --other {}",
+    "merge": "merge il.npz {} --out out.npz",
+    "check": "check {} --data things:train_set",
+    "plan": "plan {}",
+    "plan, other": "plan run.plan --other {}",
+}
+
+
+@pytest.mark.parametrize("line", READS)
+def test_a_file_that_cannot_be_read_is_told_in_words(line, run, things):
+    run(SCORE)
+    rholoss.record_plan(things.loader, things.seeded(2), IrreducibleLossStore.load("il.npz"), steps=3, path="run.plan")
+    os.mkdir("folder")
+    with open("damaged.npz", "wb") as damaged, open("il.npz" if "plan" not in line else "run.plan", "rb") as whole:
+        damaged.write(whole.read()[:-300])
+    with open("notes.txt", "w") as notes:
+        notes.write("no store")
+    before = files()
+    other = "il.npz" if "plan" in line else "run.plan"
+    expected = {
+        "nowhere.npz": "nowhere.npz: no such file or directory",
+        "folder": "folder: is a directory" if "plan" in line else "folder is a folder without a store.json",
+        "damaged.npz": f"damaged.npz is not a {'plan' if 'plan' in line else 'store'} that can be read",
+        "notes.txt": f"notes.txt is not a {'plan' if 'plan' in line else 'store'} that can be read",
+        other: f"{other} is not a plan that can be read (it is a store of irreducible losses)"
+        if "plan" in line
+        else f"{other} is not a store that can be read (it is a plan)",
+    }
+    for file, message in expected.items():
+        code, out, err = run(READS[line].format(file))
+        assert (code, out, one_line(err)) == (1, "", True), (file, err)
+        assert err.startswith(f"rholoss: error: {message}"), file
+    assert files() == before
+
+
+@pytest.mark.parametrize("line", ["report il.npz --plot {}", "plan run.plan --plot {}", "plan run.plan --parquet {}"])
+def test_a_path_that_no_file_can_be_written_to_is_refused_before_anything_is_done(line, run):
+    os.mkdir("folder")
+    option = line.split()[-2]
+    for path, message in {
+        "no/such/file.png": f"{option}: there is no folder no/such; make it, or choose another one",
+        "folder": f"{option} must be a file to write, got the folder folder",
+    }.items():
+        code, out, err = run(line.format(path))
+        assert (code, out, one_line(err), message in err) == (2, "", True, True), err
+    assert files() == ["folder"]
+
+
+def test_a_module_that_ends_the_program_is_an_error(run, tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)")
+    code, out, err = run("check il.npz --data script:x")
+    assert (code, out) == (1, "")
+    run(SCORE)
+    code, out, err = run("check il.npz --data script:x")
+    assert (code, out, one_line(err)) == (1, "", True)
+    assert "--data: script cannot be imported: SystemExit: 0" in err
+
+
+def test_it_is_installed_as_a_program():
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="rholoss")
+    if not scripts:
+        pytest.skip("this checkout is not installed")
+    assert [script.load() for script in scripts] == [cli.main]

@@ -16,6 +16,7 @@ from rholoss.isolation import own_generators_kept, seeded
 from rholoss.states import digest
 
 SAMPLE = 32  # examples that are read
+WHOLE = "the example"  # stands for the field of an example that is one value
 Digests = dict[str, str]
 
 
@@ -74,22 +75,27 @@ def is_same_but_transformed(saved: Mapping[str, Any], now: Mapping[str, Any]) ->
     return not is_relabelled and any(digests != index for _, digests in kept)
 
 
-def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """What two fingerprints have in common, and what could not be compared, one line each."""
+def compared(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> dict[str, str]:
+    """What two fingerprints have in common, what differs, and what could not be compared, in words, by what was looked at."""
     if not saved or not now:
-        return ["data: not compared, as " + ("the store has no fingerprint" if not saved else "these cannot be read by index")]
-    lines = [f"length: the same, {now['length']:,} examples"] if saved["length"] == now["length"] else []
-    if not saved["labels"] or not now["labels"]:
-        lines.append("labels: not compared, as the data do not show them")
-    elif saved["labels"] == now["labels"]:
-        lines.append("labels: the same, in the same order")
+        why = "the store has no fingerprint" if not saved else "these cannot be read by index"
+        return {"data": f"not compared, as {why}"}
+    n, was = now["length"], saved["length"]
+    found = {"length": f"the same, {n:,} examples" if n == was else f"different, {n:,} examples, and {was:,} in the store"}
+    is_known, is_same = saved["labels"] and now["labels"], saved["labels"] == now["labels"]
+    in_order = "the same, in the same order" if is_same else "different, or in another order"
+    found["labels"] = in_order if is_known else "not compared, as the data do not show them"
     for field, (kind, digests) in saved["sample"].items():
         its_kind, its = now["sample"].get(field, ("", ""))
+        what = f"{'' if field == WHOLE else 'field '}{field}, {kind}"
         if kind != its_kind:
-            lines.append(f"{field}: not compared, as its kind has changed, or it differs from one reading to the next")
-        elif digests == its:
-            lines.append(f"{field}: the same in {len(_each(its))} sampled examples")
-    return lines
+            found[what] = "not compared, as its kind has changed, or it differs from one reading to the next"
+            continue
+        pairs = list(zip(_each(digests), _each(its), strict=False))
+        differing = sum(one != other for one, other in pairs)
+        found[what] = f"different in {differing} of {len(pairs)}" if differing else f"the same in {len(pairs)}"
+        found[what] += " sampled examples"
+    return found
 
 
 def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) -> list[Digests]:
@@ -174,7 +180,7 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
     else:
         kind, content = _content(value)
         if content is not None:
-            yield name or "the example", f"{kind}:{digest(content)[:8]}"
+            yield name or WHOLE, f"{kind}:{digest(content)[:8]}"
         return
     for inner, part in parts:
         yield from _fields(part, inner)

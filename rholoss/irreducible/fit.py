@@ -24,7 +24,7 @@ from rholoss.data.subset import dataset_of, in_common, origin
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
-from rholoss.progress import Progress, reporter
+from rholoss.progress import Progress, Reporter
 from rholoss.scoring import Forward, Loss, Task, check_loss
 from rholoss.states import digest
 
@@ -392,7 +392,7 @@ def fit_irreducible_model(
             without interruption.
         on_duplicates: what to do about validation examples whose content is in the holdout too, such as natural duplicates:
             ``"warn"``, ``"error"`` or ``"ignore"``. None ignores up to 1 % of them, and warns of up to 10 %; more are an error.
-        progress: see ``rholoss.options.ScoringOptions``; counts epochs, rounds or steps.
+        progress: see ``rholoss.progress.Progress``; counts epochs, rounds or steps.
         **unknown: refused, with the option that is meant.
 
     Returns:
@@ -438,7 +438,8 @@ def fit_irreducible_model(
     run = FitRun(model, holdout, validation, optimizer, scheduler, size or 32, task, seed_of(seed), path, steps, by_epoch)
     run.resume()
     unit = "epoch" if by_epoch else "round" if steps is None else "step"
-    stopped = run.finish(epochs, patience, reporter(progress, unit, "fitting the irreducible-loss model"))
+    with Reporter(progress, unit, "fitting the irreducible-loss model") as report:
+        stopped = run.finish(epochs, patience, report)
     return Fit(model, run.done, stopped, [dataset_of(holdout), dataset_of(validation)], run.sizes)
 
 

@@ -20,7 +20,7 @@ from rholoss.irreducible.fit import Fit, judge_duplicates
 from rholoss.irreducible.models import as_models, code_digest, describe
 from rholoss.losses import callable_name, default_loss
 from rholoss.options import ScoringOptions
-from rholoss.progress import reporter
+from rholoss.progress import Reporter
 from rholoss.scoring import default_forward
 from rholoss.states import digest
 from rholoss.store.metadata import CalibrationCounts
@@ -46,7 +46,7 @@ class ScoringJob:
         self.models = as_models(model)
         refuse_seen(model, self.scorer)
         self._done = self._classes = 0
-        self._report = reporter(options.get("progress"))
+        self._report = Reporter(options.get("progress"))
         task = self.scorer.scorer.task
         dtype = str(task.dtype) if task.dtype else None
         hooks = ((task.forward, default_forward), (task.loss, default_loss))
@@ -81,6 +81,13 @@ class ScoringJob:
 
     def score(self, rows: range | None) -> Scored:
         """Score a chunk; a ValueError if a loss is not one value per example, not finite, or negative."""
+        try:
+            return self._score(rows)
+        except BaseException:
+            self._report.close()  # so that the error has a line of its own
+            raise
+
+    def _score(self, rows: range | None) -> Scored:
         counts = CalibrationCounts()
         halves: list[np.ndarray | float] = [0.0, 0.0]  # sums of losses under every other model
         of_each = [(len(self.models) + 1) // 2, len(self.models) // 2]

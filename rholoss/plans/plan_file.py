@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rholoss.files import StrPath, explained, open_regular, plain_members, write_npz
+from rholoss.files import StrPath, check_kind, explained, open_regular, plain_members, write_npz
 
 FORMAT = 1
 KIND = "rholoss.SelectionPlan"
@@ -68,8 +68,7 @@ def read_plan(path: StrPath) -> tuple[dict[str, Column], dict[str, Any]]:
     with explained(path, "a plan", cure), open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
         members = plain_members(archive, raw.seek(0, os.SEEK_END))
         header = json.loads(str(np.lib.format.read_array(io.BytesIO(archive.read("header.npy")))))
-        if header["kind"] != KIND:
-            raise ValueError("its header was written for something else")
+        check_kind(header["kind"], KIND)
         newer, described = header["format"] > FORMAT, header["columns"]
         columns = {} if newer else {name: _mapped(path, raw, members[f"{name}.npy"], name, described[name]) for name in described}
     if newer:

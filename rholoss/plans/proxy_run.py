@@ -21,7 +21,7 @@ from rholoss.isolation import device_of, seeded, set_torch_states, torch_states
 from rholoss.options import SelectorOptions
 from rholoss.plans.plan import SelectionPlan
 from rholoss.plans.recorder import PlanRecorder
-from rholoss.progress import Progress, reporter
+from rholoss.progress import Progress, Reporter
 from rholoss.selector import Selector
 from rholoss.selectors import RhoLossSelector
 from rholoss.store import IrreducibleLossStore
@@ -80,9 +80,9 @@ def record_plan(
     if os.path.exists(recorder.path):
         return _finished(recorder, steps)
     run = _ProxyRun(selector, recorder, optimizer)
-    with seeded(options.get("seed", 0), device=device_of(proxy)):
+    with seeded(options.get("seed", 0), device=device_of(proxy)), Reporter(progress, "step", "recording a plan") as report:
         run.resume()
-        run.train(steps, reporter(progress, "step", "recording a plan"))
+        run.train(steps, report)
     return recorder.finish()
 
 

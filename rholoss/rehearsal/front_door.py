@@ -25,7 +25,7 @@ from rholoss.irreducible import Fit, cross_fit, fit_irreducible_model
 from rholoss.irreducible.fit import same_content
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
 from rholoss.options import SelectorOptions
-from rholoss.progress import Progress
+from rholoss.progress import Progress, switched
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
 from rholoss.rehearsal.rehearsal import STRONG, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
 from rholoss.scoring import Task
@@ -116,6 +116,7 @@ def auto(
     refuse_unknown(options, [*options_of(auto), *SelectorOptions.__annotations__], "auto")
     steps = optional(whole, steps, "steps", "the number of steps of the run, at least 1, or None")
     optional(function, proxy, "proxy", "() -> a new small network")
+    progress = switched(progress)
     flag(only_trusted_classes, "only_trusted_classes")
     path = optional(path_of, path, "path")
     if not isinstance(loader, DataLoader) or not LoaderView(loader).draws_by_index or loader.batch_sampler is None:

@@ -13,7 +13,7 @@ from rholoss.data.candidate_loader import DrawRule
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.devices import to_device
 from rholoss.options import SelectorOptions
-from rholoss.progress import Progress, reporter
+from rholoss.progress import Progress, Reporter
 from rholoss.registry import register
 from rholoss.scoring import Forward
 from rholoss.selector import Selector
@@ -36,18 +36,19 @@ def proxy_scores(
         data: the dataset, or a loader over it; examples that the loader does not draw get -inf.
         by: the measure: the entropy of the prediction, in nats, or one minus its highest probability.
         forward: see ``Selector``.
-        progress: see ``ScoringOptions``.
+        progress: see ``rholoss.progress.Progress``.
     """
     one_of(by, "by", _MEASURES, "or pass scores=ForgettingCounts(...).scores()")
     model_of(proxy, "proxy")
-    scorer, report, seen = DatasetScorer(data, forward=forward), reporter(progress, what="ranking"), 0
+    scorer, report, seen = DatasetScorer(data, forward=forward), Reporter(progress, what="ranking"), 0
 
     def count(n: int) -> None:
         nonlocal seen
         seen += n
         report(seen, scorer.total)
 
-    index, values = scorer.run(proxy, lambda outputs, targets, _: _MEASURES[by](outputs), seen=count)
+    with report:
+        index, values = scorer.run(proxy, lambda outputs, targets, _: _MEASURES[by](outputs), seen=count)
     n = scorer.view.dataset_length
     if n is None:
         raise TypeError(f"ranking a dataset needs one of known length, got {type(data).__name__}; pass scores= instead")

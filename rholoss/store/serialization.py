@@ -13,6 +13,7 @@ import numpy as np
 
 from rholoss.files import (
     StrPath,
+    check_kind,
     explained,
     locked,
     open_npz,
@@ -124,8 +125,7 @@ def _header(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_header(header: Any) -> dict[str, Any]:
-    if not isinstance(header, dict) or header.get("kind") != KIND:
-        raise ValueError("its header was written by another program")
+    check_kind(header.get("kind") if isinstance(header, dict) else None, KIND)
     if not isinstance(header.get("format"), int) or header["format"] < 1:
         raise ValueError(f"its format number is {header.get('format')!r}")
     if not isinstance(header.setdefault("meta", {}), dict):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rholoss.arguments import path_of
 from rholoss.data.index import as_index, some
-from rholoss.files import explained, open_npz, open_regular, write_npz
+from rholoss.files import check_kind, explained, open_npz, open_regular, write_npz
+from rholoss.progress import Progress, watched
 
 FORMAT = 1
 KIND = "rholoss.ReferenceLossCache"
@@ -69,6 +70,7 @@ class ReferenceLossCache:
         *,
         dtype: torch.dtype = torch.float32,
         meta: Mapping[str, Any] | None = None,
+        progress: Progress = None,
     ) -> ReferenceLossCache:
         """A cache of the losses that a loop over the data computes.
 
@@ -77,9 +79,10 @@ class ReferenceLossCache:
                 and which positions are tokens rather than padding, shape (n, T), such as an attention mask.
             dtype: ``torch.float16`` takes half the space, with a relative error of at most 1 in 2,000.
             meta: see ``ReferenceLossCache``.
+            progress: see ``rholoss.progress.Progress``; counts batches.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for which, losses, mask in batches:
+        for which, losses, mask in watched(batches, progress, "batch", "reference losses"):
             index, own = as_index(which).cpu(), mask.bool()
             if losses.ndim != 2 or losses.shape != own.shape or len(losses) != len(index):
                 expected, got = f"({len(index)}, T) for {len(index)} indices", f"{tuple(losses.shape)} and {tuple(own.shape)}"
@@ -162,8 +165,7 @@ class ReferenceLossCache:
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
     """The header and the checked arrays of a file."""
     header, npz = open_npz(file)
-    if header.get("kind") != KIND:
-        raise ValueError(f"its kind is {header.get('kind')!r}")
+    check_kind(header.get("kind"), KIND)
     if header["format"] > FORMAT:
         raise ValueError(f"its format is {header['format']}, this rholoss reads up to {FORMAT}")
     if {*npz} != {*FIELDS, "header"}:
