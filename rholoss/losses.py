@@ -142,6 +142,14 @@ def soft_cross_entropy(outputs: Any, targets: Any) -> Tensor:
     return _mean(-(outputs.float().log_softmax(-1) * targets.float()).sum(-1))
 
 
+def classes_of(outputs: Any, targets: Any) -> int:
+    """C of a classifier, which returns logits (n, C), C at least 2, for classes (n,), integer; 0 for anything else."""
+    are_tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    if not are_tensors or outputs.ndim != 2 or outputs.shape[1] < 2 or targets.is_floating_point():
+        return 0
+    return outputs.shape[1] if targets.shape == outputs.shape[:1] else 0
+
+
 def _mean(losses: Tensor) -> Tensor:
     return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 

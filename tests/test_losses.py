@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import rholoss
 from rholoss import IrreducibleLossStore, RhoLossSelector, build_selector, fit_irreducible_model, split
-from rholoss.losses import callable_name, cross_entropy, default_loss, squared_error
+from rholoss.losses import callable_name, classes_of, cross_entropy, default_loss, squared_error
 from rholoss.tokens import causal_loss
 from rholoss.wrappers import SwitchSelector
 
@@ -411,3 +411,21 @@ class TestPredictions:
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64, torch.int32])
     def test_for_any_integer_type_are_scored(self, dtype):
         assert torch.equal(self.losses(targets=torch.tensor(self.targets).to(dtype)), self.losses())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "classes"),
+    [
+        (torch.zeros(3, 4), torch.zeros(3).long(), 4),
+        (torch.zeros(3, 4), torch.zeros(3, dtype=torch.uint8), 4),
+        (torch.zeros(3, 1), torch.zeros(3).long(), 0),
+        (torch.zeros(3, 4), torch.zeros(3), 0),
+        (torch.zeros(3, 4), torch.zeros(2).long(), 0),
+        (torch.zeros(3, 5, 4), torch.zeros(3).long(), 0),
+        (torch.zeros(3), torch.zeros(3).long(), 0),
+        ([[0.0, 1.0]], torch.zeros(1).long(), 0),
+        (torch.zeros(1, 2), [0], 0),
+    ],
+)
+def test_a_classifier_is_known_by_its_outputs_and_targets(outputs, targets, classes):
+    assert classes_of(outputs, targets) == classes

@@ -14,6 +14,7 @@ from rholoss.data.subset import checked_labels
 from rholoss.diagnostics.counts import SelectionCounts
 from rholoss.diagnostics.shares import Shares
 from rholoss.distributed import Ranks, group_of, is_initialized
+from rholoss.losses import classes_of
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.states import described, restoring, taken
@@ -276,8 +277,6 @@ def already_correct(candidates: Candidates, ask: bool = False) -> Tensor | None:
     if pair is None:
         return None
     outputs, targets = pair
-    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.is_floating_point():
-        return None
-    if outputs.ndim != 2 or outputs.shape[1] < 2 or targets.shape != outputs.shape[:1]:
+    if not classes_of(outputs, targets):
         return None
     return (outputs.argmax(1) == targets.to(outputs.device).long()).to(candidates.device)

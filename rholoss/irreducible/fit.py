@@ -24,6 +24,7 @@ from rholoss.data.subset import dataset_of, in_common, origin
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
+from rholoss.losses import classes_of
 from rholoss.progress import Progress, Reporter
 from rholoss.scoring import Forward, Loss, Task, check_loss
 from rholoss.states import digest
@@ -123,8 +124,7 @@ class FitRun:
     def _validate(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """For each of n examples the loss, and whether its label is the most likely class: (n, 2), NaN if no classifier."""
         losses = self.validation.scorer.losses(outputs, targets, n)
-        is_one = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
-        if not is_one or not isinstance(targets, Tensor) or targets.shape != (n,) or targets.is_floating_point():
+        if not classes_of(outputs, targets):
             return torch.stack([losses, torch.full_like(losses, math.nan)], 1)
         return torch.stack([losses, (outputs.argmax(1) == targets.to(outputs.device)).to(losses)], 1)
 

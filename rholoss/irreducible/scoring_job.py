@@ -18,7 +18,7 @@ from rholoss.data.subset import origin
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.irreducible.fit import Fit, judge_duplicates
 from rholoss.irreducible.models import as_models, code_digest, describe
-from rholoss.losses import callable_name, default_loss
+from rholoss.losses import callable_name, classes_of, default_loss
 from rholoss.options import ScoringOptions
 from rholoss.progress import Reporter
 from rholoss.scoring import default_forward
@@ -111,10 +111,10 @@ class ScoringJob:
     def _measure(self, outputs: Any, targets: Any, n: int) -> Tensor:
         """For each of n examples the loss; for a classifier also its confidence, and whether it is correct."""
         loss = self.scorer.scorer.losses(outputs, targets, n)
-        is_logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
-        if not is_logits or not isinstance(targets, Tensor) or targets.shape != (n,) or targets.is_floating_point():
+        classes = classes_of(outputs, targets)
+        if not classes:
             return loss[:, None]
-        self._classes = outputs.shape[1]
+        self._classes = classes
         confidence, likeliest = outputs.float().softmax(1).max(1)
         correct = likeliest == targets.to(likeliest.device).long()
         return torch.stack([loss, confidence.to(loss.device), correct.to(loss.device).float()], 1)

@@ -24,6 +24,7 @@ from rholoss.files import StrPath
 from rholoss.irreducible import Fit, cross_fit, fit_irreducible_model
 from rholoss.irreducible.fit import same_content
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
+from rholoss.losses import classes_of
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress, switched
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
@@ -161,6 +162,8 @@ class _Run:
         self.batch_size = loader.batch_size or 1
         self.classes = self._classes(model)
         self.make: Callable[[bool], nn.Module] = self._default_network() if proxy is None else lambda quick: proxy()
+        if proxy is not None:
+            self._check_proxy()
         made = self._network("folds")
         self.folds = 5 if isinstance(made, SmallNetwork) and made.head is None else 2  # counting is fast
         self.labels = labels = self._labels(self.data, _LOOK)  # of a sample
@@ -358,6 +361,23 @@ class _Run:
         batch = self._read(2)
         with seeded(0, device=self.device), preserve_state(model, self.device), torch.no_grad():
             return check_classifier(*self.task.forward(model.eval(), batch))
+
+    def _check_proxy(self) -> None:
+        """Refuse a factory of networks that do not return what the model returns for two examples."""
+        with fork_rng(self.device, 0):
+            network: Any = self.make(False)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"proxy must return a new small network, a torch.nn.Module, got {shown(network)}")
+        with seeded(0, device=self.device), torch.no_grad():
+            try:
+                outputs, targets = self.task.forward(network.to(self.device).eval(), self._read(2))
+            except Exception as error:
+                what = f"proxy must make networks that are called as the model is, got {type(error).__name__}: {error}"
+                raise ValueError(what) from error
+        if classes_of(outputs, targets) != self.classes:
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else shown(outputs)
+            expected = f"logits of the model's {self.classes} classes, shape ({len(targets)}, {self.classes})"
+            raise ValueError(f"proxy must make networks that return {expected} for {len(targets)} examples, got {got}")
 
     def _default_network(self) -> Callable[[bool], nn.Module]:
         recorder = CallRecorder(self.classes).to(self.device)

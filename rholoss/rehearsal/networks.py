@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rholoss.arguments import shown
+from rholoss.losses import classes_of
 
 LEAST_IMAGE, SMALL_IMAGE = 12, 1_024  # pixels of a side, and numbers in all of what may be taken as a vector
 LARGEST_VECTOR = 100_000  # numbers
@@ -216,9 +217,9 @@ def tensors_of(inputs: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def check_classifier(outputs: Any, targets: Any) -> int:
     """C, from what a forward pass returned: logits (n, C) and classes (n,); a TypeError for anything else."""
-    is_one = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
-    if is_one and isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point():
-        return outputs.shape[1]
+    classes = classes_of(outputs, targets)
+    if classes:
+        return classes
     got = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else shown(v) for v in (outputs, targets)]
     expected = "a rehearsal is for classifiers, with logits (n, C) and classes (n,)"
     raise TypeError(f"{expected}, got {' and '.join(got)}; train as usual, or choose irreducible losses and RhoLossSelector")

@@ -549,3 +549,23 @@ class Bag(nn.Module):
 
     def forward(self, ids):
         return self.embedding(ids)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "error", "message"),
+    [
+        (
+            lambda: nn.Linear(FEATURES, CLASSES + 1),
+            ValueError,
+            r"of the model's 4 classes, shape \(2, 4\) for 2 .*, got shape \(2, 5\)",
+        ),
+        (lambda: nn.Sequential(nn.Linear(FEATURES, 1), nn.Flatten(0)), ValueError, r"shape \(2, 4\) .*, got shape \(2,\)"),
+        (lambda: nn.LSTM(FEATURES, CLASSES), ValueError, r"shape \(2, 4\) for 2 examples, got \(tensor"),
+        (lambda: nn.Linear(FEATURES + 1, CLASSES), ValueError, "are called as the model is, got RuntimeError: mat1 and mat2"),
+        (lambda: CLASSES, TypeError, "proxy must return a new small network, a torch.nn.Module, got 4"),
+        (lambda: nn.Linear, TypeError, "proxy must return a new small network, a torch.nn.Module, got .*Linear"),
+    ],
+)
+def test_a_proxy_that_is_not_like_the_model_is_told_at_once(proxy, error, message):
+    with pytest.raises(error, match=message):
+        open_door(examples(wrong=0.0)[0], proxy=proxy)
