@@ -38,7 +38,7 @@ def make_object(name: str, option: str) -> Any:
         return found
     try:
         inspect.signature(found).bind()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a built-in one without a signature
         if option == "--model" and not inspect.isclass(found):
             return found
         raise UsageError(f"{option} {name} is called without arguments, but {error}; name a function that makes it") from None

@@ -244,6 +244,7 @@ class TestScore:
                 "--data things:needs_something",
                 "--data things:needs_something is called without arguments, but missing a",
             ),
+            ("--data builtins:int", "--data builtins:int is called without arguments, but no signature found"),
             ("--process 0", "--process and --processes go together"),
             ("--process 0 --processes 2 --distributed", "--distributed takes its processes from torchrun"),
             ("--distributed", "--distributed is for torchrun"),
