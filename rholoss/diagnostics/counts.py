@@ -60,6 +60,7 @@ class SelectionCounts:
         self.selected, self.drawn = (torch.zeros(self.n + 2, dtype=torch.int32, device=device) for _ in range(2))
         self.first = torch.full((self.n + 2,), NEVER, dtype=torch.int32, device=device)
         self.when: list[tuple[int, int, int, int, bool]] = []  # step, epoch, n_b, n_B, and whether correctness is known
+        self.is_known = False  # whether correctness is known at any step
         self.notes: dict[str, tuple[list[int], list[Tensor]]] = {}  # which selections left a note, and the values in chunks
         self._rows: list[Tensor] = []
         self._pending: list[_Pending] = []
@@ -78,6 +79,7 @@ class SelectionCounts:
         for name in notes:
             self.notes.setdefault(name, ([], []))[0].append(len(self.when))
         self.when.append((selection.step, selection.epoch, len(selection.positions), len(index), correct is not None))
+        self.is_known = self.is_known or correct is not None
         self._entries += len(index) * (len(self.names) + 1)
         if len(self._pending) >= _STEPS or self._entries >= _ENTRIES:
             self.settle()
@@ -181,6 +183,7 @@ class SelectionCounts:
         before = len(self.when)
         self._rows.append(state["rows"].float())
         self.when += [(step, epoch, n_b, n_B, bool(known)) for step, epoch, n_b, n_B, known in state["when"].tolist()]
+        self.is_known = self.is_known or bool(state["when"][:, -1].any())
         for name, (places, values) in state["notes"].items():
             mine = self.notes.setdefault(name, ([], []))
             mine[0].extend(before + place for place in places.tolist())

@@ -260,8 +260,8 @@ def _summary(counts: SelectionCounts, since: int) -> tuple[Shares, dict[str, flo
     shares, selected, drawn = Shares(counts, since), counts.by_example("selected"), counts.by_example("drawn")
     return shares, {
         **shares.record(torch.arange(len(shares.step))),
-        "never_selected": float((selected == 0).double().mean()),
-        "never_drawn": float((drawn == 0).double().mean()),
+        "never_selected": int((selected == 0).sum()) / counts.n,
+        "never_drawn": int((drawn == 0).sum()) / counts.n,
         "most_selected": float(selected.max()),
     }
 

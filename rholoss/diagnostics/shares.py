@@ -18,7 +18,7 @@ class Shares:
         steps, groups = counts.steps(since), len(counts.names) + 1
         rows = steps["rows"].double()
         self.step, self.epoch, self._n_b, self._n_B, self._known = steps["when"].T
-        self._is_known = any(when[-1] for when in counts.when)
+        self._is_known = counts.is_known
         self._names = [*counts.names, "correct"]
         self._selected, self._candidates = rows[:, :groups], rows[:, groups : 2 * groups]
         self._spread = rows[:, 2 * groups :].reshape(len(rows), groups + 1, len(QUANTILES))

@@ -1,4 +1,4 @@
-"""Adapters for frameworks that drive data loading themselves; the rest of the package imports nothing from here.
+"""Adapters for frameworks that drive data loading themselves, and for experiment trackers; nothing else imports them.
 
 Fabric, Accelerate and torchdata need no adapter, and Lightning only for checkpoints: see the page "Frameworks".
 """

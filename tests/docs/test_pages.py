@@ -21,7 +21,7 @@ PAGES = sorted(FOLDER.rglob("*.md"))
 NEEDED = {
     "streams.md": ["webdataset", "datasets", "torchdata"],
     "frameworks.md": ["accelerate", "lightning", "transformers"],
-    "trackers.md": ["tensorboard", "transformers"],
+    "trackers.md": ["tensorboard", "transformers", "accelerate"],
 }
 
 

@@ -172,6 +172,7 @@ def test_accelerate():
 
 
 def test_transformers(tmp_path):
+    pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
     seen = []
 
