@@ -80,8 +80,8 @@ def auto(
 
     For classifiers. Each half of the training data, or each fifth of texts, is scored by a small network that was fitted on the
     others. The most confident predictions give an estimate of the share of wrong labels. If that is too small to matter, or too
-    uncertain, the selector is the plain loader. Otherwise it leaves out the examples whose label is wrong with a probability above
-    1/3. A step costs what a plain one costs. It prints what it found, unless ``progress`` is False.
+    uncertain, the selector is the plain loader. Otherwise it leaves out the examples whose label is wrong with probability 1/3 or
+    more. A step costs what a plain one costs. It prints what it found, unless ``progress`` is False.
 
     Args:
         loader: a ``DataLoader`` over the training data, a map-style dataset.
