@@ -197,11 +197,11 @@ def overview(found: Mapping[str, Results]) -> str:
     soon: list[Column] = [
         ("times fewer steps", of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.baseline), times))),
         (
-            "than the best uniform",
+            "against the best uniform",
             of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.rows[results.tuned()]), times)),
         ),
         ("seconds: uniform", of("uniform", included)),
-        ("RHO-LOSS, irreducible losses included", of("RHO-LOSS", included)),
+        ("RHO-LOSS, losses included", of("RHO-LOSS", included)),
     ]
     baselines = {name: results.baseline for name, results in mine.items()}
     return table("best accuracy", ends, baselines) + "\n\n" + table("to uniform's best", soon, baselines)
