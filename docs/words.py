@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 OTHERS = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 MOST_COLUMNS, MOST_WORDS = 6, 30
 PLAINER = {  # a hard or home-made phrase, as a pattern: what readers know
@@ -101,14 +101,14 @@ def main() -> None:
     for page in PAGES:
         words = count(page.read_text())
         total += words
-        print(f"{words:6,}  {page.name}")
+        print(f"{words:6,}  {page.relative_to(ROOT)}")
     print(f"{total:6,}  words in all\n")
     for page in PAGES:
         for columns, head in wide_tables(page.read_text()):
-            print(f"{page.name}: {columns} columns: {head}")
+            print(f"{page.relative_to(ROOT)}: {columns} columns: {head}")
         if "--long" in sys.argv:
             for number, sentence in long_sentences(page.read_text()):
-                print(f"{page.name}: {number} words: {sentence}")
+                print(f"{page.relative_to(ROOT)}: {number} words: {sentence}")
     for path in [*PAGES, *OTHERS, *sorted((ROOT / "rholoss").rglob("*.py"))]:
         texts = strings(path.read_text()) if path.suffix == ".py" else [(1, path.read_text())]
         for first, text in texts:

@@ -266,7 +266,7 @@ def by_experiment(
 def paid_back(results: Results) -> str:
     """The price of a plan, and after how many runs it is paid back."""
     planned = {label: rows for label, rows in results.rows.items() if results.experiment.setups[label].method == "plan"}
-    return table("making it", columns_of_making(results), planned)
+    return table("making it", columns_of_making(results), planned) if planned else ""
 
 
 def irreducible(results: Results) -> str:
@@ -284,11 +284,11 @@ def report(results: Results) -> str:
     tables = {"pairs": (paired,), "paying": (in_seconds, selected), "plans": (by_plan, paid_back)}.get(
         experiment.kind, (outcome, selected, cost)
     )
-    parts = [each(results) for each in tables]
+    parts = [text for each in tables if (text := each(results))]
     if any(row.get("rank_correlation") for rows in results.rows.values() for row in rows.values()):
         parts.append(correlations(results))
     counts = sorted({len(rows) for rows in results.rows.values()})
-    seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    seeds = (f"{counts[0]} to " if len(counts) > 1 else "") + (f"{counts[-1]} seeds" if counts[-1] > 1 else "1 seed")
     measure = next(iter(results.baseline.values()))["metric"]
     parts.append(f"{seeds}; {measure}. {irreducible(results)}".strip())
     return "\n\n".join(parts)
