@@ -37,7 +37,7 @@ PLAINER = {  # a hard or home-made phrase, as a pattern: what readers know
     r"worse than a guess|than a guess": "above the chance level, log(C)",
     r"the luck of": "unstable across runs",
     r"a stretch of": "a chunk of",
-    r"\b(by|than|of) chance\b|^chance |\bChance below": "uniform sampling",
+    r"\b(by|than|of) chance\b|^chance (?!level)|\bChance below": "uniform sampling",
     r"network of layers": "MLP",
     r"\b(is|are|was|were) told\b|\btold of\b": "receives",
     r"\bthe making of|with making": "the time to compute",

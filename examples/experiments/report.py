@@ -296,7 +296,7 @@ def report(results: Results) -> str:
 
 def reports_of(found: Mapping[str, Results]) -> dict[str, str]:
     """Every text that there is, by the name that a page asks for it by."""
-    overviews = {"overview": overview(found), "plans": plans_overview(found), "plans-price": plans_price(found)}
+    overviews = {"overview": overview(found), "plans": plans_overview(found), "plans-cost": plans_price(found)}
     return overviews | {name: report(results) for name, results in found.items()}
 
 
@@ -323,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no results of {', '.join(names)} in {options.results}", file=sys.stderr)
         return 1
     reports = reports_of(found)
-    about = {"overview": "RHO-LOSS and plain training", "plans": "plans and plain training", "plans-price": "making a plan"} | {
+    about = {"overview": "RHO-LOSS and plain training", "plans": "plans and plain training", "plans-cost": "making a plan"} | {
         name: results.experiment.about for name, results in found.items()
     }
     if options.update:
