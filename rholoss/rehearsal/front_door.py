@@ -28,7 +28,7 @@ from rholoss.losses import classes_of
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress, switched
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
-from rholoss.rehearsal.rehearsal import STRONG, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
+from rholoss.rehearsal.rehearsal import STRONG, STRONG_COUNTS, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
 from rholoss.scoring import Task
 from rholoss.selectors.filtered_uniform import FilteredUniformSelector
 from rholoss.states import digest
@@ -164,8 +164,10 @@ class _Run:
         self.make: Callable[[bool], nn.Module] = self._default_network() if proxy is None else lambda quick: proxy()
         if proxy is not None:
             self._check_proxy()
-        made = self._network("folds")
-        self.folds = 5 if isinstance(made, SmallNetwork) and made.head is None else 2  # counting is fast
+        made = self._network("counts?")
+        counts = isinstance(made, SmallNetwork) and made.head is None
+        self.folds, self.strong = (5, STRONG_COUNTS) if counts else (2, STRONG)  # counting is fast
+        self.judged_early = proxy is None and not counts  # the first look at counts, or at an unknown network, says less
         self.labels = labels = self._labels(self.data, _LOOK)  # of a sample
         self.frequent = float(labels.bincount(minlength=1).max()) / max(len(labels), 1) if int(labels.min()) >= 0 else 0.0
         self.notes: list[str] = []
@@ -187,7 +189,7 @@ class _Run:
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
             return store, self._found(store, False)
         store = self._screen()
-        helps = self._helps(store)
+        helps = self._helps(store) and (self._is_strong(store) or not self.judged_early)
         if helps:
             self.fits.clear()
             store = self._score(0)
@@ -302,7 +304,8 @@ class _Run:
 
     def _is_strong(self, store: IrreducibleLossStore) -> bool:
         """Whether the networks know enough to find wrong labels; those of irrelevant classes are known without them."""
-        return self.unasked >= WORTH or strength(self._counts(store).accuracy, self._wrong(store).low, self.frequent) >= STRONG
+        reached = strength(self._counts(store).accuracy, self._wrong(store).low, self.frequent)
+        return self.unasked >= WORTH or reached >= self.strong
 
     def _counts(self, store: IrreducibleLossStore) -> CalibrationCounts:
         return store.meta.calibration or CalibrationCounts(self.classes)

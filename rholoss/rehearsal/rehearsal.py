@@ -13,7 +13,7 @@ from rholoss.store import CalibrationCounts
 
 # Chosen on the battery of docs/pages/will_it_help.md.
 WORTH = 0.05  # share of wrong labels from which leaving examples out helps
-STRONG = 0.4  # how far from a guess to perfect the networks must be on right labels, to tell which ones are wrong
+STRONG, STRONG_COUNTS = 0.5, 0.4  # how far networks, and counts of words, must be from a guess to perfect, to find wrong labels
 SURE = 2.0  # standard errors that the share must be above it
 TOP, MORE = 0.02, 0.2  # shares of the most confident predictions that the share is read from
 
