@@ -87,9 +87,10 @@ def table(found: list[Outcome]) -> list[str]:
         answer = (
             ("yes" if yes * 2 > of else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
         )
-        trusted = f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
+        trusted = _trusted(each)
+        name = f"{each.name.removesuffix(', nothing trusted')} ({trusted})"
         lines.append(
-            f"| {each.name.removesuffix(', nothing trusted')} ({trusted}) | {100 * statistics.mean(each.wrong):.0f} %, "
+            f"| {f'**{name}**' if yes * 2 > of else name} | {100 * statistics.mean(each.wrong):.0f} %, "
             f"{100 * statistics.median(each.found):.0f} % | {answer} | {statistics.median(each.plain):.1f} "
             f"| {_spread(each.gains)} | {_spread(each.in_seconds)} |"
         )
@@ -98,12 +99,13 @@ def table(found: list[Outcome]) -> list[str]:
 
 def steps_table(found: list[Outcome]) -> list[str]:
     """How many times fewer steps it takes, where many labels are wrong or not asked for."""
-    lines = ["| setting | times fewer steps to plain training's best |", "|---|---|"]
+    lines = ["| setting (trusted) | times fewer steps to plain training's best |", "|---|---|"]
     for each in found:
         if statistics.mean(each.wrong) >= MANY:
             never = sum(not times for times in each.fewer)
             reached = f", never in {never} of {len(each.fewer)}" if never else ""
-            lines.append(f"| {each.name} | {statistics.median(each.fewer):.1f}{reached} |")
+            name = f"{each.name.removesuffix(', nothing trusted')} ({_trusted(each)})"
+            lines.append(f"| {name} | {statistics.median(each.fewer):.1f}{reached} |")
     return lines
 
 
@@ -122,15 +124,19 @@ def claims(found: list[Outcome]) -> list[str]:
         f"{len(found)} settings, {runs} runs. Against the best tuned plain training of as many steps, the worst setting ends at "
         f"{_median_gain(lowest):+.1f} points ({lowest.name}; median over seeds), and the worst run at {min(worst.gains):+.1f} "
         f"({worst.name}).",
-        f"Against plain training of as many seconds, all included, the worst setting ends at "
+        f"Against plain training of as many seconds, preparation included, the worst setting ends at "
         f"{statistics.median(slowest.in_seconds):+.1f} ({slowest.name}).",
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or takes at least 2 times fewer steps to its best.",
-        f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. Right means that it helps and "
-        f"ends above plain training, or that it does not and less than {FEW:.0%} of the labels are wrong.",
-        f"Before the run, `auto` takes {cost.get(False, 0):.2f} times the run's seconds where the run is plain training, and "
-        f"{cost.get(True, 0):.2f} times where examples are left out (medians).",
+        f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. Right: it is yes and the run ends "
+        f"higher, or it is no and under {100 * FEW:.0f} % of the labels are wrong.",
+        f"Before the run, `auto` adds {100 * cost.get(False, 0):.0f} % to the run's time if it says no, and "
+        f"{100 * cost.get(True, 0):.0f} % if it says yes (medians).",
     ]
+
+
+def _trusted(each: Outcome) -> str:
+    return f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
 
 
 def _median_gain(each: Outcome) -> float:

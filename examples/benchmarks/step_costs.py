@@ -463,14 +463,14 @@ SECTIONS = {f.__name__: f for f in (wrapper, options, networks, picks, compiled,
 
 
 def spread(values: list[float]) -> str:
-    low, mid, high = (f"{of(values):.3g}" for of in (min, statistics.median, max))
+    low, mid, high = (f"{of(values):,.{'0f' if abs(of(values)) >= 1000 else '3g'}}" for of in (min, statistics.median, max))
     return mid if low == high else f"{mid} ({low} to {high})"
 
 
 def shown(table: Table) -> str:
     """A table in Markdown."""
     columns = list(dict.fromkeys(name for row in table.values() for name in row))
-    lines = [["", *columns], *([name, *(spread(row[c]) if c in row else "" for c in columns)] for name, row in table.items())]
+    lines = [["what", *columns], *([name, *(spread(row[c]) if c in row else "" for c in columns)] for name, row in table.items())]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)

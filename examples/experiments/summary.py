@@ -91,7 +91,8 @@ def spread(values: list[float], form: Callable[[float], str]) -> str:
     """Median, and lowest to highest in brackets where they differ; "never" for what is not reached."""
     if not values:
         return ""
-    middle = statistics.median_high if NEVER in values else statistics.median
+    never_last, never_first = NEVER in values, form is times and 0 in values
+    middle = statistics.median_high if never_last else statistics.median_low if never_first else statistics.median
     low, mid, high = (form(of(values)) for of in (min, middle, max))
     return mid if low == mid == high else f"{mid} ({low} to {high})"
 
@@ -105,7 +106,7 @@ def seconds(value: float) -> str:
 
 
 def times(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1f}"
+    return "never" if value == 0 else f"{value:.1f}"
 
 
 def percent(value: float) -> str:
