@@ -36,6 +36,8 @@ class ScoringOptions(TypedDict, total=False):
         batch_size: examples in one forward pass; None for the loader's own, or 256 for a dataset.
         views: passes over randomly augmented or masked data, whose losses are averaged; 1 by default.
         seed: seed of the augmentation, which is the same for the same number of workers; 0 by default.
+        top_classes: how many of a classifier's most likely classes to keep beside each loss, with their probabilities, for
+            ``suspects``: 0, which keeps none, or at least 2. Each takes 8 bytes an example. 0 by default.
         progress: ``True`` for a bar, ``False`` for none, None for a bar on a terminal, or a function called with (examples done,
             total or None); see ``rholoss.progress.Progress``.
     """
@@ -47,4 +49,5 @@ class ScoringOptions(TypedDict, total=False):
     batch_size: int | None
     views: int
     seed: int
+    top_classes: int
     progress: Progress

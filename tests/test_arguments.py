@@ -394,6 +394,8 @@ VALID = {
     "validation_loss": either(is_none, FINITE),
     "plain_accuracy": either(is_none, real(0, 1, (True, True))),
     "top": whole(0),
+    "top_classes": lambda value: whole(0)(value) and value != 1,
+    "IrreducibleLossStore.predictions": is_none,
     "shift": TRUTH,
     "ignore_index": whole(-(2**63)),
 }

@@ -1,6 +1,6 @@
 """Parts of a dataset that keep the indices of its examples, and the labels of a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -152,6 +152,23 @@ def _labels_shown(dataset: Any) -> Tensor | None:
     candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
     candidates += [dataset[name] for name in ("label", "labels") if name in columns]
     return next((labels for labels in (_integers(values, len(dataset)) for values in candidates) if labels is not None), None)
+
+
+def class_names_of(data: Any) -> tuple[str, ...] | None:
+    """The names of the classes, by class, if a dataset, or a loader over one, shows them; else None.
+
+    Looked up in the attribute ``classes``, and in ``names`` of the features ``label`` and ``labels``.
+    """
+    dataset = origin(dataset_of(data))[0]
+    dataset = dataset.datasets[0] if isinstance(dataset, ConcatDataset) else dataset
+    features = getattr(dataset, "features", None) or {}
+    found = [getattr(dataset, "classes", None)]
+    found += [
+        getattr(features[name], "names", None)
+        for name in ("label", "labels")
+        if isinstance(features, Mapping) and name in features
+    ]
+    return next((tuple(map(str, names)) for names in found if isinstance(names, (list, tuple)) and names), None)
 
 
 def whole_of(dataset: Any) -> Any:

@@ -17,9 +17,10 @@ from rholoss.files import read_json, write_json
 from rholoss.irreducible.scoring_job import Scored, ScoringJob, made_today
 from rholoss.states import digest
 from rholoss.store.metadata import CalibrationCounts, StoreMetadata
+from rholoss.store.predictions import Predictions
 from rholoss.store.serialization import read_store, write_mapped, write_store
 
-NAMES = {"code": "forward or loss function", "scoring": "scoring (batch size, dtype or seed)"}
+NAMES = {"code": "forward or loss function", "scoring": "scoring (batch size, dtype, seed or top_classes)"}
 SETTINGS = "scoring.json"
 Arrays = dict[str, np.ndarray]
 
@@ -94,7 +95,7 @@ class ScoringCheckpoint:
         whole = os.path.join(self.path, f"{secrets.token_hex(8)}.whole")
         if mapped and self.job.is_dense:
             calibration = sum((each.calibration for each in self.scored()), CalibrationCounts())
-            pieces = ({"losses": each.losses.numpy()} for each in self.scored())
+            pieces = ({"losses": each.losses.numpy(), **_beside(each.predictions)} for each in self.scored())
             write_mapped(whole, self.job.scorer.total or 0, pieces, self._metadata(calibration))
             return whole
         arrays, calibration = joined(list(self.scored()), self.job.scorer.view.dataset_length)
@@ -108,7 +109,7 @@ class ScoringCheckpoint:
 
     def _score(self, i: int) -> None:
         scored = self.job.score(self.chunks[i])
-        arrays = {"losses": scored.losses.numpy(), "ids": scored.index.numpy()}
+        arrays = {"losses": scored.losses.numpy(), "ids": scored.index.numpy(), **_beside(scored.predictions)}
         write_store(self._file(i), arrays, {"calibration": scored.calibration.to_json(), "chunk": [self._identity, i]})
 
     def _read(self, i: int) -> Scored | None:
@@ -120,7 +121,7 @@ class ScoringCheckpoint:
         if meta.get("chunk") != [self._identity, i]:
             return None
         index, losses = (torch.from_numpy(arrays[name]) for name in ("ids", "losses"))
-        return Scored(index, losses, CalibrationCounts(**meta["calibration"]))
+        return Scored(index, losses, CalibrationCounts(**meta["calibration"]), Predictions.from_arrays(arrays))
 
     def _file(self, i: int) -> str:
         return os.path.join(self.path, f"{i:06d}.npz")
@@ -191,6 +192,8 @@ def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Ca
     index = torch.cat([each.index for each in scored])
     losses = torch.cat([each.losses for each in scored])
     calibration = sum((each.calibration for each in scored), CalibrationCounts())
+    parts = [each.predictions for each in scored if each.predictions is not None]
+    predictions = Predictions.joined(parts) if parts else None
     if bool((index[1:] <= index[:-1]).any()):
         index, order = index.sort(stable=True)
         first = torch.ones_like(index, dtype=torch.bool)
@@ -198,8 +201,15 @@ def joined(scored: list[Scored], dataset_length: int | None) -> tuple[Arrays, Ca
         if dataset_length is None:  # a dataset that is read by index has one example for each index
             _refuse_namesakes(index, losses[order], first)
         index, losses = index[first], losses[order][first]
+        predictions = None if predictions is None else predictions.rows(order[first])
     whole = len(index) == dataset_length and int(index[0]) == 0 and int(index[-1]) == dataset_length - 1
-    return {"losses": losses.numpy()} if whole else {"losses": losses.numpy(), "ids": index.numpy()}, calibration
+    arrays = {"losses": losses.numpy()} if whole else {"losses": losses.numpy(), "ids": index.numpy()}
+    return {**arrays, **_beside(predictions)}, calibration
+
+
+def _beside(predictions: Predictions | None) -> Arrays:
+    """The arrays that are saved beside the losses."""
+    return {} if predictions is None else predictions.arrays()
 
 
 def _refuse_namesakes(index: Tensor, losses: Tensor, first: Tensor) -> None:

@@ -18,11 +18,11 @@ from rholoss.data.subset import checked_labels
 from rholoss.distributed import Ranks
 from rholoss.files import StrPath
 from rholoss.irreducible.resume import score_by_ranks, score_in_memory, score_on_disk
-from rholoss.irreducible.scoring_job import ScoringJob, made_today
+from rholoss.irreducible.scoring_job import ScoringJob, made_today, top_classes_of
 from rholoss.losses import probability_scale, refuse_other_classes
 from rholoss.options import ScoringOptions
 from rholoss.states import shared
-from rholoss.store import CalibrationCounts, IrreducibleLossStore, StoreMetadata
+from rholoss.store import CalibrationCounts, IrreducibleLossStore, Predictions, StoreMetadata
 
 ROWS = 65_536  # rows to read at a time
 ROW_EACH = "predictions must be one row of numbers per example, shape (N, C), C at least 2"
@@ -68,21 +68,29 @@ def score_share(
 
 
 def score_predictions(
-    predictions: Any, targets: Any, ids: Any, *, kind: Literal["logits", "probabilities"], meta: Mapping[str, Any] | None
+    predictions: Any,
+    targets: Any,
+    ids: Any,
+    *,
+    kind: Literal["logits", "probabilities"],
+    meta: Mapping[str, Any] | None,
+    top_classes: int,
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_predictions``."""
-    losses, counts = losses_of_predictions(predictions, targets, kind)
+    losses, counts, kept = losses_of_predictions(predictions, targets, kind, top_classes)
     labels = labels_digest(checked_labels(targets, len(losses), "targets"))
     known = {"length": len(losses), "labels": labels, "sample": {}} if ids is None else None
-    return IrreducibleLossStore(
-        losses, ids, meta={"data": known, "loss": "default_loss", "calibration": counts, **StoreMetadata.of(meta).to_json()}
-    )
+    given = {"data": known, "loss": "default_loss", "calibration": counts, **StoreMetadata.of(meta).to_json()}
+    return IrreducibleLossStore(losses, ids, meta=given, predictions=kept)
 
 
 def losses_of_predictions(
-    predictions: Any, targets: Any, kind: Literal["logits", "probabilities"]
-) -> tuple[Tensor, CalibrationCounts]:
-    """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, and their confidence and correctness."""
+    predictions: Any, targets: Any, kind: Literal["logits", "probabilities"], top_classes: int = 0
+) -> tuple[Tensor, CalibrationCounts, Predictions | None]:
+    """The cross-entropy of each row of predictions (N, C), shape (N,), float32, in nats, their confidence and correctness, and
+    the ``top_classes`` most likely classes; None if these are not kept.
+    """
+    k, kept = top_classes_of(top_classes), []
     arguments.one_of(kind, "kind", ("logits", "probabilities"))
     predictions = _table(predictions)
     classes = _classes(predictions, targets)
@@ -100,6 +108,8 @@ def losses_of_predictions(
         confidence, likeliest = log_p.exp().max(1)
         label = classes[start : start + ROWS]
         counts.count(confidence.clamp(max=1).numpy(), (likeliest == label).numpy())
+        if k:
+            kept.append(Predictions.of(log_p.exp(), label, k))
         parts.append((-log_p.gather(1, label[:, None])[:, 0]).clamp(min=0).float())
     losses = torch.cat(parts) if parts else torch.empty(0)
     bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
@@ -107,7 +117,7 @@ def losses_of_predictions(
         what = f"the loss of {len(bad):,} of {n:,} rows is not finite, the first at row {bad[0]}"
         why = "a probability of 0 for the label, or predictions that are not finite"
         raise ValueError(f"{what}: {why}; smooth them, or leave these rows out")
-    return losses, counts
+    return losses, counts, Predictions.joined(kept) if kept else None
 
 
 def _classes(predictions: Any, targets: Any) -> Tensor:

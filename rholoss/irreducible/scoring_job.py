@@ -24,6 +24,7 @@ from rholoss.progress import Reporter
 from rholoss.scoring import default_forward
 from rholoss.states import digest
 from rholoss.store.metadata import CalibrationCounts
+from rholoss.store.predictions import Predictions
 
 CHUNK = 65_536  # maximum number of examples to score, and write, at a time
 PIECES = 16  # chunks of smaller data
@@ -35,6 +36,7 @@ class Scored(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # (m,) int64; shadows tuple.index, on purpose
     losses: Tensor  # (m,) float32
     calibration: CalibrationCounts
+    predictions: Predictions | None = None  # of m rows
 
 
 class ScoringJob:
@@ -42,6 +44,7 @@ class ScoringJob:
 
     def __init__(self, model: Any, data: Any, **options: Unpack[ScoringOptions]) -> None:
         self.views = views = whole(options.get("views", 1), "views", "a number of passes over the data, at least 1")
+        self.top_classes = k = top_classes_of(options.get("top_classes", 0))
         self.scorer = DatasetScorer(data, **options)
         self.models = as_models(model)
         refuse_seen(model, self.scorer)
@@ -57,7 +60,8 @@ class ScoringJob:
             "forward": callable_name(task.forward),
             "code": [None if hook is default else code_digest(hook) for hook, default in hooks],
             "views": views,
-            "scoring": {"batch_size": self.scorer.batch_size, "dtype": dtype, "seed": self.scorer.seed},
+            "scoring": {"batch_size": self.scorer.batch_size, "dtype": dtype, "seed": self.scorer.seed}
+            | ({"top_classes": k} if k else {}),
             "examples": self._examples(),
             "validation_loss": _validation_loss(model),
         }
@@ -89,6 +93,7 @@ class ScoringJob:
 
     def _score(self, rows: range | None) -> Scored:
         counts = CalibrationCounts()
+        predicted: Tensor | None = None  # over all passes: the labels, and the sums of the probabilities of all classes
         halves: list[np.ndarray | float] = [0.0, 0.0]  # sums of losses under every other model
         of_each = [(len(self.models) + 1) // 2, len(self.models) // 2]
         index = torch.empty(0, dtype=torch.int64)
@@ -98,7 +103,9 @@ class ScoringJob:
                 table = values.numpy().astype(float)
                 refuse_not_losses(index, values[:, 0])
                 halves[i % 2] = halves[i % 2] + table[:, 0]
-                if table.shape[1] == 3:
+                if self.top_classes:
+                    predicted = self._predicted(values[:, 3:], predicted)
+                if table.shape[1] >= 3:
                     counts.classes = self._classes
                     counts.count(table[:, 1], table[:, 2])
         counts.formula = self.scorer.scorer.check.formula
@@ -106,18 +113,49 @@ class ScoringJob:
         if len(means) == 2:
             counts.compare(np.asarray(means[0]), np.asarray(means[1]))
         losses = (halves[0] + halves[1]) / (sum(of_each) * self.views)
-        return Scored(index, torch.from_numpy(np.asarray(losses, np.float32)), counts)
+        return Scored(index, torch.from_numpy(np.asarray(losses, np.float32)), counts, self._kept(predicted))
+
+    @property
+    def _passes(self) -> int:
+        return len(self.models) * self.views
+
+    def _predicted(self, values: Tensor, before: Tensor | None) -> Tensor:
+        """What ``_measure`` says of the predictions, with the probabilities of the passes before added."""
+        if not values.shape[1]:
+            raise ValueError(
+                "top_classes keeps the predictions of a classifier: expected outputs of shape (n, C), C at least 2, and labels "
+                "of shape (n,), integer, got others; leave top_classes out"
+            )
+        return values if before is None else torch.cat([values[:, :1], before[:, 1:] + values[:, 1:]], 1)
+
+    def _kept(self, predicted: Tensor | None) -> Predictions | None:
+        """The predictions to keep, averaged over the passes."""
+        if predicted is None:
+            return None
+        if self._passes > 1:
+            return Predictions.of(predicted[:, 1:] / self._passes, predicted[:, 0].long(), self.top_classes)
+        classes, probabilities = predicted.chunk(2, 1)
+        return Predictions(classes.int().contiguous(), probabilities.contiguous())
 
     def _measure(self, outputs: Any, targets: Any, n: int) -> Tensor:
-        """For each of n examples the loss; for a classifier also its confidence, and whether it is correct."""
+        """For each of n examples the loss; for a classifier also its confidence, and whether it is correct.
+
+        With ``top_classes``, then the predictions: all that is kept of them where one pass decides; where several do, the label,
+        and the probabilities of all classes, to add up.
+        """
         loss = self.scorer.scorer.losses(outputs, targets, n)
         classes = classes_of(outputs, targets)
         if not classes:
             return loss[:, None]
         self._classes = classes
-        confidence, likeliest = outputs.float().softmax(1).max(1)
-        correct = likeliest == targets.to(likeliest.device).long()
-        return torch.stack([loss, confidence.to(loss.device), correct.to(loss.device).float()], 1)
+        probabilities, labels = outputs.float().softmax(1), targets.to(outputs.device).long()
+        confidence, likeliest = probabilities.max(1)
+        columns = [loss[:, None], confidence[:, None], (likeliest == labels)[:, None]]
+        if self.top_classes and self._passes > 1:
+            columns += [labels[:, None], probabilities]
+        elif self.top_classes:
+            columns += Predictions.of(probabilities, labels, self.top_classes)
+        return torch.cat([column.to(loss.device).float() for column in columns], 1)
 
     def _examples(self) -> list[Any]:
         """How many examples, and a digest of which if they are a part of the data."""
@@ -135,6 +173,13 @@ class ScoringJob:
         self._done += n
         total = self.scorer.total
         self._report(self._done, None if total is None else total * len(self.models) * self.views)
+
+
+def top_classes_of(value: Any) -> int:
+    """How many of the most likely classes to keep: 0, or at least 2, of which one is not the label."""
+    expected = "how many of the most likely classes to keep: 0, or at least 2"
+    k = whole(value, "top_classes", expected, 0)
+    return whole(k, "top_classes", expected, 2) if k else 0
 
 
 def made_today() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,14 @@ from torch import Tensor
 
 from rholoss.arguments import map_style, number, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.data.fingerprint import difference, labels_digest
-from rholoss.data.subset import dataset_of, labels_of, whole_of
+from rholoss.data.subset import class_names_of, dataset_of, labels_of, whole_of
 from rholoss.report import statistics
+from rholoss.report.gallery import Examples
+from rholoss.report.html import summary_of, write_report
+from rholoss.report.page import fragment
 from rholoss.report.plots import draw
 from rholoss.report.statistics import ClassLosses, StoreStatistics
+from rholoss.report.suspects import checked_names
 from rholoss.report.text import text_of
 from rholoss.report.verdict import Indicators, Verdict, judge
 from rholoss.store import CalibrationCounts, IrreducibleLossStore
@@ -75,6 +79,9 @@ class Report(Indicators):
         lowest: (index, irreducible loss) of the lowest.
         in_common: number of examples with a known irreducible loss in both stores; None without another store.
         pairs: irreducible losses here and in the other store, of some examples.
+        store: the store.
+        labels: the label of each example by index, shape (N,), integer, negative where it has none; None if unknown.
+        class_names: by class; None if unknown.
         verdict: what the indicators mean.
     """
 
@@ -86,6 +93,19 @@ class Report(Indicators):
     lowest: tuple[tuple[int, float], ...]
     in_common: int | None
     pairs: tuple[tuple[float, float], ...] = field(repr=False)
+    store: IrreducibleLossStore = field(repr=False, compare=False)
+    labels: np.ndarray | None = field(default=None, repr=False, compare=False)
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def well_filled_bins(self) -> tuple[tuple[int, float, float], ...]:
+        """The ``bins`` with enough predictions, 20 and a thousandth of all, for their accuracy to mean something."""
+        least = max(20, sum(n for n, _, _ in self.bins) / 1_000)
+        return tuple(each for each in self.bins if each[0] >= least)
+
+    def name_of(self, label: int | None) -> str:
+        """The name of a class; its number if it has none."""
+        return Examples(class_names=self.class_names).name_of(label)
 
     @property
     def verdict(self) -> Verdict:
@@ -105,6 +125,23 @@ class Report(Indicators):
         """
         return draw(self, optional(path_of, path, "path"))
 
+    def to_html(
+        self, path: str | os.PathLike[str], dataset: Any = None, *, selected: Any = None, show: Callable[[int], Any] | None = None
+    ) -> None:
+        """Write the report as one HTML page that needs no network and no server.
+
+        Args:
+            path: the file.
+            dataset: the dataset, or a loader over it, to show examples of, by class if it shows labels: images, texts, or the
+                first numbers. None: no examples, unless ``show`` is given.
+            selected: how often each example was selected, by index, shape (N,), integer, such as ``SelectionLog.selected``.
+            show: ``(index) -> image or text`` to show instead of the dataset's example.
+        """
+        write_report(self, path, dataset, selected, show)
+
+    def _repr_html_(self) -> str:
+        return fragment(summary_of(self, self.name_of))
+
     def __str__(self) -> str:
         return text_of(self)
 
@@ -118,6 +155,7 @@ def report_on(
     validation_loss: float | None = None,
     plain_accuracy: float | None = None,
     top: int = 5,
+    class_names: Sequence[str] | None = None,
     **unknown: Any,
 ) -> Report:
     """Judge a store, as ``IrreducibleLossStore.report`` does.
@@ -130,6 +168,7 @@ def report_on(
         validation_loss: validation loss of the irreducible-loss model, in nats; None: as in the store's metadata.
         plain_accuracy: held-out accuracy on such labels of the model in training without selection, in [0, 1].
         top: how many of the highest and of the lowest examples to list.
+        class_names: by class; None: those of the dataset in ``labels``, where it shows them.
         **unknown: refused, with the option that is meant.
     """
     refuse_unknown(unknown, options_of(report_on), "the report")
@@ -140,6 +179,7 @@ def report_on(
     plain_accuracy = optional(number, plain_accuracy, "plain_accuracy", "a share, in [0, 1], or None", share)
     validation_loss = optional(number, validation_loss, "validation_loss", "a loss in nats, or None")
     top = whole(top, "top", "a number of examples, at least 0", 0)
+    names = class_names_of(labels) if class_names is None else checked_names(class_names)
     by_index = None if labels is None else _labels(labels, store)
     calibration = store.meta.calibration or CalibrationCounts()
     found = StoreStatistics(store, by_index, classes or calibration.classes or _classes(by_index), top)
@@ -158,6 +198,9 @@ def report_on(
         lowest=tuple(found.lowest),
         in_common=None if pairs is None else len(pairs[0]),
         pairs=() if pairs is None else _thinned(*pairs),
+        store=store,
+        labels=by_index,
+        class_names=names,
     )
 
 

@@ -28,7 +28,10 @@ from rholoss.files import (
 FORMAT = 1
 KIND = "rholoss.IrreducibleLossStore"
 MANIFEST = "store.json"
-_FIELDS: dict[str, Any] = {"losses": np.dtype("<f4"), "ids": np.dtype("<i8")}
+_FIELDS: dict[str, Any] = {
+    **{"losses": np.dtype("<f4"), "ids": np.dtype("<i8")},  # one number of each example
+    **{"classes": np.dtype("<i4"), "probabilities": np.dtype("<f4")},  # several, see ``Predictions``
+}
 _ARRAY = re.compile(rf"({'|'.join(_FIELDS)})-[0-9a-f]{{8}}\.npy")  # named by checksum, so no file is ever written twice
 _BLOCK = 1 << 20
 
@@ -88,7 +91,7 @@ def _write_arrays(paths: Mapping[str, str], n: int, pieces: Iterable[Mapping[str
             for name, array in piece.items():
                 if name not in files:
                     files[name] = stack.enter_context(open(paths[name], "xb"))
-                    shape = {"descr": _FIELDS[name].str, "fortran_order": False, "shape": (n,)}
+                    shape = {"descr": _FIELDS[name].str, "fortran_order": False, "shape": (n, *array.shape[1:])}
                     np.lib.format.write_array_header_1_0(files[name], shape)
                     checksums[name] = 0
                 for start in range(0, len(array), _BLOCK):
@@ -112,12 +115,18 @@ def read_store(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if header["format"] > FORMAT:
         raise ValueError(f"{path} has store format {header['format']}, this rholoss reads up to {FORMAT}; upgrade rholoss")
     for name, array in arrays.items():
-        if name not in _FIELDS or array.dtype != _FIELDS[name] or array.ndim != 1:
+        if name not in _FIELDS or array.dtype != _FIELDS[name] or array.ndim != _dimensions(name):
             what = f"field {name!r} has dtype {array.dtype} and shape {array.shape}"
             raise ValueError(f"{path} is damaged: {what}; make the store again")
     if "losses" not in arrays:
         raise ValueError(f"{path} is damaged: it has no losses; make the store again")
+    if ("classes" in arrays) != ("probabilities" in arrays):
+        raise ValueError(f"{path} is damaged: it has classes or probabilities, not both; make the store again")
     return arrays, header["meta"]
+
+
+def _dimensions(name: str) -> int:
+    return 1 if name in ("losses", "ids") else 2
 
 
 def _header(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def _map(path: str, name: str, rows: int) -> np.ndarray:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{os.path.basename(path)} has another version of NumPy's format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if shape != (rows,) or dtype != _FIELDS.get(name):
+        if shape[:1] != (rows,) or len(shape) != _dimensions(name) or dtype != _FIELDS.get(name):
             raise ValueError(f"field {name!r} has dtype {dtype} and shape {shape}, in a store of {rows} rows")
         array = np.memmap(file, dtype, "c", file.tell(), shape)
         file.seek(array.offset)

@@ -21,10 +21,11 @@ from rholoss.devices import to_device
 from rholoss.options import ScoringOptions
 from rholoss.store.arrays import StoreArrays
 from rholoss.store.metadata import StoreMetadata
+from rholoss.store.predictions import Predictions, checked_predictions
 from rholoss.store.serialization import read_store, write_mapped, write_store
 
 if TYPE_CHECKING:
-    from rholoss.report import Report
+    from rholoss.report import Report, Suspects
 
 
 class IrreducibleLossStore:
@@ -36,6 +37,7 @@ class IrreducibleLossStore:
         ids: the index of each, shape (N,), int64, distinct, in any order; or a name of each, which is hashed, see
             ``rholoss.hash_ids``. None: the indices are 0 to N-1.
         meta: what made these losses: a ``StoreMetadata``, or JSON values by string. Saved with the store.
+        predictions: what the models predicted for each, in the same order, see ``Predictions``; None: unknown.
 
     Attributes:
         losses: shape (N,), float32, in the order of the ids.
@@ -57,14 +59,22 @@ class IrreducibleLossStore:
         tensor([0.2500])
     """
 
-    def __init__(self, losses: Any, ids: Any = None, *, meta: Mapping[str, Any] | StoreMetadata | None = None) -> None:
+    def __init__(
+        self,
+        losses: Any,
+        ids: Any = None,
+        *,
+        meta: Mapping[str, Any] | StoreMetadata | None = None,
+        predictions: Predictions | None = None,
+    ) -> None:
         given = tensor_of(losses, "losses").detach()
         if not given.is_floating_point():
             raise TypeError(f"irreducible losses must be floating, got {given.dtype}")
         if given.ndim != 1:
             raise ValueError(f"irreducible losses must be one per example, shape (N,), got {tuple(given.shape)}")
         own = given.to(torch.float32, copy=True)
-        self._arrays = StoreArrays(own, None) if ids is None else StoreArrays.sorted(own, as_index(ids, "ids").to(own.device))
+        order = None if ids is None else as_index(ids, "ids").to(own.device)
+        self._arrays = StoreArrays.sorted(own, order, checked_predictions(predictions, len(own)))
         self.meta = StoreMetadata.of(meta)
         negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
         if len(negative):
@@ -99,7 +109,7 @@ class IrreducibleLossStore:
             distributed: score a share on each rank of ``torch.distributed``, which all call this and all get the whole store;
                 a ``path`` is on storage that all ranks share.
             **options: how to score, see ``rholoss.options.ScoringOptions``: ``forward``, ``loss`` and ``dtype``, or ``task``, as
-                the selector gets them; ``batch_size``; ``views`` and ``seed`` of augmented data; ``progress``.
+                the selector gets them; ``batch_size``; ``views`` and ``seed`` of augmented data; ``top_classes``; ``progress``.
 
         Raises:
             ValueError: a loss is not one value per example, not finite, or negative; the model was fitted on some of the
@@ -139,6 +149,7 @@ class IrreducibleLossStore:
         *,
         kind: Literal["logits", "probabilities"] = "logits",
         meta: Mapping[str, Any] | None = None,
+        top_classes: int = 0,
     ) -> IrreducibleLossStore:
         """Irreducible losses from what a classifier predicted elsewhere: its cross-entropy for the label of each example.
 
@@ -148,6 +159,7 @@ class IrreducibleLossStore:
             ids: see ``IrreducibleLossStore``.
             kind: whether the predictions are logits or probabilities.
             meta: what made them.
+            top_classes: see ``rholoss.options.ScoringOptions``.
 
         Raises:
             ValueError: the shapes do not fit, probabilities do not sum to 1, or a loss is not finite; the message says which row.
@@ -158,7 +170,7 @@ class IrreducibleLossStore:
         """
         from rholoss.irreducible.score import score_predictions
 
-        return score_predictions(predictions, targets, ids, kind=kind, meta=meta)
+        return score_predictions(predictions, targets, ids, kind=kind, meta=meta, top_classes=top_classes)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -175,9 +187,7 @@ class IrreducibleLossStore:
             raise TypeError(f"index must be a tensor of indices, shape (n,), int64, got {shown(index)}")
         losses, ids = self._arrays.losses, self._arrays.ids
         index = to_device(index, losses.device)
-        if not len(losses):
-            return torch.full(index.shape, torch.nan, dtype=torch.float32, device=losses.device)
-        if ids is None and losses.device.type == "cpu":
+        if len(losses) and ids is None and losses.device.type == "cpu":
             try:
                 return losses.index_select(0, index)
             except (IndexError, RuntimeError) as error:
@@ -187,12 +197,11 @@ class IrreducibleLossStore:
                 raise IndexError(
                     f"expected indices from 0 to {len(losses) - 1}, got {some(out)}; was this store made for another dataset?"
                 ) from error
-        position = (index if ids is None else torch.searchsorted(ids, index)).clamp(0, len(losses) - 1)
-        found = position == index if ids is None else ids[position] == index
-        return torch.where(found, losses[position], torch.nan)
+        return self._arrays.losses_of(index)
 
     losses = property(lambda self: self._arrays.losses, doc="Irreducible losses, shape (N,), float32, in the order of the ids.")
     ids = property(lambda self: self._arrays.ids, doc="Ids, shape (N,), int64, ascending; None for indices 0 to N-1.")
+    predictions = property(lambda self: self._arrays.predictions, doc="What the models predicted; None without ``top_classes``.")
     device = property(lambda self: self._arrays.losses.device, doc="Where the arrays are.")
     is_mapped = property(lambda self: bool(self._arrays.files), doc="Whether the arrays are memory-mapped files.")
 
@@ -252,7 +261,7 @@ class IrreducibleLossStore:
             together = together._with(other.to(self.device))
         ids, n = together.ids, (together.meta.data or {}).get("length")
         if others and ids is not None and 0 < len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1:
-            return IrreducibleLossStore(together.losses, meta=together.meta)
+            return together._like(replace(together._arrays, ids=None), together.meta)
         return together
 
     def _with(self, other: IrreducibleLossStore) -> IrreducibleLossStore:
@@ -262,15 +271,7 @@ class IrreducibleLossStore:
                 "of them ids, or neither"
             )
         self.meta.check_mergeable(other.meta)
-        ids = torch.arange(len(self), device=self.device) if self.ids is None else torch.cat([self.ids, other.ids]).unique()
-        mine, theirs = self[ids], other[ids]
-        both = ~(torch.isnan(mine) | torch.isnan(theirs))
-        if both.any():
-            raise ValueError(
-                f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {some(ids[both].tolist())}"
-            )
-        losses = torch.where(torch.isnan(mine), theirs, mine)
-        return IrreducibleLossStore(losses, None if self.ids is None else ids, meta=self.meta.merged(other.meta))
+        return self._like(self._arrays.merged(other._arrays), self.meta.merged(other.meta))
 
     def report(self, labels: Any = None, **options: Any) -> Report:
         """Judge this store before it is trusted: print what comes back, ``plot`` it, or look at its numbers.
@@ -283,6 +284,12 @@ class IrreducibleLossStore:
         from rholoss.report import report_on
 
         return report_on(self, labels, **options)
+
+    def suspects(self, dataset: Any = None, **options: Any) -> Suspects:
+        """The examples whose label is probably wrong, the worst first: see ``rholoss.report.find_suspects``."""
+        from rholoss.report import find_suspects
+
+        return find_suspects(self, dataset, **options)
 
     def save(self, path: str | os.PathLike[str], *, mapped: bool = False) -> None:
         """Write the store to one ``.npz`` file; if that fails, a file that was there stays as it was.
@@ -298,6 +305,7 @@ class IrreducibleLossStore:
         arrays = {"losses": self.losses.cpu().numpy()}
         if self.ids is not None:
             arrays["ids"] = self.ids.cpu().numpy()
+        arrays |= {} if self.predictions is None else self.predictions.arrays()
         if mapped:
             write_mapped(path, len(self), [arrays], self.meta.to_json())
         else:
@@ -319,7 +327,7 @@ class IrreducibleLossStore:
         arrays, meta = read_store(path)
         try:
             if not isinstance(arrays["losses"], np.memmap):
-                return cls(arrays["losses"], arrays.get("ids"), meta=meta)
+                return cls(arrays["losses"], arrays.get("ids"), meta=meta, predictions=Predictions.from_arrays(arrays))
             store = cls.of_arrays(arrays, meta)
             store._arrays.refuse_unsaved()
             return store
