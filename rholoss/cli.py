@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
         (score, _score_options, "score a dataset with a model", "--data my_code:train_set --model my_code:il_model --out il.npz"),
         (merge, _merge_options, "merge stores of different examples", "a.npz b.npz --out il.npz --examples 60000"),
         (report, _report_options, "judge a store: print its report", "il.npz --data my_code:train_set --plot il.png"),
+        (suspects, _suspects_options, "list probably wrong labels", "il.npz --data my_code:train_set --csv suspects.csv"),
         (check, _check_options, "check that a store fits a dataset", "il.npz --data my_code:train_set"),
         (plan, _plan_options, "look at a plan: print its summary", "run.plan --data my_code:train_set --plot plan.png"),
     ):
@@ -130,6 +131,7 @@ def _score_options(command: argparse.ArgumentParser) -> None:
     add("--forward", metavar="M:N", help="forward(model, batch) -> (outputs, targets)")
     add("--loss", metavar="M:N", help="loss(outputs, targets) -> one loss per example")
     add("--batch-size", type=int, metavar="N", help="examples in one forward pass")
+    add("--top-classes", type=int, default=0, metavar="K", help="most likely classes to keep, for suspects (default: none)")
     add("--views", type=int, default=1, metavar="N", help="passes over randomly augmented data (default: 1)")
     add("--mapped", action="store_true", help="write a folder of memory-mapped arrays, for stores larger than memory")
     add("--process", type=int, metavar="K", help="which process this is, from 0; with --processes")
@@ -153,10 +155,19 @@ def _report_options(command: argparse.ArgumentParser) -> None:
     add("--data", metavar="M:N", help=f"dataset that shows its labels, for the table by class: {NAMED}")
     add("--other", metavar="STORE", help="store by a model fitted on another half, to compare with")
     add("--plot", metavar="FILE", help="image file to draw to")
+    add("--html", metavar="FILE", help="page to write, with examples if --data is given")
     add("--classes", type=int, metavar="C", help="number of classes, if the store lacks it")
     add("--plain-accuracy", type=float, metavar="A", help="of the model in training, without selection")
     add("--validation-loss", type=float, metavar="L", help="of the fit of the irreducible-loss model")
     add("--top", type=int, default=5, metavar="N", help="highest and lowest examples to list (default: 5)")
+
+
+def _suspects_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("store", metavar="STORE", help="made with top_classes=2 or more, or --top-classes")
+    add("--data", metavar="M:N", help=f"dataset, or a part of it to look at alone, for the names of classes: {NAMED}")
+    add("--csv", metavar="FILE", help="table to write")
+    add("--top", type=int, metavar="N", help="list so many examples (default: those whose label is probably wrong)")
 
 
 def _check_options(command: argparse.ArgumentParser) -> None:
@@ -203,7 +214,7 @@ def score(options: argparse.Namespace) -> None:
 def _scoring_options(options: argparse.Namespace) -> dict[str, Any]:
     forward = None if options.forward is None else import_object(options.forward, "--forward")
     loss = None if options.loss is None else import_object(options.loss, "--loss")
-    given = {name: getattr(options, name) for name in ("batch_size", "views", "progress", "mapped")}
+    given = {name: getattr(options, name) for name in ("batch_size", "top_classes", "views", "progress", "mapped")}
     return {**given, "forward": forward, "loss": loss() if inspect.isclass(loss) else loss}
 
 
@@ -253,8 +264,22 @@ def report(options: argparse.Namespace) -> None:
     found = store.report(data, other=other, **given)
     if options.plot is not None:
         found.plot(options.plot)
-    numbers = {name: value for name, value in dataclasses.asdict(found).items() if name != "pairs"}
+    if options.html is not None:
+        found.to_html(options.html, data)
+    kept = {"pairs", "store", "labels"}  # not shown
+    numbers = {each.name: getattr(found, each.name) for each in dataclasses.fields(found) if each.name not in kept}
+    numbers["distribution"] = dataclasses.asdict(found.distribution)
     _say(options, str(found), store=options.store, **numbers, verdict=dataclasses.asdict(found.verdict))
+
+
+def suspects(options: argparse.Namespace) -> None:
+    """Print, and optionally write, the examples whose label is probably wrong."""
+    data = None if options.data is None else make_object(options.data, "--data")
+    found = IrreducibleLossStore.load(options.store).suspects(data, top=options.top)
+    if options.csv is not None:
+        found.to_csv(options.csv)
+    columns = {name: column.tolist() for name, column in found.columns.items()}
+    _say(options, str(found), store=options.store, **columns)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -5,7 +5,8 @@
 
 Models fitted on two thirds of the training examples predict the rest; all rankings see these predictions and the labels. cleanlab
 is not a dependency of rholoss: its rankings are left out where it is not installed. The data are those of
-examples/experiments/README.md; ``--mnist-errors`` is a JSON list of objects with the ``id`` of a wrongly labelled test image.
+examples/experiments/README.md. ``--mnist-errors`` is the list of labelerrors.com: of each doubtful test image, its ``id`` and in
+``mturk`` how many of five people gave it its label; it is wrong if fewer than three did.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ def predicted(name: str, root: Path, seed: int, errors: Path | None) -> tuple[Ir
     if noise:
         return _cross_fitted(x, y, make, task.classes, seed), task.flags["wrong"]
     if errors is None:
-        raise SystemExit(f"{name} needs --mnist-errors, a JSON list of the ids of wrongly labelled test images")
+        raise SystemExit(f"{name} needs --mnist-errors, the list of labelerrors.com")
     test = TensorDataset(*_read(task.test))
     wrong = torch.zeros(len(test), dtype=torch.bool)
-    wrong[[int(each["id"]) for each in json.loads(errors.read_text())]] = True
+    wrong[[int(each["id"]) for each in json.loads(errors.read_text()) if each["mturk"]["given"] < 3]] = True  # of five people
     fit = _fit(TensorDataset(x, y), make, seed)
     return IrreducibleLossStore.from_model(fit, test, top_classes=task.classes, progress=False), wrong
 
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="How well wrong labels are found.")
     parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)} (default: all)")
     parser.add_argument("--data", type=Path, help="the folder of the data")
-    parser.add_argument("--mnist-errors", type=Path, help="JSON list of the ids of wrongly labelled MNIST test images")
+    parser.add_argument("--mnist-errors", type=Path, help="the list of doubtful MNIST test images of labelerrors.com")
     parser.add_argument("--seeds", type=int, default=3, help="of the corruption and the models (default: 3)")
     parser.add_argument("--json", type=Path, help="file to append the results to, a line for each")
     parser.add_argument("--report", type=Path, help="print the tables of such a file")
@@ -171,8 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data is None or options.json is None or set(options.settings) - set(SETTINGS):
         parser.error(f"expected --data, --json, and settings among {', '.join(SETTINGS)}")
     torch.set_num_threads(1)
-    for name in options.settings or SETTINGS:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for name in options.settings or SETTINGS:
             result = measure(*predicted(name, options.data, seed, options.mnist_errors))
             with options.json.open("a") as file:
                 print(json.dumps({"setting": name, "seed": seed, **result}), file=file)

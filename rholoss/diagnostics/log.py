@@ -1,8 +1,11 @@
 """A log of selections: fractions with a known property, already correct, or selected before."""
 
+from __future__ import annotations
+
 import math
+import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +15,18 @@ from rholoss.arguments import flag, function, mapping, optional, shown, whole
 from rholoss.candidates import Candidates
 from rholoss.data.subset import checked_labels
 from rholoss.diagnostics.counts import SelectionCounts
+from rholoss.diagnostics.html import summary_of, write_run
 from rholoss.diagnostics.shares import Shares
 from rholoss.distributed import Ranks, group_of, is_initialized
 from rholoss.losses import classes_of
+from rholoss.report.gallery import Examples
+from rholoss.report.page import fragment
 from rholoss.selection import Selection
 from rholoss.selector import Selector
 from rholoss.states import described, restoring, taken
+
+if TYPE_CHECKING:
+    from rholoss.diagnostics.comparison import ComparisonLog
 
 Tracker = Callable[[dict[str, float], int], Any]
 """What takes metrics by name, and the step: ``tracker(metrics, step)``."""
@@ -188,6 +197,36 @@ class SelectionLog:
         sums = {name: torch.bincount(labels, weights=count.double()) for name, count in of.items()}
         return {name: total / total.sum() for name, total in sums.items()}
 
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        dataset: Any = None,
+        *,
+        comparison: ComparisonLog | None = None,
+        every: int | None = None,
+        show: Callable[[int], Any] | None = None,
+    ) -> None:
+        """Write what was selected as one HTML page that needs no network and no server.
+
+        Args:
+            path: the file.
+            dataset: the whole dataset, or a loader over it, to show the most selected examples and some that never were, by class
+                if it shows labels. None: no examples, unless ``show`` is given.
+            comparison: a ``ComparisonLog`` of the same run, whose agreement is shown.
+            every: steps per point of the lines, at least 1; None for about a hundred points.
+            show: ``(index) -> image or text`` to show instead of the dataset's example.
+        """
+        every = optional(whole, every, "every", "a number of steps, at least 1, or None")
+        write_run(self, path, dataset, comparison, every, show)
+
+    def _repr_html_(self) -> str | None:
+        return fragment(summary_of(self, Examples())) if self.steps else None
+
+    @property
+    def steps(self) -> int:
+        """Number of selections counted."""
+        return len(self._counts.when)
+
     @property
     def selected(self) -> Tensor:
         """How often each example was selected, shape (N,), int64, on the CPU."""
@@ -219,7 +258,7 @@ class SelectionLog:
         self._check(state)
         self._counts.add(state)
 
-    def reduced(self, group: Any = None) -> "SelectionLog":
+    def reduced(self, group: Any = None) -> SelectionLog:
         """A log with the counts of all ranks of a group (None: all processes), on every rank; every rank has to call this."""
         states: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(states, self.state_dict(), group=group)

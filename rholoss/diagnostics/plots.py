@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rholoss.diagnostics.comparison import ComparisonLog
 from rholoss.diagnostics.log import SelectionLog
+from rholoss.report.figures import GRAY, ink, legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
     ``every``: steps per point, at least 1.
     """
     records, step = _records(log.over_time(every))
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5, "Shares of the selected")
     axes = figure.subplots()
     lines = [(name, f"{name}, in the data", f"{name}/data") for name in log.flags]
     if "correct/selected" in records[0]:
@@ -31,11 +32,11 @@ def plot_shares(log: SelectionLog, every: int = 50) -> Figure:
     shares = {key: [100 * record[key] for record in records] for key in records[0]}
     for i, (name, reference, key) in enumerate(lines):
         label = f"{name}, selected" if name != "correct" else "already correct, selected"
-        axes.plot(step, shares[f"{name}/selected"], color=f"C{i}", label=label)
-        axes.plot(step, shares[key], color=f"C{i}", linestyle="--", linewidth=1, label=reference)
-    axes.plot(step, shares["repeated"], color="tab:gray", linestyle=":", label="selected before")
+        axes.plot(step, shares[f"{name}/selected"], color=ink(i), label=label)
+        axes.plot(step, shares[key], color=ink(i), linestyle="--", linewidth=1, label=reference)
+    axes.plot(step, shares["repeated"], color=GRAY, linestyle=":", label="selected before")
     axes.set(xlabel="step", ylabel="share, %", ylim=(0, None))
-    return _with_legend(figure, axes)
+    return legend_below(figure, axes)
 
 
 def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
@@ -46,30 +47,30 @@ def plot_counts(log: SelectionLog, flag: str | None = None) -> Figure:
     highest = max(int(times.max()), 1)
     wide = -(-highest // _MOST_BARS)  # counts per bar; 0 has a bar of its own
     bars = -(-highest // wide) + 1
-    figure = _figure(8, 4)
+    figure = new_figure(8, 4, f"How often each of {len(times):,} examples was selected")
     axes = figure.subplots()
     for i, (name, mine) in enumerate(parts.items()):
         shares = 100 * torch.bincount((mine + wide - 1) // wide, minlength=bars) / max(len(mine), 1)
         at = torch.arange(bars) + 0.8 * ((i + 0.5) / len(parts) - 0.5)
-        axes.bar(at.tolist(), shares.tolist(), 0.8 / len(parts), color=f"C{i}", label=name)
+        axes.bar(at.tolist(), shares.tolist(), 0.8 / len(parts), color=ink(i), label=name)
     named = list(range(0, bars, -(-bars // 12)))
     ends = [(wide * (bar - 1) + 1, wide * bar) for bar in named]
     axes.set_xticks(named, ["never", *(f"{low}" if low == high else f"{low}-{high}" for low, high in ends[1:])])
     axes.set(xlabel="times selected", ylabel="share of these examples, %")
-    return _with_legend(figure, axes)
+    return legend_below(figure, axes)
 
 
 def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
     """Median, middle half and nine tenths of the finite scores of candidates, of each flag and of the selected, by step."""
     records, step = _records(log.scores_over_time(every))
     names = ["candidates", *log.flags, "selected"]
-    figure = _figure(3.2 * len(names), 3.8)
+    figure = new_figure(3.2 * len(names), 3.8, "Scores")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         low, lower, middle, upper, high = ([r[f"{name}/{q}"] for r in records] for q in ("q05", "q25", "q50", "q75", "q95"))
-        axes.fill_between(step, low, high, color="C0", alpha=0.2, linewidth=0, label="middle nine tenths")
-        axes.fill_between(step, lower, upper, color="C0", alpha=0.4, linewidth=0, label="middle half")
-        axes.plot(step, middle, color="C0", label="median")
+        axes.fill_between(step, low, high, color=ink(0), alpha=0.2, linewidth=0, label="middle nine tenths")
+        axes.fill_between(step, lower, upper, color=ink(0), alpha=0.4, linewidth=0, label="middle half")
+        axes.plot(step, middle, color=ink(0), label="median")
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("score")
@@ -80,7 +81,7 @@ def plot_scores(log: SelectionLog, every: int = 50) -> Figure:
 def plot_agreement(log: ComparisonLog) -> Figure:
     """Overlaps of the choices of each two methods, and rank correlations of their scores."""
     names = ["own (trains)", *log.names[1:]]
-    figure = _figure(3 + 1.5 * len(names), 1.8 + 0.7 * len(names))
+    figure = new_figure(3 + 1.5 * len(names), 2.1 + 0.7 * len(names), f"Agreement of methods, {log.batches:,} batches")
     left, right = figure.subplots(1, 2)
     title = f"of the row's choice, the column chooses\ntoo, % (uniform sampling: {100 * log.uniform_overlap:.0f})"
     _matrix(left, 100 * log.overlap(), names, title, 0)
@@ -103,22 +104,7 @@ def _matrix(axes: Any, values: Tensor, names: list[str], title: str, lowest: flo
     axes.set_title(title, fontsize=10)
 
 
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; pip install 'rholoss[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _records(records: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[float]]:
     if not records:
         raise ValueError("nothing was selected yet; attach the log to a selector, or update it, before you plot it")
     return records, [record["step"] for record in records]
-
-
-def _with_legend(figure: Figure, axes: Any) -> Figure:
-    axes.set_axisbelow(True)
-    axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure

@@ -8,28 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rholoss.report.figures import FILL, GRAY, finished, ink, new_figure
+
 if TYPE_CHECKING:
     from rholoss.plans.plan import SelectionPlan
 
-INK, FILL = "#31475e", "#9db9d3"
 _MOST_BARS = 20
 
 
 def draw_plan(plan: SelectionPlan, path: str | os.PathLike[str] | None, flags: Mapping[str, Any], every: int) -> Any:
     """Draw a plan, see ``SelectionPlan.plot``."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a plan is drawn with matplotlib, which is not installed; run: pip install 'rholoss[plot]'") from None
-    figure = Figure(figsize=(10.4, 4.4), layout="constrained")
+    figure = new_figure(10.4, 4.4, f"Plan: {plan.steps:,} steps of {plan.n_b}, from {plan.n:,} examples")
     left, right = figure.subplots(1, 2)
     _times_selected(left, plan)
     _over_time(right, plan, flags, every)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+    return finished(figure, path)
 
 
 def _times_selected(axes: Any, plan: SelectionPlan) -> None:
@@ -50,10 +43,10 @@ def _times_selected(axes: Any, plan: SelectionPlan) -> None:
 def _over_time(axes: Any, plan: SelectionPlan, flags: Mapping[str, Any], every: int) -> None:
     records = plan.over_time(flags, every)
     steps = [record["step"] for record in records]
-    axes.plot(steps, [100 * record["repeated"] for record in records], color=INK, label="selected before")
+    axes.plot(steps, [100 * record["repeated"] for record in records], color=GRAY, linestyle=":", label="selected before")
     for i, name in enumerate(flags):
         share = float(torch.as_tensor(flags[name]).double().mean())
-        axes.plot(steps, [100 * record[name] for record in records], color=f"C{i}", label=f"{name}, selected")
-        axes.axhline(100 * share, color=f"C{i}", linestyle="--", linewidth=1, label=f"{name}, in the data")
+        axes.plot(steps, [100 * record[name] for record in records], color=ink(i), label=f"{name}, selected")
+        axes.axhline(100 * share, color=ink(i), linestyle="--", linewidth=1, label=f"{name}, in the data")
     axes.set(title="Over the plan", xlabel="step", ylabel="share of the selections, %", ylim=(0, None))
     axes.legend(frameon=False)

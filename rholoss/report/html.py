@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rholoss._version import __version__
 from rholoss.data.subset import checked_labels
 from rholoss.report import page
 from rholoss.report.gallery import Examples
@@ -48,8 +49,6 @@ def summary_of(report: Report, name_of: Callable[[int], str]) -> str:
 
 def footer() -> str:
     """The last line of a page."""
-    from rholoss._version import __version__
-
     return f"<footer>Made by rholoss {__version__}. Losses are in nats. Nothing on this page comes from the network.</footer>"
 
 
@@ -94,7 +93,7 @@ def _distribution(report: Report) -> Chart:
 def _by_class(report: Report, name_of: Callable[[int], str]) -> Chart:
     rows = report.by_class[:MOST_CLASSES]
     names = [shortened(name_of(each.label)) for each in rows]
-    left = 30 + 6.4 * max(map(len, names))
+    left = 32 + 7 * max(map(len, names))
     high = max(*(each.quantiles[-1] for each in rows), math.log(report.classes or 1))
     of = f"the {len(rows)} worst of {len(report.by_class):,}" if len(rows) < len(report.by_class) else "the worst first"
     chart = Chart(
@@ -161,13 +160,11 @@ def _galleries(report: Report, examples: Examples, counts: Tensor | None) -> str
     index = rows if store.ids is None else store.ids.cpu()[rows]
     order = losses[rows].argsort(stable=True)
     lowest = index[order]
-    loss_of = dict(zip(index.tolist(), losses[rows].tolist(), strict=True))
-    times = {} if counts is None else {i: int(counts[i]) for i in index.tolist() if i < len(counts)}
     found: Suspects | None = None if store.predictions is None else find_suspects(store)
 
     def caption(index: int) -> str:
-        often = f", {times[index]:,}x" if index in times else ""
-        return f"loss {loss_of[index]:.3g}{often}"
+        often = "" if counts is None or not 0 <= index < len(counts) else f"<br>{int(counts[index]):,} selections"
+        return f"loss {float(store[torch.tensor([index])]):.3g}{often}"
 
     parts = [examples.gallery("Highest irreducible loss", HIGHEST, lowest.flip(0), caption)]
     if found is not None and len(found):

@@ -32,11 +32,11 @@ STYLE = """
 .rholoss .yes{border-color:var(--c2)}
 .rholoss .gate{border-color:var(--c4)}
 .rholoss .no{border-color:var(--c1)}
-.rholoss .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:16px;margin:12px 0}
+.rholoss .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--least)),1fr));gap:16px;margin:12px 0}
 .rholoss figure{margin:0;border:1px solid var(--line);border-radius:8px;padding:12px 12px 8px;min-width:0}
 .rholoss figcaption{font-weight:600;font-size:14px}
 .rholoss svg{display:block;width:100%;height:auto;margin-top:4px}
-.rholoss svg text{fill:var(--soft);font-size:12px;stroke:none}
+.rholoss svg text{fill:var(--soft);font-size:13px;stroke:none}
 .rholoss svg .grid{stroke:var(--line);stroke-width:1}
 .rholoss .legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:12.5px;color:var(--soft)}
 .rholoss .legend i{display:inline-block;width:16px;height:0;border-top:3px solid;margin-right:5px;vertical-align:middle}
@@ -44,7 +44,7 @@ STYLE = """
 .rholoss .legend i.area{height:10px;border:0;background:currentColor}
 .rholoss .wide{overflow-x:auto}
 .rholoss table{border-collapse:collapse;font-size:13.5px;margin:6px 0}
-.rholoss th,.rholoss td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;background:none;
+.rholoss th,.rholoss td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;background:none;
   color:var(--ink)}
 .rholoss th:first-child,.rholoss td:first-child{text-align:left}
 .rholoss th{color:var(--soft);font-weight:600}
@@ -108,4 +108,5 @@ def section(title: str, lead: str, *parts: str) -> str:
 
 def charts(*figures: str) -> str:
     """Figures side by side where the screen is wide enough."""
-    return f'<div class="charts">{"".join(figures)}</div>'
+    least = 340 if len(figures) % 3 == 0 else 440  # pixels: three in a row, or two
+    return f'<div class="charts" style="--least:{least}px">{"".join(figures)}</div>'

@@ -8,32 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rholoss.report.figures import FILL, INK, MARK, finished, new_figure
+
 if TYPE_CHECKING:
     from rholoss.report.report import Report
 
 MOST_CLASSES = 20  # to draw
-INK, FILL, MARK = "#31475e", "#9db9d3", "#c8553d"
 
 
 def draw(report: Report, path: str | os.PathLike[str] | None) -> Any:
     """Draw a report, see ``Report.plot``."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a report is drawn with matplotlib, which is not installed; run: pip install 'rholoss[plot]'") from None
     panels = [_distribution]
     panels += [_classes] if report.by_class else []
     panels += [_calibration] if report.bins else []
     panels += [_two_stores] if report.pairs else []
     columns = math.ceil(len(panels) / 2) if len(panels) > 3 else len(panels)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(6.4, 5.2 * columns), 4.8 * rows), layout="constrained")
+    title = f"Irreducible losses of {report.examples:,} examples"
+    figure = new_figure(max(6.4, 5.2 * columns), 4.8 * rows, title)
     for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
-        axes.spines[["top", "right"]].set_visible(False)
         panel(axes, report)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+    return finished(figure, path)
 
 
 def _decades(axis: Any, span: float) -> None:
@@ -50,7 +45,7 @@ def _distribution(axes: Any, report: Report) -> None:
     edges = of.edges
     axes.stairs(of.histogram, edges, fill=True, color=FILL)
     less = " (the first bar: and less)" if of.minimum < edges[0] else ""
-    axes.set(xscale="log", title="Irreducible losses", xlabel=f"irreducible loss, nats{less}", ylabel="examples")
+    axes.set(xscale="log", title="Distribution", xlabel=f"irreducible loss, nats{less}", ylabel="examples")
     _decades(axes.xaxis, edges[-1] / edges[0])
     if report.classes:
         label = f"chance level, log({report.classes}): {report.above_chance or 0:.1%} above"
@@ -70,7 +65,7 @@ def _classes(axes: Any, report: Report) -> None:
     axes.hlines(rows, low, high, color=INK, linewidth=1)
     axes.barh(rows, q3 - q1, left=q1, height=0.6, color=FILL, edgecolor=INK, linewidth=1)
     axes.vlines(median, rows - 0.3, rows + 0.3, color=INK, linewidth=2.5)
-    axes.set_yticks(rows, [str(each.label) for each in shown])
+    axes.set_yticks(rows, [report.name_of(each.label) for each in shown])
     axes.axvline(math.log(report.classes or 1), color=MARK, linewidth=1.5)
     axes.set_ylim(max(len(shown), 5) - 0.5, -0.5)
     axes.set_xlim(0, 1.05 * max(*high, math.log(report.classes or 1)))
@@ -82,7 +77,8 @@ def _classes(axes: Any, report: Report) -> None:
 def _calibration(axes: Any, report: Report) -> None:
     counts, confidence, accuracy = zip(*report.bins, strict=True)
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle=":")
-    axes.plot(confidence, accuracy, color=INK, linewidth=1.5)
+    joined = report.well_filled_bins
+    axes.plot([each[1] for each in joined], [each[2] for each in joined], color=INK, linewidth=1.5)
     areas = 20 + 380 * np.asarray(counts) / max(counts)
     axes.scatter(confidence, accuracy, s=areas, color=FILL, edgecolors=INK, zorder=3)
     axes.set(title=f"Calibration: confidence {report.confidence:.3f}, accuracy {report.accuracy:.3f}")

@@ -33,7 +33,7 @@ class Suspects:
             ``margin``, the probability of the label minus that of the most likely other class, in [-1, 1]. With names of the
             classes, also ``given_label`` and ``suggested_label``.
         label_quality: a row for every example that has a prediction, by index, in the columns that tools for label quality use:
-            ``index``; ``is_label_issue``; ``label_quality``, in [0, 1], low for a label that is probably wrong; ``given_label``
+            ``index``; ``is_label_issue``; ``label_quality``, the probability of the label, in [0, 1]; ``given_label``
             and ``predicted_label``, classes.
         class_names: by class; None if unknown.
     """
@@ -105,8 +105,8 @@ def find_suspects(
 ) -> Suspects:
     """Find the examples whose label is probably wrong, as ``IrreducibleLossStore.suspects`` does.
 
-    A label is probably wrong if another class is the most likely one, with at least the probability that the examples of that
-    class have of their own label on average. The worst have the lowest margin.
+    A label is probably wrong if the models find it less likely than a guess among the C classes, a probability below 1 / C, and
+    another class the most likely. That is a loss above the chance level, log(C). The worst have the lowest probability.
 
     Args:
         store: a store that was made with ``top_classes=2`` or more.
@@ -127,9 +127,6 @@ def find_suspects(
         <BLANKLINE>
         index  label  suggested  probability   loss  margin
             3    dog        cat        0.990  4.605  -0.980
-
-    References:
-        Northcutt et al., JAIR 2021, "Confident Learning", section 3.1: the thresholds by class.
     """
     refuse_unknown(unknown, options_of(find_suspects), "suspects")
     if not isinstance(store, IrreducibleLossStore):
@@ -137,16 +134,18 @@ def find_suspects(
     top = optional(whole, top, "top", "a number of examples, at least 0, or None", 0)
     names = class_names_of(dataset) if class_names is None else checked_names(class_names)
     index, losses, predictions = _known(store)
+    counted = 0 if store.meta.calibration is None else store.meta.calibration.classes
+    C = counted or int(predictions.classes.max()) + 1 if len(index) else 1
     index, losses, predictions = _of_dataset(dataset, index, losses, predictions)
-    margin, issue = margins(predictions), label_issues(predictions)
-    order = margin.argsort(stable=True)
+    quality, issue = predictions.probabilities[:, 0], label_issues(predictions, C)
+    order = quality.argsort(stable=True)
     order = order[issue[order]] if top is None else order[:top]
     given, predicted = predictions.classes[:, :2].long().T
-    everything = {"index": index, "is_label_issue": issue, "label_quality": (1 + margin) / 2}
+    everything = {"index": index, "is_label_issue": issue, "label_quality": quality}
     columns = {
-        **{"index": index, "given_class": given, "given_probability": predictions.probabilities[:, 0]},
+        **{"index": index, "given_class": given, "given_probability": quality},
         **{"suggested_class": predicted, "suggested_probability": predictions.probabilities[:, 1]},
-        **{"irreducible_loss": losses, "margin": margin},
+        **{"irreducible_loss": losses, "margin": margins(predictions)},
     }
     found = Suspects(
         {name: column[order].numpy() for name, column in columns.items()},
@@ -167,15 +166,9 @@ def margins(predictions: Predictions) -> Tensor:
     return p[:, 0] - torch.where(agrees, p[:, 2], p[:, 1])
 
 
-def label_issues(predictions: Predictions) -> Tensor:
-    """Which labels are probably wrong, shape (N,), bool: see ``find_suspects``."""
-    (given, predicted), p = predictions.classes[:, :2].long().T, predictions.probabilities
-    if not len(given):
-        return torch.zeros(0, dtype=torch.bool)
-    C = int(predictions.classes.max()) + 1
-    total = torch.bincount(given, weights=p[:, 0].double(), minlength=C)
-    mean = total / torch.bincount(given, minlength=C)  # NaN for classes that are no example's label: nothing exceeds it
-    return (predicted != given) & (p[:, 1] >= mean[predicted])
+def label_issues(predictions: Predictions, classes: int) -> Tensor:
+    """Which labels are probably wrong among so many classes, shape (N,), bool: see ``find_suspects``."""
+    return (predictions.classes[:, 1] != predictions.classes[:, 0]) & (predictions.probabilities[:, 0] < 1 / classes)
 
 
 def checked_names(names: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 460, 270  # units, about pixels
+WIDTH, HEIGHT = 420, 260  # units, about pixels
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 42  # margins
 COLOURS = 7  # in the style; the last is gray
 
@@ -22,7 +22,7 @@ GRAY, FILL = f"var(--c{COLOURS - 1})", "var(--fill)"
 
 @dataclass(frozen=True)
 class Scale:
-    """A stretch of numbers, low to high, along an axis; logarithmic if asked for."""
+    """The numbers from one end of an axis to the other, ``low`` and ``high``; ``low`` is the higher where they descend."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Scale:
     def at(self, value: float) -> float:
         """Where a value is, 0 for ``low`` and 1 for ``high``."""
         low, high, value = (math.log(max(each, 1e-300)) if self.log else each for each in (self.low, self.high, value))
-        return (value - low) / (high - low) if high > low else 0.5
+        return (value - low) / (high - low) if high != low else 0.5
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round numbers to name, at least one of them."""

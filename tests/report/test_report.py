@@ -486,7 +486,7 @@ class TestPlot:
 
     @pytest.mark.parametrize("losses", [[0.0, 0.0], [5.0], [0.0, 1e6, 2.0], [0.3, NAN]])
     def test_without_labels_and_calibration(self, losses, tmp_path):
-        assert self.panels(IrreducibleLossStore(losses).report(), tmp_path) == ["Irreducible losses"]
+        assert self.panels(IrreducibleLossStore(losses).report(), tmp_path) == ["Distribution"]
 
     def test_marks_the_chance_level_and_the_median(self):
         report = IrreducibleLossStore([0.5, 0.7, 3.0]).report(classes=4)
