@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from sklearn.datasets import load_digits
@@ -217,13 +218,20 @@ def table(runs: list[Run], noise: float) -> str:
     return "\n".join(lines)
 
 
-def plot(runs: list[Run], path: Path) -> None:
+def plot(runs: list[Run], folder: Path) -> None:
+    """Draw ``accuracy.png``, and ``accuracy_dark.png`` for pages with a dark background."""
+    for name, how, line in (("accuracy", "default", "black"), ("accuracy_dark", "dark_background", "white")):
+        with style.context(how):
+            draw(runs, line).savefig(folder / f"{name}.png", dpi=240)
+
+
+def draw(runs: list[Run], line: str) -> Figure:
     """Test accuracy against steps and against seconds: the median over the seeds, lowest to highest shaded."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     uniform = [run for run in runs if run.method == "uniform"]
     target = 100 * (statistics.median(max(run.accuracy) for run in uniform) - 0.02)
-    for method, label, color in (("uniform", "uniform", "tab:gray"), ("rho_loss", "RHO-LOSS", "tab:orange")):
+    for method, label, color in (("uniform", "uniform", "#7f8b97"), ("rho_loss", "RHO-LOSS", "#d55e00")):
         mine = [run for run in runs if run.method == method]
         accuracy = [[100 * value for value in at_once] for at_once in zip(*(run.accuracy for run in mine), strict=True)]
         low, mid, high = ([of(values) for values in accuracy] for of in (min, statistics.median, max))
@@ -234,14 +242,14 @@ def plot(runs: list[Run], path: Path) -> None:
     before = statistics.median(run.irreducible_seconds for run in mine)
     axes[1].plot([before + s for s in seconds], mid, ":", color=color, label="RHO-LOSS, irreducible-loss model included")
     for axis, name in zip(axes, ("steps", "seconds of selecting and training"), strict=True):
-        axis.axhline(target, color="black", linestyle="--", linewidth=0.8, label="uniform's best - 2 points")
+        axis.axhline(target, color=line, linestyle="--", linewidth=0.8, label="uniform's best - 2 points")
         axis.set(xscale="log", xlabel=name, ylabel="test accuracy, %", ylim=(target - 25, 100))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.label_outer()
         axis.grid(alpha=0.3)
     figure.suptitle(f"Handwritten digits, part of the training labels wrong: median and range of {len(mine)} seeds")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def main(arguments: list[str] | None = None) -> list[Run]:
@@ -264,7 +272,7 @@ def main(arguments: list[str] | None = None) -> list[Run]:
         runs += compare(seed, options.steps, options.noise, options.keep)
     print(table(runs, options.noise))
     (options.out / "results.json").write_text(json.dumps([asdict(run) for run in runs]))
-    plot(runs, options.out / "accuracy.png")
+    plot(runs, options.out)
     print(f"\nPlot: {options.out / 'accuracy.png'}; results: {options.out / 'results.json'}")
     return runs
 

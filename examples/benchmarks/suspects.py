@@ -40,6 +40,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "Newsgroups, 10 % wrong": ("newsgroups", 0.1),
     "SST-2, 10 % wrong": ("sst2", 0.1),
 }
+LIMIT, STEPS = 20_000, 600  # examples to rank, or to fit on for the test set; optimizer steps of a fit
 RANKINGS = {  # by what they are called in the results: in the table
     "suspects": "`suspects`",
     "self_confidence": "cleanlab, self-confidence",
@@ -55,9 +56,11 @@ def predicted(name: str, root: Path, seed: int, errors: Path | None) -> tuple[Ir
     if source in ("newsgroups", "sst2"):
         texts = read_texts(source, root)
         classes = int(texts.y.max()) + 1
-        y, wrong = corruptions.wrong_labels(texts.y, noise, classes, seed)
-        return _cross_fitted(texts.x, y, lambda: Bag(classes), classes, seed), wrong
-    task = load_task(source, root, seed=seed, noise=noise, holdout="none", **({"features": True} if source == "cifar10" else {}))
+        some = torch.randperm(len(texts.y), generator=torch.Generator().manual_seed(seed))[:LIMIT]
+        y, wrong = corruptions.wrong_labels(texts.y[some], noise, classes, seed)
+        return _cross_fitted(texts.x[some], y, lambda: Bag(classes), classes, seed), wrong
+    options = {"features": True} if source == "cifar10" else {}
+    task = load_task(source, root, seed=seed, noise=noise, limit=LIMIT, **options)
     x, y = _read(task.train)
     make = lambda: mlp(tuple(x.shape[1:]), task.classes, depth=1)  # noqa: E731
     if noise:
@@ -79,7 +82,8 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor]:
 def _fit(part: Any, make: Callable[[], nn.Module], seed: int) -> Any:
     torch.manual_seed(seed)
     _rest, training, validation = split(part, holdout=0.89, validation=0.1, seed=seed)
-    return fit_irreducible_model(make(), training, validation, batch_size=128, on_duplicates="ignore", seed=seed, progress=False)
+    how = {"steps": STEPS, "batch_size": 128, "on_duplicates": "ignore", "seed": seed, "progress": False}
+    return fit_irreducible_model(make(), training, validation, **how)
 
 
 def _cross_fitted(x: Tensor, y: Tensor, make: Callable[[], nn.Module], classes: int, seed: int) -> IrreducibleLossStore:

@@ -166,7 +166,7 @@ def _galleries(report: Report, examples: Examples, counts: Tensor | None) -> str
         often = "" if counts is None or not 0 <= index < len(counts) else f"<br>{int(counts[index]):,} selections"
         return f"loss {float(store[torch.tensor([index])]):.3g}{often}"
 
-    parts = [examples.gallery("Highest irreducible loss", HIGHEST, lowest.flip(0), caption)]
+    parts = []
     if found is not None and len(found):
         columns = ("index", "suggested_class", "suggested_probability")
         better = {i: (c, p) for i, c, p in zip(*(found.columns[name].tolist() for name in columns), strict=True)}
@@ -176,6 +176,7 @@ def _galleries(report: Report, examples: Examples, counts: Tensor | None) -> str
             return f"<em>{escape(examples.name_of(other))}</em> {p:.0%}<br>{caption(index)}"
 
         parts.append(examples.gallery("Labels that are probably wrong", SUSPECTS, torch.tensor(list(better)), suggestion))
+    parts.append(examples.gallery("Highest irreducible loss", HIGHEST, lowest.flip(0), caption))
     parts.append(examples.gallery("Lowest irreducible loss", LOWEST, lowest, caption))
     if counts is not None:
         parts += selection_galleries(examples, counts, index, caption)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 420, 260  # units, about pixels
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 42  # margins
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 42  # margins
 COLOURS = 7  # in the style; the last is gray
 
 
@@ -45,7 +45,8 @@ class Scale:
             step = next(step * unit for step in (1, 2, 2.5, 5, 10) if step * unit >= rough * 0.999)
             found = [i * step for i in range(math.floor(self.low / step), math.ceil(self.high / step) + 1)]
         edge = 1e-9 * abs(self.high)
-        return [each for each in found if self.low - edge <= each <= self.high + edge]
+        inside = [each for each in found if self.low - edge <= each <= self.high + edge]
+        return inside if inside or not self.log else Scale(self.low, self.high).ticks(most)
 
 
 @dataclass
@@ -124,8 +125,8 @@ class Chart:
 
     def __str__(self) -> str:
         right, bottom = WIDTH - RIGHT, self.height - BOTTOM
-        xs = [(value, f"{value:,g}") for value in self.x.ticks(5)] if self.xnames is None else self.xnames
-        ys = [(value, f"{value:,g}") for value in self.y.ticks(5)] if self.ynames is None else self.ynames
+        xs = [(value, short(value)) for value in self.x.ticks(5)] if self.xnames is None else self.xnames
+        ys = [(value, short(value)) for value in self.y.ticks(5)] if self.ynames is None else self.ynames
         frame = [f'<path class="grid" d="M{self.left} {self.py(value)}H{right}"/>' for value, _ in ys]
         names = [f'<text x="{self.px(v)}" y="{bottom + 16}" text-anchor="middle">{escape(name)}</text>' for v, name in xs]
         names += [f'<text x="{self.left - 6}" y="{self.py(v) + 4}" text-anchor="end">{escape(name)}</text>' for v, name in ys]
@@ -142,6 +143,14 @@ class Chart:
 def _about(text: str) -> str:
     """What is shown where the pointer rests."""
     return f"<title>{escape(text)}</title>" if text else ""
+
+
+def short(value: float) -> str:
+    """A round number in a few characters: 1,500, 20k, 3M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit and abs(value) >= 1e4:
+            return f"{value / unit:g}{name}"
+    return f"{value:,.10g}"
 
 
 def span(values: Sequence[float], least: float = 0.0) -> Scale:

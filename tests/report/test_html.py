@@ -76,7 +76,7 @@ class TestPage:
         store.report(data).to_html(tmp_path / "report.html", data, selected=counts)
         text = tmp_path.joinpath("report.html").read_text()
         parts = dict(zip(*[iter(re.split(r"<h3>(.*?)</h3>", text)[1:])] * 2, strict=True))
-        assert list(parts) == ["Highest irreducible loss", "Labels that are probably wrong", "Lowest irreducible loss",
+        assert list(parts) == ["Labels that are probably wrong", "Highest irreducible loss", "Lowest irreducible loss",
                                "Most selected", "Never selected"]  # fmt: skip
         for name, order in (
             ("Highest irreducible loss", (-store.losses).argsort()),
