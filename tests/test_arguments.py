@@ -27,7 +27,7 @@ from rholoss import IrreducibleLossStore, cost, diagnostics, forwards, schedules
 from rholoss.diagnostics import SelectionLog
 from rholoss.options import ScoringOptions, SelectorOptions
 from rholoss.registry import build_selector
-from rholoss.report import report_on
+from rholoss.report import find_suspects, report_on
 from rholoss.selectors.selection_via_proxy import ForgettingCounts, proxy_scores
 from rholoss.testing import check_selector
 
@@ -100,7 +100,7 @@ def public():
     }
     for module in (rholoss, selectors, wrappers, diagnostics):
         found |= vars(module)
-    found |= {each.__qualname__: each for each in (*METHODS, report_on, proxy_scores, ForgettingCounts)}
+    found |= {each.__qualname__: each for each in (*METHODS, find_suspects, report_on, proxy_scores, ForgettingCounts)}
     found |= {each.__name__: each for each in (tokens.RhoTokenLoss, tokens.reference_losses)}
     return {
         name: each
@@ -189,6 +189,7 @@ RIGHT = {
     "batch": lambda: (torch.arange(4), [tensor[:4] for tensor in DATA.tensors]),
     "reference_losses.model": lambda: lambda x: torch.zeros(*x.shape, 5),
     "reference_losses.batch": lambda: (torch.zeros(2, 3).long(), torch.zeros(2, 3).long()),
+    "find_suspects.store": lambda: IrreducibleLossStore.from_predictions(torch.rand(N, CLASSES), DATA.tensors[1], top_classes=2),
     "SelectionLog.self": lambda: SelectionLog(N),
     "self": fresh_store,
     "epochs": lambda: 1,
@@ -357,6 +358,8 @@ VALID = {
     "index": either(is_none, of(str), whole(-(10**500), 10**500)),
     "indices": lambda value: sized(value) and (len(value) == 0 or (isinstance(value, list) and len(set(value)) == len(value))),
     "dataset": sized,
+    "find_suspects.dataset": either(is_none, sized),
+    "find_suspects.top": either(is_none, whole(0)),
     "names": lambda value: not isinstance(value, (str, bytes)) and all(isinstance(name, str) for name in value),
     "name": of(str),
     "holdout": either(is_none, whole(1, N), real(0, 1, (False, False))),
@@ -394,6 +397,7 @@ VALID = {
     "validation_loss": either(is_none, FINITE),
     "plain_accuracy": either(is_none, real(0, 1, (True, True))),
     "top": whole(0),
+    "class_names": either(is_none, lambda value: not isinstance(value, str) and all(isinstance(name, str) for name in value)),
     "top_classes": lambda value: whole(0)(value) and value != 1,
     "IrreducibleLossStore.predictions": is_none,
     "shift": TRUTH,

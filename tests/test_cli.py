@@ -427,6 +427,27 @@ class TestReport:
         assert files() == ["il.npz"]
 
 
+class TestSuspects:
+    def test_a_store_with_predictions_is_listed_shown_and_written(self, run):
+        assert run("score --data things:train_set --model things:il_model --out il.npz --top-classes 2")[0] == 0
+        code, out, _ = run("suspects il.npz --data things:part --top 3 --csv suspects.csv")
+        found = IrreducibleLossStore.load("il.npz").suspects()
+        assert code == 0
+        assert "of 60 labels are probably wrong" in out
+        with open("suspects.csv", encoding="utf-8") as file:
+            rows = file.read().splitlines()
+        worst = found.label_quality["label_quality"][:60].argsort(kind="stable")[:3].tolist()
+        assert [int(row.split(",")[0]) for row in rows[1:]] == worst
+        assert run("report il.npz --data things:train_set --html il.html")[0] == 0
+        with open("il.html", encoding="utf-8") as file:
+            assert "Labels that are probably wrong" in file.read()
+
+    def test_a_store_without_says_how_to_make_one(self, run):
+        IrreducibleLossStore([0.5]).save("il.npz")
+        code, _, err = run("suspects il.npz --csv suspects.csv")
+        assert (code, "made with top_classes=2 or more" in err, os.path.exists("suspects.csv")) == (1, True, False)
+
+
 class TestCheck:
     @pytest.mark.parametrize("data", ["train_set", "loader", "make_data", "three"])
     def test_says_what_matches(self, run, data):
@@ -484,7 +505,7 @@ class TestCheck:
         assert "labels: not compared, as the data do not show them" in out
 
 
-@pytest.mark.parametrize("name", ["", "score", "merge", "report", "check"])
+@pytest.mark.parametrize("name", ["", "score", "merge", "report", "suspects", "check"])
 def test_help_shows_an_example_on_one_line(name, capsys):
     assert cli.main([*name.split(), "--help"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]

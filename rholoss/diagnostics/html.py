@@ -152,7 +152,6 @@ def _classes(log: SelectionLog, examples: Examples) -> Chart:
         Scale(len(names) - 0.4, -0.6),
         "share, %",
         ynames=list(enumerate(names)),
-        left=32 + 7 * max(map(len, names), default=0),
         height=max(HEIGHT, 60 + 17 * len(names)),
     )
     for i, (values, name) in enumerate(pairs):
@@ -167,7 +166,7 @@ def _agreement(comparison: ComparisonLog) -> str:
     """The overlap and the rank correlation of each two methods, as tables."""
     names = ["own (trains)", *comparison.names[1:]]
     overlap = [[f"{100 * value:.0f}" for value in row] for row in comparison.overlap().tolist()]
-    correlation = [[f"{value:+.2f}" for value in row] for row in comparison.correlation().tolist()]
+    correlation = [[f"{round(value, 2) + 0.0:+.2f}" for value in row] for row in comparison.correlation().tolist()]
     first = f"Of the row's choice, the column chooses too, in %; uniform sampling: {100 * comparison.uniform_overlap:.0f}."
     tables = []
     for lead, values in ((first, overlap), ("Rank correlation of the scores.", correlation)):

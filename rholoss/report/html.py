@@ -93,7 +93,6 @@ def _distribution(report: Report) -> Chart:
 def _by_class(report: Report, name_of: Callable[[int], str]) -> Chart:
     rows = report.by_class[:MOST_CLASSES]
     names = [shortened(name_of(each.label)) for each in rows]
-    left = 32 + 7 * max(map(len, names))
     high = max(*(each.quantiles[-1] for each in rows), math.log(report.classes or 1))
     of = f"the {len(rows)} worst of {len(report.by_class):,}" if len(rows) < len(report.by_class) else "the worst first"
     chart = Chart(
@@ -102,7 +101,6 @@ def _by_class(report: Report, name_of: Callable[[int], str]) -> Chart:
         Scale(len(rows) - 0.5, -0.5),
         "irreducible loss, nats",
         ynames=list(enumerate(names)),
-        left=left,
         height=max(HEIGHT, 60 + 17 * len(rows)),
     )
     for row, (each, name) in enumerate(zip(rows, names, strict=True)):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rholoss.arguments import optional, options_of, path_of, refuse_unknown, shown, whole
+from rholoss.arguments import iterable, map_style, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.data.index import some
 from rholoss.data.subset import class_names_of, dataset_of, labels_of, origin
 from rholoss.files import atomic_write
@@ -173,9 +173,11 @@ def label_issues(predictions: Predictions, classes: int) -> Tensor:
 
 def checked_names(names: Any) -> tuple[str, ...]:
     """Names of classes that were given, by class."""
-    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
-        raise TypeError(f"class_names must be one name for each class, such as ['cat', 'dog'], got {shown(names)}")
-    return tuple(map(str, names))
+    what = "one name for each class, such as ['cat', 'dog']"
+    found = list(iterable(names, "class_names", what))
+    if not all(isinstance(name, str) for name in found):
+        raise TypeError(f"class_names must be {what}, got {shown(names)}")
+    return tuple(found)
 
 
 def _known(store: IrreducibleLossStore) -> tuple[Tensor, Tensor, Predictions]:
@@ -195,7 +197,7 @@ def _of_dataset(data: Any, index: Tensor, losses: Tensor, predictions: Predictio
     """The examples that are in a dataset, if one is given, whose labels are checked."""
     if data is None:
         return index, losses, predictions
-    whole, part = origin(dataset_of(data))
+    whole, part = origin(map_style(dataset_of(data), "dataset"))
     labels = labels_of(whole)
     if labels is not None:
         there = torch.nonzero((index >= 0) & (index < len(labels))).flatten()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 420, 260  # units, about pixels
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 42  # margins
+RIGHT, TOP, BOTTOM = 12, 10, 42  # margins
 COLOURS = 7  # in the style; the last is gray
 
 
@@ -61,6 +61,7 @@ class Chart:
         ylabel: what is along the vertical axis.
         xnames: names to write at places along the horizontal axis instead of numbers.
         ynames: likewise, along the vertical axis.
+        height: in units.
         left: the margin for the names along the vertical axis, in units.
     """
 
@@ -71,10 +72,16 @@ class Chart:
     ylabel: str = ""
     xnames: Sequence[tuple[float, str]] | None = None
     ynames: Sequence[tuple[float, str]] | None = None
-    left: float = LEFT
     height: float = HEIGHT
+    left: float = field(init=False)
     parts: list[str] = field(default_factory=list)
     legend: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.left = 26 + 7.5 * max((len(name) for _, name in self._along_y()), default=0)
+
+    def _along_y(self) -> Sequence[tuple[float, str]]:
+        return [(value, short(value)) for value in self.y.ticks(5)] if self.ynames is None else self.ynames
 
     def px(self, value: float) -> float:
         """Where a value is from the left, in units."""
@@ -126,7 +133,7 @@ class Chart:
     def __str__(self) -> str:
         right, bottom = WIDTH - RIGHT, self.height - BOTTOM
         xs = [(value, short(value)) for value in self.x.ticks(5)] if self.xnames is None else self.xnames
-        ys = [(value, short(value)) for value in self.y.ticks(5)] if self.ynames is None else self.ynames
+        ys = self._along_y()
         frame = [f'<path class="grid" d="M{self.left} {self.py(value)}H{right}"/>' for value, _ in ys]
         names = [f'<text x="{self.px(v)}" y="{bottom + 16}" text-anchor="middle">{escape(name)}</text>' for v, name in xs]
         names += [f'<text x="{self.left - 6}" y="{self.py(v) + 4}" text-anchor="end">{escape(name)}</text>' for v, name in ys]

@@ -478,6 +478,18 @@ class TestPlot:
         assert len(self.panels(report, tmp_path)) == 3
         assert len(report.plot().axes[1].get_yticks()) == rows
 
+    def test_bins_with_few_predictions_are_drawn_but_not_joined(self):
+        bins = [(0.95, True)] * 500 + [(0.85, True)] * 20 + [(0.75, False)] * 19
+        report = IrreducibleLossStore(torch.rand(9), meta=tallied(bins)).report()
+        axes = report.plot().axes[-1]
+        assert [len(line.get_xdata()) for line in axes.lines] == [2, 2]
+        assert len(axes.collections[0].get_offsets()) == 3
+
+    def test_classes_have_their_names_and_the_figure_a_title(self):
+        figure = IrreducibleLossStore([0.5, 0.1, 0.4]).report([0, 1, 1], class_names=["cat", "dog"]).plot()
+        assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ["cat", "dog"]
+        assert figure.get_suptitle() == "Irreducible losses of 3 examples"
+
     def test_of_two_stores(self, tmp_path):
         store = IrreducibleLossStore(torch.rand(9000))
         report = store.report(torch.arange(9000) % 3, other=store)
