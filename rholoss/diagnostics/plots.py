@@ -93,7 +93,7 @@ def plot_agreement(log: ComparisonLog) -> Figure:
 def _matrix(axes: Any, values: Tensor, names: list[str], title: str, lowest: float) -> None:
     top = 100.0 if lowest == 0 else 1.0
     form = "{:.0f}" if lowest == 0 else "{:.2f}"
-    axes.imshow(values.tolist(), vmin=lowest * top, vmax=top, cmap="Blues" if lowest == 0 else "RdBu")
+    axes.imshow(values.tolist(), vmin=lowest * top, vmax=top, cmap="Blues" if lowest == 0 else "RdBu", aspect="auto")
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             dark = value > 0.6 * top or value < -0.6 * top
