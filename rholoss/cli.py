@@ -251,7 +251,7 @@ def _of_all(store: IrreducibleLossStore, n: int) -> IrreducibleLossStore:
     if store.ids is None and len(store) < n:
         raise ValueError(f"expected the examples 0 to {n - 1}, got only {len(store):,}")
     refuse_gaps(store, torch.arange(n), None)
-    return IrreducibleLossStore(store.losses, meta=store.meta)
+    return IrreducibleLossStore(store.losses, meta=store.meta, predictions=store.predictions)
 
 
 def report(options: argparse.Namespace) -> None:

@@ -442,6 +442,13 @@ class TestSuspects:
         with open("il.html", encoding="utf-8") as file:
             assert "Labels that are probably wrong" in file.read()
 
+    def test_merging_keeps_the_predictions(self, run):
+        for name in ("train_set", "part", "rest"):
+            run(f"score --data things:{name} --model things:il_model --out {name}.npz --top-classes 2")
+        assert run("merge part.npz rest.npz --out both.npz --examples 100")[0] == 0
+        whole, both = (IrreducibleLossStore.load(f"{name}.npz").predictions for name in ("train_set", "both"))
+        assert torch.equal(whole.classes, both.classes)
+
     def test_a_store_without_says_how_to_make_one(self, run):
         IrreducibleLossStore([0.5]).save("il.npz")
         code, _, err = run("suspects il.npz --csv suspects.csv")
