@@ -257,6 +257,7 @@ def _of_all(store: IrreducibleLossStore, n: int) -> IrreducibleLossStore:
 def report(options: argparse.Namespace) -> None:
     """Print, and optionally draw, the report on a store."""
     _refuse_no_file(options.plot, "--plot")
+    _refuse_no_file(options.html, "--html")
     store = IrreducibleLossStore.load(options.store)
     other = None if options.other is None else IrreducibleLossStore.load(options.other)
     data = None if options.data is None else make_object(options.data, "--data")
@@ -274,6 +275,7 @@ def report(options: argparse.Namespace) -> None:
 
 def suspects(options: argparse.Namespace) -> None:
     """Print, and optionally write, the examples whose label is probably wrong."""
+    _refuse_no_file(options.csv, "--csv")
     data = None if options.data is None else make_object(options.data, "--data")
     found = IrreducibleLossStore.load(options.store).suspects(data, top=options.top)
     if options.csv is not None:
