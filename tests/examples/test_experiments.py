@@ -260,7 +260,7 @@ def test_the_tables_say_what_is_in_the_rows():
     assert found[:3] == ["10 (10 to 40)", "2.0 (0.5 to 2.0)", "2.0 (1.0 to 2.0)"]
     assert found[3:5] == ["40", "1.0"]
     assert found[5:] == ["90.0", "90.0", "90.0", "40"]
-    assert [cell for _, cell in cells(report.outcome(results), "uniform")][:5] == ["20", "1.0", "1.0", "never", "0"]
+    assert [cell for _, cell in cells(report.outcome(results), "uniform")][:5] == ["20", "1.0", "1.0", "never", "never"]
     assert cells(report.selected(results), "RHO-LOSS")[0] == ("wrong, % (30.0 in the data)", "10.0 (0.0 to 20.0)")
     cost = dict(cells(report.cost(results), "RHO-LOSS"))
     assert cost["steps"] == "10 (10 to 40)"

@@ -122,7 +122,7 @@ class TestCache:
             ReferenceLossCache.load(path)
         cache.save(path)
         IrreducibleLossStore([0.5]).save(tmp_path / "il.npz")
-        with pytest.raises(ValueError, match="its kind is 'rholoss.IrreducibleLossStore'"):
+        with pytest.raises(ValueError, match="it is a store of irreducible losses"):
             ReferenceLossCache.load(tmp_path / "il.npz")
         with np.load(path) as file:
             arrays = dict(file)
