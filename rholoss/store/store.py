@@ -172,8 +172,61 @@ class IrreducibleLossStore:
 
         return score_predictions(predictions, targets, ids, kind=kind, meta=meta, top_classes=top_classes)
 
+    @classmethod
+    def from_table(
+        cls,
+        source: Any,
+        *,
+        ids: str | None = "id",
+        losses: str = "irreducible_loss",
+        data: Any = None,
+        path: str | os.PathLike[str] | None = None,
+        meta: Mapping[str, Any] | StoreMetadata | None = None,
+    ) -> IrreducibleLossStore:
+        """Read irreducible losses from a table whose rows are in any order, such as one that an engine scored.
+
+        Args:
+            source: a Parquet or Arrow file, a folder of Parquet files (and folders of them, as of a partitioned table), an Arrow
+                table or stream, a data frame, a data set of ``datasets``, pyarrow or Lance, or columns by name.
+            ids: the column of ids: integers, or names, which are hashed, see ``rholoss.hash_ids``. None: the rows of a single
+                source are in the order of the indices 0 to N-1.
+            losses: the column of irreducible losses in nats, floating.
+            data: the map-style dataset that training will read, or a loader over it: every example must have its loss, and no
+                other may have one. None: whatever ids there are.
+            path: where to write a memory-mapped store, in bounded memory. None: the store is in memory.
+            meta: what made the losses, such as ``IrreducibleLossScorer.metadata()``; None: as ``write_table`` wrote it.
+
+        Raises:
+            ValueError: a file is half written, ids repeat or are missing, or a loss is null, not finite or negative; the message
+                names the file, or the ids. Nothing is written then.
+            TypeError: the source is no table.
+            ImportError: pyarrow is missing; the message names the extra.
+
+        Examples:
+            >>> IrreducibleLossStore.from_table({"id": [2, 0, 1], "irreducible_loss": [2.0, 0.5, 0.25]}).losses
+            tensor([0.5000, 0.2500, 2.0000])
+        """
+        from rholoss.store.tables import store_from_table
+
+        return store_from_table(source, ids=ids, losses=losses, data=data, path=path, meta=meta)
+
+    def to_table(self) -> Any:
+        """The known irreducible losses as an Arrow table: columns ``id`` and ``irreducible_loss``, the metadata in its schema.
+
+        Needs ``pip install 'rholoss[tables]'``.
+        """
+        from rholoss.store.tables import table_of
+
+        return table_of(self)
+
+    def write_table(self, path: str | os.PathLike[str]) -> None:
+        """Write what ``to_table`` returns to one Parquet file, whole or not at all, in bounded memory."""
+        from rholoss.store.tables import write_table
+
+        write_table(self, path)
+
     def __len__(self) -> int:
-        return len(self.losses)
+        return len(self._arrays.losses)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Irreducible losses of the examples with these indices, shape (n,), in nats; NaN where an example has none.
@@ -185,22 +238,12 @@ class IrreducibleLossStore:
         """
         if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"index must be a tensor of indices, shape (n,), int64, got {shown(index)}")
-        losses, ids = self._arrays.losses, self._arrays.ids
-        index = to_device(index, losses.device)
-        if len(losses) and ids is None and losses.device.type == "cpu":
-            try:
-                return losses.index_select(0, index)
-            except (IndexError, RuntimeError) as error:
-                out = index[(index < 0) | (index >= len(losses))].tolist()
-                if not out:
-                    raise
-                raise IndexError(
-                    f"expected indices from 0 to {len(losses) - 1}, got {some(out)}; was this store made for another dataset?"
-                ) from error
-        return self._arrays.losses_of(index)
+        return self._arrays.look_up(to_device(index, self.device))
 
-    losses = property(lambda self: self._arrays.losses, doc="Irreducible losses, shape (N,), float32, in the order of the ids.")
-    ids = property(lambda self: self._arrays.ids, doc="Ids, shape (N,), int64, ascending; None for indices 0 to N-1.")
+    losses = property(
+        lambda self: self._arrays.checked.losses, doc="Irreducible losses, shape (N,), float32, in the order of the ids."
+    )
+    ids = property(lambda self: self._arrays.checked.ids, doc="Ids, shape (N,), int64, ascending; None for indices 0 to N-1.")
     predictions = property(lambda self: self._arrays.predictions, doc="What the models predicted; None without ``top_classes``.")
     device = property(lambda self: self._arrays.losses.device, doc="Where the arrays are.")
     is_mapped = property(lambda self: bool(self._arrays.files), doc="Whether the arrays are memory-mapped files.")
@@ -213,12 +256,12 @@ class IrreducibleLossStore:
     @property
     def size(self) -> str:
         """How many examples, in words."""
-        return f"{len(self):,} examples" + ("" if self.ids is None else " with ids")
+        return f"{len(self):,} examples" + ("" if self._arrays.ids is None else " with ids")
 
     @property
     def coverage(self) -> float:
         """Share of the store's examples whose irreducible loss is known and finite, in [0, 1]."""
-        return float(torch.isfinite(self.losses).double().mean()) if len(self) else 0.0
+        return sum(int(torch.isfinite(part).sum()) for part in self.losses.split(1 << 20)) / max(len(self), 1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size}, coverage={self.coverage:.1%}, device={self.device})"
@@ -315,8 +358,9 @@ class IrreducibleLossStore:
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
         """Read a store that ``save`` wrote, and check it against its checksums. Nothing in the file is ever executed.
 
-        A folder is read through once, to check it, and then mapped: what another program writes into its files later, rather than
-        saving a store in its place, is not noticed.
+        A folder is mapped, and each of its rows is checked before the first use: of up to 16,777,216 rows now, of more in blocks,
+        when a look-up first reads one of a block; ``losses`` and ``ids`` check all of them. What another program writes into its
+        files later, rather than saving a store in its place, is not noticed.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -326,9 +370,9 @@ class IrreducibleLossStore:
         path = path_of(path)
         arrays, meta = read_store(path)
         try:
-            if not isinstance(arrays["losses"], np.memmap):
-                return cls(arrays["losses"], arrays.get("ids"), meta=meta, predictions=Predictions.from_arrays(arrays))
             store = cls.of_arrays(arrays, meta)
+            if not store.is_mapped:
+                return cls(arrays["losses"], arrays.get("ids"), meta=meta, predictions=store.predictions)
             store._arrays.refuse_unsaved()
             return store
         except (TypeError, ValueError) as error:
