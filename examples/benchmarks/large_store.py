@@ -7,16 +7,23 @@ time; measures each in a fresh process; and removes them. Needs 1.2 GB of disk, 
     python examples/benchmarks/large_store.py --examples 1_000_000
 
 A look-up is of a candidate batch of 320 random examples. It is compared with NumPy's fancy indexing of the very same file, in the
-same process, by turns, both with the file in the page cache. Look-ups by id are a binary search first.
+same process, by turns, both with the file in the page cache; and look-ups by id with a binary search first.
+
+    python examples/benchmarks/large_store.py --life --examples 1_000_000_000
+
+takes a store with 64-bit ids through its life instead: opened, checked, looked up, reported, merged from two halves, written as
+Parquet and read back, each in a fresh process. Needs 45 bytes of disk per example, and removes what it wrote.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +40,12 @@ MEMORY = ("RssAnon", "RssFile")
 
 def pieces(n: int, with_ids: bool) -> Iterator[dict[str, np.ndarray]]:
     """Losses, and ids with random gaps, a piece at a time."""
-    rng, last = np.random.default_rng(0), -(2**62)
+    rng, last, most = np.random.default_rng(0), -(2**61), min(2**36, 2**62 // n)
     for start in range(0, n, PIECE):
         size = min(PIECE, n - start)
         piece = {"losses": rng.exponential(0.5, size).astype(np.float32)}
         if with_ids:
-            piece["ids"] = last + np.cumsum(rng.integers(1, 2**36, size))
+            piece["ids"] = last + np.cumsum(rng.integers(1, most, size))
             last = int(piece["ids"][-1])
         yield piece
 
@@ -130,6 +137,94 @@ def report(name: str, result: dict[str, float], cold: float, batch: int, rounds:
         print(f"  {what:<58} {value}")
 
 
+# --- the life of a store --------------------------------------------------------------------------------------------------------
+
+
+def opened(folder: Path, rounds: int, batch: int) -> str:
+    return str(IrreducibleLossStore.load(folder / "whole"))[:0]
+
+
+def looked_up(folder: Path, rounds: int, batch: int) -> str:
+    """Look-ups of ids, each block checked when it is first read, and then with all of them checked."""
+    store, rng = IrreducibleLossStore.load(folder / "whole"), np.random.default_rng(1)
+    ids = np.load(next((folder / "whole").glob("ids-*.npy")), mmap_mode="r")
+    keys = [torch.from_numpy(ids[rng.integers(len(ids), size=batch)]) for _ in range(rounds)]
+    seconds = [timed(store.__getitem__, key) for key in keys]
+    first, last = sum(seconds[: rounds // 10]), statistics.median(seconds[rounds // 2 :])
+    return f"the first tenth {first:.1f} s in all, later ones {last * 1e6:.0f} us each"
+
+
+def checked(folder: Path, rounds: int, batch: int) -> str:
+    return f"{len(IrreducibleLossStore.load(folder / 'whole').losses):,} rows"
+
+
+def reported(folder: Path, rounds: int, batch: int) -> str:
+    found = IrreducibleLossStore.load(folder / "whole").report()
+    return f"mean {found.mean:.4f} nats"
+
+
+def merged(folder: Path, rounds: int, batch: int) -> str:
+    one, other = (IrreducibleLossStore.load(folder / name) for name in ("even", "odd"))
+    return one.merge(other, path=folder / "whole").size
+
+
+def to_parquet(folder: Path, rounds: int, batch: int) -> str:
+    IrreducibleLossStore.load(folder / "whole").write_table(folder / "whole.parquet")
+    return f"{(folder / 'whole.parquet').stat().st_size / 1e9:.1f} GB"
+
+
+def from_parquet(folder: Path, rounds: int, batch: int) -> str:
+    IrreducibleLossStore.from_table(folder / "whole.parquet", path=folder / "again")
+    names = sorted(file.name for file in (folder / "again").glob("*.npy"))
+    assert names == json.loads((folder / "names.json").read_text()), "another store came back"  # named by their checksums
+    return "the same files, bit for bit"
+
+
+def halves(folder: Path, rounds: int, batch: int, n: int) -> str:
+    for part, name in enumerate(("even", "odd")):
+        chosen = ({field: rows[part::2] for field, rows in piece.items()} for piece in pieces(n, True))
+        write_mapped(folder / name, None, chosen, {})
+    return f"{sum(file.stat().st_size for file in folder.glob('*/*')) / 1e9:.1f} GB"
+
+
+STAGES = [halves, merged, opened, looked_up, checked, reported, to_parquet, from_parquet]
+
+
+def stage(name: str, folder: Path, args: argparse.Namespace) -> dict[str, object]:
+    """A stage in this process: its seconds, the most memory that it held, in MB, and what came of it."""
+    peak, done = dict.fromkeys(MEMORY, 0.0), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak.update({kind: max(peak[kind], value) for kind, value in memory().items()})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    function = next(each for each in STAGES if each.__name__ == name)
+    began = time.perf_counter()
+    said = function(folder, args.rounds, args.batch, *([args.examples] if function is halves else []))
+    seconds = time.perf_counter() - began
+    done.set()
+    watcher.join()
+    return {"seconds": seconds, "said": said, **peak}
+
+
+def life(args: argparse.Namespace) -> None:
+    print(f"\n{'':<14}{'seconds':>9}{'anonymous MB':>14}{'mapped files MB':>17}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for function in STAGES:
+            options = ["--batch", str(args.batch), "--rounds", str(args.rounds), "--examples", str(args.examples)]
+            call = [sys.executable, __file__, "--stage", function.__name__, str(folder), *options]
+            got = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            name = function.__name__.replace("_", " ")
+            print(f"{name:<14}{got['seconds']:>9.1f}{got['RssAnon']:>14,.0f}{got['RssFile']:>17,.0f}   {got['said']}", flush=True)
+            if function is merged:
+                (folder / "names.json").write_text(json.dumps(sorted(file.name for file in (folder / "whole").glob("*.npy"))))
+            for used in {merged: ("even", "odd"), to_parquet: ("whole",)}.get(function, ()):
+                shutil.rmtree(folder / used)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=100_000_000)
@@ -137,7 +232,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10_000, help="look-ups; of as many again, the second half is timed")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--life", action="store_true", help="take a store with ids through its life")
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.stage:
+        print(json.dumps(stage(args.stage[0], Path(args.stage[1]), args)))
+        return
     if args.measure:
         print(json.dumps(measure(args.measure, args.batch, args.rounds)))
         return
@@ -145,6 +245,9 @@ def main() -> None:
         print(json.dumps({"seconds": timed(IrreducibleLossStore.load, args.open)}))
         return
     print(f"{args.examples:,} examples, torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} threads")
+    if args.life:
+        life(args)
+        return
     for with_ids in (False, True):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "store"
@@ -152,7 +255,7 @@ def main() -> None:
             size = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
             forget(folder)
             cold = fresh("--open", folder, args)["seconds"]
-            kind = "by 64-bit id, which is a search" if with_ids else "by position"
+            kind = "by 64-bit id" if with_ids else "by position"
             result = fresh("--measure", folder, args)
             report(f"{kind} ({size:.2f} GB, written in {seconds:.0f} s)", result, cold, args.batch, args.rounds)
     names = [f"images/{i:09d}.jpg" for i in range(min(args.examples, 1_000_000))]

@@ -147,20 +147,6 @@ class StoreArrays:
         rows = (index if self.ids is None else torch.searchsorted(self.ids, index)).clamp(0, len(self.losses) - 1)
         return rows, rows == index if self.ids is None else self.ids[rows] == index
 
-    def merged(self, other: StoreArrays) -> StoreArrays:
-        """The examples of both; a ValueError if one has a loss in both."""
-        each = [arrays.ids for arrays in (self, other) if arrays.ids is not None]
-        index = torch.cat(each).unique() if each else torch.arange(len(self.losses), device=self.losses.device)
-        mine, theirs = self.look_up(index), other.look_up(index)
-        both = ~(torch.isnan(mine) | torch.isnan(theirs))
-        if both.any():
-            which = some(index[both].tolist())
-            raise ValueError(f"{int(both.sum()):,} examples have an irreducible loss in both stores: indices {which}")
-        one, another = self.predictions_of(index), other.predictions_of(index)
-        predictions = one.filled(another) if one is not None and another is not None else one or another
-        losses = torch.where(torch.isnan(mine), theirs, mine)
-        return StoreArrays(losses, index if each else None, predictions=predictions)
-
     def to(self, device: torch.device | str) -> StoreArrays:
         """The arrays in the memory of a device."""
         target = torch.device(device)

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rholoss.data.index import some
+
 RUN = 1 << 24  # rows to sort in memory
 _WINDOW = 1 << 20  # rows of all sources to merge at a time
+
+
+class Named:
+    """How many ids there are, and the first few, for a message."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.first: list[int] = []
+
+    def add(self, ids: Any) -> None:
+        """Count ids, ascending."""
+        self.n += len(ids)
+        self.first += [int(each) for each in ids[: 5 - len(self.first)]]
+
+    def refuse(self, message: str) -> None:
+        """Raise a ValueError with a message of ``n`` and ``which`` if there are any."""
+        if self.n:
+            which = some(self.first) + (f" and {self.n - 5:,} more" if self.n > 5 else "")
+            raise ValueError(message.format(n=f"{self.n:,}", which=which))
 
 
 class Rows(NamedTuple):

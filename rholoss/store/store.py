@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rholoss.arguments import device_named, flag, path_of, shown
+from rholoss.arguments import device_named, flag, optional, path_of, shown
 from rholoss.data.fingerprint import fingerprint
 from rholoss.data.index import as_index, some, tensor_of
 from rholoss.data.loader_view import LoaderView
@@ -287,34 +287,20 @@ class IrreducibleLossStore:
         twin._arrays, twin.meta = arrays, meta
         return twin
 
-    def merge(self, *others: IrreducibleLossStore) -> IrreducibleLossStore:
+    def merge(self, *others: IrreducibleLossStore, path: str | os.PathLike[str] | None = None) -> IrreducibleLossStore:
         """The examples of several stores; each example has an irreducible loss in at most one of them.
 
         Args:
             *others: stores of the same data, made with the same loss by the same model, or other folds of the same cross-fit.
+            path: where to write a memory-mapped store, in bounded memory. None: the store is in memory.
 
         Raises:
             ValueError: an example has a loss in two of them, they hold different numbers of examples without ids, or their
                 metadata differ in data, model or loss.
         """
-        together = self
-        for other in others:
-            if not isinstance(other, IrreducibleLossStore):
-                raise TypeError(f"others must be stores, as IrreducibleLossStore.load returns them, got {shown(other)}")
-            together = together._with(other.to(self.device))
-        ids, n = together.ids, (together.meta.data or {}).get("length")
-        if others and ids is not None and 0 < len(ids) == n and int(ids[0]) == 0 and int(ids[-1]) == n - 1:
-            return together._like(replace(together._arrays, ids=None), together.meta)
-        return together
+        from rholoss.store.merging import merged
 
-    def _with(self, other: IrreducibleLossStore) -> IrreducibleLossStore:
-        if (self.ids is None) != (other.ids is None) or (self.ids is None and len(self) != len(other)):
-            raise ValueError(
-                f"stores without ids must hold the same examples to be merged, got {self.size} and {other.size}; give both "
-                "of them ids, or neither"
-            )
-        self.meta.check_mergeable(other.meta)
-        return self._like(self._arrays.merged(other._arrays), self.meta.merged(other.meta))
+        return merged([self, *others], optional(path_of, path, "path"))
 
     def report(self, labels: Any = None, **options: Any) -> Report:
         """Judge this store before it is trusted: print what comes back, ``plot`` it, or look at its numbers.

@@ -17,7 +17,7 @@ from rholoss.data.index import as_index, some
 from rholoss.files import StrPath, atomic_write
 from rholoss.store.metadata import StoreMetadata
 from rholoss.store.serialization import FORMAT, KIND, checked_header, write_mapped
-from rholoss.store.sorting import Rows, in_order, sorted_on_disk
+from rholoss.store.sorting import Named, Rows, in_order, sorted_on_disk
 from rholoss.store.store import IrreducibleLossStore
 from rholoss.store.table_sources import Part, naming, parts_of_table, pyarrow
 
@@ -105,7 +105,7 @@ def _stored(runs: list[Rows], meta: StoreMetadata, expected: int | None, path: s
 
 def _distinct(pieces: Iterable[Rows], expected: int | None) -> Iterator[Rows]:
     """The rows, of which each id is another; a ValueError at the end names ids that repeat, or are not 0 to expected - 1."""
-    repeated, foreign, missing = _Named(), _Named(), _Named()
+    repeated, foreign, missing = Named(), Named(), Named()
     below = 0  # ids that were met or are missing
     for rows in pieces:
         ids = rows.ids
@@ -116,7 +116,7 @@ def _distinct(pieces: Iterable[Rows], expected: int | None) -> Iterator[Rows]:
             below = _find_missing(ids[own], below, missing)
         yield rows
     if expected is not None:
-        missing.add_range(below, expected)
+        missing.add(range(below, expected))
         cure = "this is the table of another data set, or a part of one"
         foreign.refuse(f"expected ids from 0 to {expected - 1:,}, got {{n}} others: {{which}}; {cure}")
         missing.refuse("{n} of " + f"{expected:,} examples have no row: ids {{which}}; score them, or leave data= out")
@@ -124,35 +124,14 @@ def _distinct(pieces: Iterable[Rows], expected: int | None) -> Iterator[Rows]:
     repeated.refuse("{n} ids appear more than once: {which}; " + cure)
 
 
-def _find_missing(ids: np.ndarray, below: int, missing: _Named) -> int:
+def _find_missing(ids: np.ndarray, below: int, missing: Named) -> int:
     """Note ids from ``below`` on that ascending ids leave out, up to the last of them; returns the number after it."""
     if not len(ids):
         return below
     gaps = np.flatnonzero(np.diff(ids, prepend=below - 1) > 1)
     for gap in gaps.tolist():
-        missing.add_range(below if gap == 0 else int(ids[gap - 1]) + 1, int(ids[gap]))
+        missing.add(range(below if gap == 0 else int(ids[gap - 1]) + 1, int(ids[gap])))
     return int(ids[-1]) + 1
-
-
-class _Named:
-    """How many values there are, and the first few."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.first: list[int] = []
-
-    def add(self, values: Any) -> None:
-        self.n += len(values)
-        self.first += [int(value) for value in values[: 5 - len(self.first)]]
-
-    def add_range(self, start: int, stop: int) -> None:
-        self.add(range(start, stop))
-
-    def refuse(self, message: str) -> None:
-        """Raise a ValueError with the message if there are any."""
-        if self.n:
-            which = some(self.first) + (f" and {self.n - 5:,} more" if self.n > 5 else "")
-            raise ValueError(message.format(n=f"{self.n:,}", which=which))
 
 
 class _Reader:
