@@ -23,7 +23,7 @@ from rholoss import wrappers as wrappers  # registers its methods
 from rholoss._version import __version__ as __version__
 from rholoss.candidates import Candidates
 from rholoss.data import DrawRule, IndexedBatch, IndexedBatches, IndexedSubset, hash_ids, split
-from rholoss.irreducible import Checkpoints, Fit, cross_fit, fit_irreducible_model
+from rholoss.irreducible import Checkpoints, Fit, IrreducibleLossScorer, cross_fit, fit_irreducible_model
 from rholoss.losses import binary_cross_entropy, soft_cross_entropy
 from rholoss.plans import PlanRecorder, SelectionPlan, record_plan
 from rholoss.registry import build_selector, register, selector_names
@@ -37,8 +37,8 @@ from rholoss.store import IrreducibleLossStore
 
 # fmt: off
 __all__ = [
-    "Candidates", "Checkpoints", "DrawRule", "Fit", "IndexedBatch", "IndexedBatches", "IndexedSubset", "IrreducibleLossStore",
-    "PlanRecorder", "Rehearsal", "Report", "RhoLossSelector", "Selection", "SelectionPlan", "Selector", "Task", "auto",
-    "binary_cross_entropy", "build_selector", "cross_fit", "fit_irreducible_model", "hash_ids",
-    "record_plan", "register", "selector_names", "soft_cross_entropy", "split",
+    "Candidates", "Checkpoints", "DrawRule", "Fit", "IndexedBatch", "IndexedBatches", "IndexedSubset",
+    "IrreducibleLossScorer", "IrreducibleLossStore", "PlanRecorder", "Rehearsal", "Report", "RhoLossSelector", "Selection",
+    "SelectionPlan", "Selector", "Task", "auto", "binary_cross_entropy", "build_selector", "cross_fit",
+    "fit_irreducible_model", "hash_ids", "record_plan", "register", "selector_names", "soft_cross_entropy", "split",
 ]

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from rholoss.irreducible.models import as_models, code_digest, describe
 from rholoss.losses import callable_name, classes_of, default_loss
 from rholoss.options import ScoringOptions
 from rholoss.progress import Reporter
-from rholoss.scoring import default_forward
+from rholoss.scoring import Task, default_forward
 from rholoss.states import digest
 from rholoss.store.metadata import CalibrationCounts
 from rholoss.store.predictions import Predictions
@@ -52,13 +53,10 @@ class ScoringJob:
         self._report = Reporter(options.get("progress"))
         task = self.scorer.scorer.task
         dtype = str(task.dtype) if task.dtype else None
-        hooks = ((task.forward, default_forward), (task.loss, default_loss))
         settings = {
             "data": fingerprint(data),
             "models": [describe(each) for each in self.models],
-            "loss": callable_name(task.loss),
-            "forward": callable_name(task.forward),
-            "code": [None if hook is default else code_digest(hook) for hook, default in hooks],
+            **hook_settings(task),
             "views": views,
             "scoring": {"batch_size": self.scorer.batch_size, "dtype": dtype, "seed": self.scorer.seed}
             | ({"top_classes": k} if k else {}),
@@ -182,6 +180,13 @@ def top_classes_of(value: Any) -> int:
     return whole(k, "top_classes", expected, 2) if k else 0
 
 
+def hook_settings(task: Task) -> dict[str, Any]:
+    """The names and the code of the functions of a task."""
+    hooks = ((task.forward, default_forward), (task.loss, default_loss))
+    code = [None if hook is default else code_digest(hook) for hook, default in hooks]
+    return {"loss": callable_name(task.loss), "forward": callable_name(task.forward), "code": code}
+
+
 def made_today() -> dict[str, Any]:
     """The date, UTC (that of ``SOURCE_DATE_EPOCH`` if set), and the versions."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
@@ -213,12 +218,13 @@ def _validation_loss(model: Any) -> float | None:
     return sum(fit.best.validation_loss for fit in fits) / len(fits)
 
 
-def refuse_not_losses(index: Tensor, losses: Tensor) -> None:
-    """Raise a ValueError with the indices of losses that are not finite or are negative."""
+def refuse_not_losses(index: Tensor, losses: Tensor, names: Callable[[], list[Any]] | None = None) -> None:
+    """Raise a ValueError with the indices, or the names by index, of losses that are not finite or are negative."""
     shift = "pass a loss= that is at least 0; a constant added to it, here and in the selector, changes nothing"
     not_finite = (~torch.isfinite(losses), "not finite", "check its weights and these examples")
     for bad, what, cure in (not_finite, (losses < 0, "negative", shift)):
         which = index[bad].sort().values.tolist()
         if which:
             loss = f"the loss of {len(which):,} of {len(index):,} examples under the irreducible-loss model"
-            raise ValueError(f"{loss} is {what}: indices {some(which)}; {cure}")
+            named = f"ids {some([names()[i] for i in which])}" if names else f"indices {some(which)}"
+            raise ValueError(f"{loss} is {what}: {named}; {cure}")
