@@ -81,6 +81,8 @@ METHODS = [
     IrreducibleLossStore.from_model,
     IrreducibleLossStore.score_share,
     IrreducibleLossStore.from_predictions,
+    IrreducibleLossStore.from_table,
+    IrreducibleLossStore.write_table,
     IrreducibleLossStore.load,
     IrreducibleLossStore.save,
     IrreducibleLossStore.to,
@@ -140,6 +142,8 @@ LOADER = DataLoader(DATA, batch_size=4)
 MODEL = torch.nn.Linear(FEATURES, CLASSES)
 OTHER = make_net(1)
 RIGHT = {
+    "model_factory": lambda: lambda: MODEL,
+    "source": lambda: {"id": [1, 0], "irreducible_loss": [0.5, 0.25]},
     **dict.fromkeys(("making", "plain", "replayed"), lambda: 2.0),
     "loader": lambda: LOADER,
     "model": lambda: MODEL,
@@ -378,6 +382,13 @@ VALID = {
     "checkpoint": either(is_none, path),
     "path": either(is_none, path),
     "mapped": TRUTH,
+    "suggest": TRUTH,
+    "model_factory": takes(0),
+    "IrreducibleLossScorer.batch_size": whole(),
+    "IrreducibleLossScorer.ids": of(str),
+    "IrreducibleLossStore.from_table.losses": of(()),
+    "IrreducibleLossStore.from_table.ids": is_none,
+    "IrreducibleLossStore.from_table.data": lambda value: value is None or (sized(value) and len(value) == 2),
     "distributed": of(()),
     "losses": lambda value: len(value) == 0,
     "ids": is_none,
@@ -406,6 +417,7 @@ VALID = {
 OTHER_WORDS = {  # for what an argument holds, which has messages of its own
     "data": ("batch", "example", "folds"),
     "path": ("not a store",),
+    "source": ("column", "file"),
     "meta": ("extra",),
     "dataset": ("examples",),
     "holdout": ("batch",),
@@ -419,7 +431,7 @@ OTHER_WORDS = {  # for what an argument holds, which has messages of its own
 CODE_OF_USERS = {"model", "proxy", "irreducible_model", "reference", "fit", "forward", "loss", "batch", "selector"}
 
 
-DOCUMENTED = {"path": OSError, "mapped": OSError, "checkpoint": OSError, "distributed": RuntimeError}
+DOCUMENTED = {"path": OSError, "source": OSError, "mapped": OSError, "checkpoint": OSError, "distributed": RuntimeError}
 COSTS_TIME = {"epochs", "views", "n", "processes"}  # right values that are large
 
 

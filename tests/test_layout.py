@@ -99,7 +99,17 @@ class TestLateImports:
             for node in ast.walk(method)
             if isinstance(node, ast.ImportFrom) and node.module.startswith("rholoss")
         }
-        assert methods == {"from_model", "from_predictions", "score_share", "report", "suspects"}
+        assert methods == {
+            "from_model",
+            "from_predictions",
+            "score_share",
+            "from_table",
+            "to_table",
+            "write_table",
+            "merge",
+            "report",
+            "suspects",
+        }
 
     def test_within_a_folder_they_are_for_annotations_only(self):
         for module in (module for module in SOURCES if architecture.unit_of(module) in ANNOTATED):
@@ -339,7 +349,7 @@ class TestSizes:
         assert {module: lines_of(source) for module, source in SOURCES.items() if lines_of(source) > 500} == {}
 
     def test_the_package_is_small(self):
-        assert sum(map(lines_of, SOURCES.values())) <= 18_700
+        assert sum(map(lines_of, SOURCES.values())) <= 19_500
 
     def test_the_reading_path_is_one_sitting(self):
         assert sum(lines_of((PACKAGE / path).read_text()) for path in READING_PATH) < 1_010

@@ -118,6 +118,22 @@ class StoreArrays:
             raise ValueError(f"{len(repeated):,} ids appear more than once: {which}; every example has one irreducible loss")
         return cls(losses[order], ids, predictions=None if predictions is None else predictions.rows(order))
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by name, in the memory of the host."""
+        named = (("losses", self.losses), ("ids", self.ids))
+        columns = {name: each.cpu().numpy() for name, each in named if each is not None}
+        return columns if self.predictions is None else columns | self.predictions.arrays()
+
+    def refuse_negative(self) -> None:
+        """Raise a ValueError that names the losses below 0."""
+        negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
+        if len(negative):
+            which = negative if self.ids is None else self.ids[negative]
+            raise ValueError(
+                f"irreducible losses must be at least 0, got {len(which):,} that are negative: indices {some(which.tolist())}; "
+                "add one constant to the loss, here and in the selector: the ranking stays the same"
+            )
+
     def refuse_unsaved(self) -> None:
         """Raise a ValueError for what a store never has: ids that do not ascend, negative losses, or what does not match them."""
         if self.ids is not None and self.ids.shape != self.losses.shape:

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from rholoss.arguments import device_named, flag, optional, path_of, shown
 from rholoss.data.fingerprint import fingerprint
-from rholoss.data.index import as_index, some, tensor_of
+from rholoss.data.index import as_index, tensor_of
 from rholoss.data.loader_view import LoaderView
 from rholoss.devices import to_device
 from rholoss.options import ScoringOptions
@@ -43,8 +43,7 @@ class IrreducibleLossStore:
         losses: shape (N,), float32, in the order of the ids.
         ids: shape (N,), int64, ascending; None for indices 0 to N-1.
         meta: what made these losses, a ``StoreMetadata``.
-        is_mapped: whether the arrays are memory-mapped files. Pickling such a store saves the paths of its files alone, and
-            unpickling maps them again if they are still the same; ``to(device)`` gives one that is in memory.
+        is_mapped: whether the arrays are memory-mapped files; pickled as their paths alone. ``to(device)`` is in memory.
 
     Raises:
         ValueError: the losses are not one-dimensional, or negative, or the ids do not match them or repeat.
@@ -76,13 +75,7 @@ class IrreducibleLossStore:
         order = None if ids is None else as_index(ids, "ids").to(own.device)
         self._arrays = StoreArrays.sorted(own, order, checked_predictions(predictions, len(own)))
         self.meta = StoreMetadata.of(meta)
-        negative = torch.nonzero((self.losses < 0) & (self.losses > -torch.inf)).flatten()
-        if len(negative):
-            which = negative if self.ids is None else self.ids[negative]
-            raise ValueError(
-                f"irreducible losses must be at least 0, got {len(which):,} that are negative: indices {some(which.tolist())}; "
-                "add one constant to the loss, here and in the selector: the ranking stays the same"
-            )
+        self._arrays.refuse_negative()
 
     @classmethod
     def from_model(
@@ -183,24 +176,19 @@ class IrreducibleLossStore:
         path: str | os.PathLike[str] | None = None,
         meta: Mapping[str, Any] | StoreMetadata | None = None,
     ) -> IrreducibleLossStore:
-        """Read irreducible losses from a table whose rows are in any order, such as one that an engine scored.
+        """Irreducible losses from a table whose rows are in any order, such as one that an engine scored.
 
         Args:
-            source: a Parquet or Arrow file, a folder of Parquet files (and folders of them, as of a partitioned table), an Arrow
-                table or stream, a data frame, a data set of ``datasets``, pyarrow or Lance, or columns by name.
-            ids: the column of ids: integers, or names, which are hashed, see ``rholoss.hash_ids``. None: the rows of a single
-                source are in the order of the indices 0 to N-1.
+            source: a Parquet or Arrow file, a folder of Parquet files, an Arrow table or stream, a data frame, a data set of
+                ``datasets``, pyarrow or Lance, or columns by name. Needs ``pip install 'rholoss[tables]'``.
+            ids: the column of integers, or of names, which are hashed; None: the rows are in the order of the indices 0 to N-1.
             losses: the column of irreducible losses in nats, floating.
-            data: the map-style dataset that training will read, or a loader over it: every example must have its loss, and no
-                other may have one. None: whatever ids there are.
+            data: the map-style dataset, or a loader over it, whose examples all must be there, and no others. None: any ids.
             path: where to write a memory-mapped store, in bounded memory. None: the store is in memory.
             meta: what made the losses, such as ``IrreducibleLossScorer.metadata()``; None: as ``write_table`` wrote it.
 
         Raises:
-            ValueError: a file is half written, ids repeat or are missing, or a loss is null, not finite or negative; the message
-                names the file, or the ids. Nothing is written then.
-            TypeError: the source is no table.
-            ImportError: pyarrow is missing; the message names the extra.
+            ValueError: it names the file that is half written, or the ids that repeat or lack a finite loss; nothing is written.
 
         Examples:
             >>> IrreducibleLossStore.from_table({"id": [2, 0, 1], "irreducible_loss": [2.0, 0.5, 0.25]}).losses
@@ -211,10 +199,7 @@ class IrreducibleLossStore:
         return store_from_table(source, ids=ids, losses=losses, data=data, path=path, meta=meta)
 
     def to_table(self) -> Any:
-        """The known irreducible losses as an Arrow table: columns ``id`` and ``irreducible_loss``, the metadata in its schema.
-
-        Needs ``pip install 'rholoss[tables]'``.
-        """
+        """The known irreducible losses as an Arrow table: columns ``id`` and ``irreducible_loss``, the metadata in its schema."""
         from rholoss.store.tables import table_of
 
         return table_of(self)
@@ -264,7 +249,8 @@ class IrreducibleLossStore:
         return sum(int(torch.isfinite(part).sum()) for part in self.losses.split(1 << 20)) / max(len(self), 1)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.size}, coverage={self.coverage:.1%}, device={self.device})"
+        known = "mapped" if self._arrays.blocks else f"coverage={self.coverage:.1%}"  # which would read all of a large store
+        return f"{type(self).__name__}({self.size}, {known}, device={self.device})"
 
     def to(self, device: torch.device | str) -> IrreducibleLossStore:
         """This store on a device; itself if it is there."""
@@ -331,10 +317,7 @@ class IrreducibleLossStore:
             OSError: it cannot be written.
         """
         path, mapped = path_of(path), flag(mapped, "mapped")
-        arrays = {"losses": self.losses.cpu().numpy()}
-        if self.ids is not None:
-            arrays["ids"] = self.ids.cpu().numpy()
-        arrays |= {} if self.predictions is None else self.predictions.arrays()
+        arrays = self._arrays.checked.columns()
         if mapped:
             write_mapped(path, len(self), [arrays], self.meta.to_json())
         else:
@@ -344,13 +327,11 @@ class IrreducibleLossStore:
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
         """Read a store that ``save`` wrote, and check it against its checksums. Nothing in the file is ever executed.
 
-        A folder is mapped, and each of its rows is checked before the first use: of up to 16,777,216 rows now, of more in blocks,
-        when a look-up first reads one of a block; ``losses`` and ``ids`` check all of them. What another program writes into its
-        files later, rather than saving a store in its place, is not noticed.
+        A folder is mapped. Up to 16,777,216 rows are checked now; of more, each block before its first number is returned. What
+        another program writes into its files later, rather than saving a store in its place, is not noticed.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            OSError: it cannot be read.
+            OSError: there is no such file (``FileNotFoundError``), or it cannot be read.
             ValueError: the file is not a store, is damaged, or is of a newer format; the message names it.
         """
         path = path_of(path)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rholoss.arguments import optional, path_of, shown
+from rholoss.arguments import map_style, optional, path_of, shown
 from rholoss.data.fingerprint import difference, fingerprint
 from rholoss.data.index import as_index, some
+from rholoss.data.subset import dataset_of
 from rholoss.files import StrPath, atomic_write
 from rholoss.store.metadata import StoreMetadata
 from rholoss.store.serialization import FORMAT, KIND, checked_header, write_mapped
@@ -67,13 +68,17 @@ def store_from_table(
     source: Any, *, ids: str | None, losses: str, data: Any, path: StrPath | None, meta: Mapping[str, Any] | StoreMetadata | None
 ) -> IrreducibleLossStore:
     """See ``IrreducibleLossStore.from_table``."""
+    for name, column in (("ids", ids), ("losses", losses)):
+        if not (isinstance(column, str) or (name == "ids" and column is None)):
+            raise TypeError(f"{name} must be the name of a column, got {shown(column)}")
     pa = pyarrow("from_table")
     path = optional(path_of, path, "path")
     reader = _Reader(pa, source, ids, losses)
     given = StoreMetadata.of(meta) if meta is not None else reader.meta()
-    now = None if data is None else fingerprint(data)
-    if data is not None and now is None:
-        raise TypeError(f"data must be a map-style dataset or a loader over one, to compare its indices, got {shown(data)}")
+    now = None
+    if data is not None:
+        map_style(dataset_of(data), "data")
+        now = fingerprint(data)
     how = difference(given.data, now) if given.data and now else None
     if how:
         raise ValueError(f"this table was made from other data than these: {how}; make it again from this dataset")

@@ -22,6 +22,7 @@ NEEDED = {
     "streams.md": ["webdataset", "datasets", "torchdata"],
     "frameworks.md": ["accelerate", "lightning", "transformers"],
     "trackers.md": ["tensorboard", "transformers", "accelerate"],
+    "engines.md": ["pyarrow"],
 }
 
 

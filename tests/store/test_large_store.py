@@ -80,7 +80,8 @@ class TestBlocks:
         loaded = IrreducibleLossStore.load(path)
         assert all(torch.equal(loaded[each], store[each]) for each in index)
         for each in (loaded, pickle.loads(pickle.dumps(IrreducibleLossStore.load(path)))):
-            assert (each.digest, str(each)) == (store.digest, str(store))
+            assert str(each) == f"IrreducibleLossStore({store.size}, mapped, device=cpu)"
+            assert (each.digest, each.coverage) == (store.digest, 1.0)
         if store.ids is not None:
             near = store.ids[:2000] + 1
             assert torch.equal(IrreducibleLossStore.load(path)[near].nan_to_num(-1), store[near].nan_to_num(-1))

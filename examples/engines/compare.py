@@ -1,0 +1,129 @@
+"""The same store from every engine, how fast each is beside from_model, and what a billion examples would cost.
+
+    python examples/engines/compare.py
+    python examples/engines/compare.py --examples 20_000 --engines ranks datasets
+    python examples/engines/compare.py --plan 1_000_000_000 --rate 20_000     # only the arithmetic, for your own figures
+
+Writes 16 x 16 images as Parquet to a temporary folder, scores them with `IrreducibleLossStore.from_model` and with two processes
+of each engine, and compares the losses bit for bit. Under Ray Data one worker is killed in between. Speeds are per process, from
+the start of the engine's job to the last written row. Each process computes with one thread.
+
+Needs: pip install 'rholoss[engines]', and Java 17 for Spark. An engine that is missing is left out.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from task import columns, forward, make_model, make_scorer, write_parts
+from torch.utils.data import Dataset
+
+from rholoss import IrreducibleLossStore
+
+HERE = Path(__file__).parent
+WORKERS = 2
+LIMITS = {  # of the processes that Ray starts, on a machine with few cores
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_maximum_startup_concurrency": "1",
+    "RAY_num_workers_soft_limit": "4",
+    "RAY_worker_register_timeout_seconds": "300",
+}
+NEEDS = {"ranks": "pyarrow", "datasets": "datasets", "ray": "ray", "spark": "pyspark"}
+
+
+class Images(Dataset):
+    """The same examples, read by index."""
+
+    def __init__(self, n: int) -> None:
+        self.columns = columns(0, n)
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    def __getitem__(self, index: int):
+        return {name: self.columns[name][index] for name in ("x", "y")}
+
+
+def command(engine: str, source: Path, target: Path) -> list[str]:
+    script, workers = str(HERE / f"{engine}.py"), ["--workers", str(WORKERS)]
+    if engine == "ranks":
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS)]
+        return [sys.executable, *start, script, str(source), str(target)]
+    names = {"datasets": "datasets_map", "ray": "ray_data", "spark": "spark"}
+    kill = ["--kill", str(target.parent / "killed")] if engine == "ray" else []
+    return [sys.executable, str(HERE / f"{names[engine]}.py"), str(source), str(target), *workers, *kill]
+
+
+def rate_of(done: str) -> float:
+    """Examples per second and process, of the slowest process."""
+    return min(json.loads(line)["rate"] for line in done.splitlines() if line.startswith('{"seconds"'))
+
+
+def compare(n: int, engines: list[str], folder: Path) -> float:
+    write_parts(folder / "examples", n)
+    data, model = Images(n), make_model()
+    began = time.perf_counter()
+    store = IrreducibleLossStore.from_model(model, data, forward=forward)
+    direct = n / (time.perf_counter() - began)
+    print(f"{n:,} examples, torch {torch.__version__}, {WORKERS} processes of each engine, one thread each")
+    print(f"{'':<12}{'examples/s per process':>24}{'to from_model':>15}{'units in the last place':>25}")
+    print(f"{'from_model':<12}{direct:>24,.0f}{1:>15.2f}{0:>25}", flush=True)
+    for engine in engines:
+        target = folder / (f"{engine}.parquet" if engine == "datasets" else engine)
+        paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+        env = {**os.environ, **LIMITS, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        done = subprocess.run(
+            command(engine, folder / "examples", target), env=env, stdout=subprocess.PIPE, text=True, check=True
+        )
+        its = IrreducibleLossStore.from_table(target, data=data, meta=make_scorer().metadata())
+        apart = np.abs(its.losses.numpy().view(np.int32).astype(int) - store.losses.numpy().view(np.int32)).max()
+        rate = rate_of(done.stdout)
+        said = ", one worker killed" if (folder / "killed").exists() and engine == "ray" else ""
+        print(f"{engine:<12}{rate:>24,.0f}{rate / direct:>15.2f}{apart:>25}{said}", flush=True)
+        assert np.allclose(its.losses, store.losses, rtol=1e-5, atol=1e-6), "not the same store"
+    return direct
+
+
+def plan(n: int, rate: float, price: float) -> None:
+    """What n examples would take, by arithmetic."""
+    print(f"\n{n:,} examples at {rate:,.0f} per second and worker, at {price:.2f} per worker and hour, in any currency")
+    print(f"{'workers':>10}{'hours':>10}{'price':>10}")
+    for workers in (1, 8, 64, 512):
+        hours = n / rate / workers / 3600
+        print(f"{workers:>10}{hours:>10.1f}{hours * workers * price:>10,.0f}")
+    print(f"scores in Parquet {n * 12 / 1e9:.1f} GB; a mapped store {n * 4 / 1e9:.1f} GB, with ids up to {n * 16 / 1e9:.1f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=200_000)
+    parser.add_argument("--engines", nargs="*", choices=list(NEEDS), default=list(NEEDS))
+    parser.add_argument("--plan", type=int, default=1_000_000_000, help="examples to plan for")
+    parser.add_argument("--rate", type=float, help="examples per second and worker; None: as measured here")
+    parser.add_argument("--price", type=float, default=0.05, help="of a worker for an hour: here one core of a cloud machine")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    there = [name for name in args.engines if importlib.util.find_spec(NEEDS[name])]
+    if "spark" in there and shutil.which("java") is None:
+        there.remove("spark")
+    for name in sorted(set(args.engines) - set(there)):
+        print(f"{name} is left out: it is not installed")
+    rate = args.rate
+    if rate is None:
+        with tempfile.TemporaryDirectory() as folder:
+            rate = compare(args.examples, there, Path(folder))
+    plan(args.plan, rate, args.price)
+
+
+if __name__ == "__main__":
+    main()

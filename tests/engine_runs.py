@@ -1,0 +1,23 @@
+"""Every engine makes the store that ``from_model`` makes, also when workers are killed: ``make engines``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENGINES = Path(__file__).parents[1] / "examples" / "engines"
+sys.path.insert(0, str(ENGINES))
+
+
+@pytest.mark.parametrize(
+    ("engine", "package"), [("ranks", "pyarrow"), ("datasets", "datasets"), ("ray", "ray"), ("spark", "pyspark")]
+)
+def test_the_store_is_the_same(engine, package):
+    pytest.importorskip(package)
+    call = [sys.executable, str(ENGINES / "compare.py"), "--examples", "100000", "--engines", engine]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = next(line for line in done.stdout.splitlines() if line.startswith(engine))
+    assert int(row.split()[3].strip(",")) <= 2  # units in the last place
+    assert engine != "ray" or "one worker killed" in row
