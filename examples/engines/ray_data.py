@@ -23,7 +23,7 @@ class Killed(IrreducibleLossScorer):
     mark = Path()
 
     def __call__(self, batch):
-        if not self.mark.exists() and 70_000 in batch["id"]:
+        if not self.mark.exists() and (batch["id"].to_numpy() == 5_000).any():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(batch)
