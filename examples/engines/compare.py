@@ -37,6 +37,7 @@ LIMITS = {  # of the processes that Ray starts, on a machine with few cores
     "RAY_worker_maximum_startup_concurrency": "1",
     "RAY_num_workers_soft_limit": "4",
     "RAY_worker_register_timeout_seconds": "300",
+    "RAY_raylet_start_wait_time_s": "300",
     "RAY_worker_niceness": "0",  # as low as usual, workers starve on a busy machine, and Ray starts more and more of them
 }
 NEEDS = {"ranks": "pyarrow", "datasets": "datasets", "ray": "ray", "spark": "pyspark"}
