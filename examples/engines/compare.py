@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from task import columns, forward, make_model, make_scorer, write_parts
+from scoring_task import columns, forward, make_model, make_scorer, write_parts
 from torch.utils.data import Dataset
 
 from rholoss import IrreducibleLossStore

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from datasets import load_dataset
-from task import make_scorer, measured
+from scoring_task import make_scorer, measured
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from task import make_scorer, measured
+from scoring_task import make_scorer, measured
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 from ray.data.checkpoint import CheckpointConfig
-from task import forward, make_model, measured
+from scoring_task import forward, make_model, measured
 
 from rholoss import IrreducibleLossScorer
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pyspark.sql import SparkSession
-from task import make_scorer, measured
+from scoring_task import make_scorer, measured
 
 
 def main() -> None:
