@@ -42,7 +42,7 @@ trackers: .venv-trackers/.ready  ## run the tests of the trackers, with W&B, MLf
 
 engines: .venv-engines/.ready  ## score on Ray Data, Spark, datasets and torchrun, and compare the stores (needs Java 17 for Spark)
 	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest tests/engine_runs.py -p no:cacheprovider
-	OMP_NUM_THREADS=1 .venv-engines/bin/python examples/engines/compare.py
+	OMP_NUM_THREADS=1 .venv-engines/bin/python examples/engines/compare_engines.py
 
 .venv-engines/.ready: .ci/constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-engines

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ENGINES))
 )
 def test_the_store_is_the_same(engine, package):
     pytest.importorskip(package)
-    call = [sys.executable, str(ENGINES / "compare.py"), "--examples", "100000", "--engines", engine]
+    call = [sys.executable, str(ENGINES / "compare_engines.py"), "--examples", "100000", "--engines", engine]
     done = subprocess.run(call, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     row = next(line for line in done.stdout.splitlines() if line.startswith(engine))

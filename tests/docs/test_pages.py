@@ -23,6 +23,7 @@ NEEDED = {
     "frameworks.md": ["accelerate", "lightning", "transformers"],
     "trackers.md": ["tensorboard", "transformers", "accelerate"],
     "engines.md": ["pyarrow"],
+    "suspects.md": ["pandas"],
 }
 
 

@@ -16,7 +16,7 @@ import rholoss
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 RECIPES = [PAGES / "quickstart.md", *sorted((PAGES / "recipes").glob("*.md"))]
-NEEDED = {"transformers_trainer.md": "transformers", "lightning.md": "lightning"}
+NEEDED = {"transformers_trainer.md": "accelerate", "lightning.md": "lightning"}
 PROGRAM = re.compile(r"^```python\n(.*?)^```\n(?:\nIt prints[^\n]*\n\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 

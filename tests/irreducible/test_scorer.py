@@ -4,16 +4,17 @@ import pickle
 import subprocess
 import sys
 
-import datasets
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from conftest import CLASSES, FEATURES, make_data, make_net
 
 from rholoss import IrreducibleLossScorer, IrreducibleLossStore, Task
 from rholoss.irreducible.scorer import _tensor
+
+datasets = pytest.importorskip("datasets")
+pa = pytest.importorskip("pyarrow")
+pd = pytest.importorskip("pandas")
 
 N = 600
 DATA = make_data(N)

@@ -90,6 +90,11 @@ def test_a_table_is_written_whole(tmp_path):
     assert head == list(found.columns)
     assert [row[head.index("given_label")] for row in rows] == ["c\nd", 'a,"b"']
     assert [int(row[0]) for row in rows] == [3, 5]
+
+
+def test_a_table_as_a_data_frame():
+    pytest.importorskip("pandas")
+    found = store().suspects(class_names=['a,"b"', "ä", "c\nd"], top=2)
     assert list(found.to_pandas()["index"]) == [3, 5]
 
 

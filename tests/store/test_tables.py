@@ -4,14 +4,15 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_data, make_net
 
 from rholoss import IrreducibleLossStore, hash_ids
 from rholoss.store import sorting
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 N = 100
 LOSSES = np.random.default_rng(0).exponential(size=N).astype(np.float32)

@@ -1,8 +1,8 @@
 """The same store from every engine, how fast each is beside from_model, and what a billion examples would cost.
 
-    python examples/engines/compare.py
-    python examples/engines/compare.py --examples 20_000 --engines ranks datasets
-    python examples/engines/compare.py --plan 1_000_000_000 --rate 20_000     # only the arithmetic, for your own figures
+    python examples/engines/compare_engines.py
+    python examples/engines/compare_engines.py --examples 20_000 --engines ranks datasets
+    python examples/engines/compare_engines.py --plan 1_000_000_000 --rate 20_000     # only the arithmetic, for your own figures
 
 Writes 16 x 16 images as Parquet to a temporary folder, scores them with `IrreducibleLossStore.from_model` and with two processes
 of each engine, and compares the losses bit for bit. Under Ray Data one worker is killed in between. Speeds are per process, from
