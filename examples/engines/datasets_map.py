@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
     cache = str(args.target.parent / "cache")
     data = load_dataset("parquet", data_files=str(args.source / "*.parquet"), split="train", cache_dir=cache).with_format("arrow")
-    with measured(len(data), args.workers):
+    with measured():
         scored = data.map(make_scorer(), batched=True, batch_size=4096, num_proc=args.workers, remove_columns=["x", "y"])
     scored.to_parquet(str(args.target))
 

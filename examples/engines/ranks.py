@@ -22,7 +22,7 @@ def main() -> None:
     scorer = make_scorer()
     args.target.mkdir(exist_ok=True)
     mine = [file for file in sorted(args.source.glob("*.parquet"))[rank::ranks] if not (args.target / file.name).exists()]
-    with measured(sum(pq.read_metadata(file).num_rows for file in mine), 1):
+    with measured():
         for done, file in enumerate(mine):
             partial = args.target / f".{file.name}"  # a name that no reader looks at
             writer = None

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import ray
 from ray.data.checkpoint import CheckpointConfig
-from scoring_task import forward, make_model, measured
-
-from rholoss import IrreducibleLossScorer
+from scoring_task import Clocked, forward, make_model, measured
 
 
-class Killed(IrreducibleLossScorer):
+class Killed(Clocked):
     """Ends its own process in the middle of the data, the first time."""
 
     mark = Path()
@@ -40,10 +38,9 @@ def main() -> None:
     ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 30)
     if args.checkpoint:
         ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig("id", str(args.checkpoint))
-    scorer = type("Scorer", (Killed,), {"mark": args.kill}) if args.kill else IrreducibleLossScorer
+    scorer = type("Scorer", (Killed,), {"mark": args.kill}) if args.kill else Clocked
     data = ray.data.read_parquet(str(args.source))
-    n = data.count()
-    with measured(n, args.workers):
+    with measured():
         data.map_batches(
             scorer,
             fn_constructor_args=[make_model],

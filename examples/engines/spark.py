@@ -6,6 +6,7 @@ Needs: pip install 'rholoss[tables]' pyspark pandas, and Java 17 (Debian: apt-ge
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,8 +20,8 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else Spark's workers run the first python3 on the path
     settings = {
-        "spark.pyspark.python": sys.executable,
         "spark.ui.showConsoleProgress": "true",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent),
@@ -30,8 +31,7 @@ def main() -> None:
         builder = builder.config(name, value)
     spark = builder.getOrCreate()
     data = spark.read.parquet(str(args.source))
-    n = data.count()
-    with measured(n, args.workers):
+    with measured():
         data.mapInPandas(make_scorer(), "id long, irreducible_loss float").write.parquet(str(args.target))
     spark.stop()
 
