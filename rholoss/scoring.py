@@ -244,7 +244,7 @@ class Scorer:
 def rows_at_once(model: Any, batch: Any, n: int) -> int | None:
     """How many of n examples to score at once, for speed on a CPU, where large results take new, slow memory in every pass.
 
-    Images and the like, tensors (n, C, ...), if the model has weights of as many dimensions (convolutions): at most 40 rows
+    Images and the like, tensors (n, C, ...), if the model has weights of as many dimensions (convolutions): at most 20 rows
     and 2^18 numbers. Tokens, integers (n, T) with T >= 32: at most 64 sequences and 2,048 tokens. But at least 8, in chunks as
     equal as can be. None, for all at once: for anything else, such as vectors, on accelerators, and for a model whose weights are
     sharded, as ranks have to make the same number of passes.
@@ -259,7 +259,7 @@ def rows_at_once(model: Any, batch: Any, n: int) -> int | None:
     most, dimensions = [], weight_dimensions(model)
     for tensor in (t for t in own if t.shape[0] == n and t.ndim <= dimensions):
         is_tokens = tensor.ndim == 2
-        most.append(min(64, 2048 // tensor.shape[1]) if is_tokens else min(40, 2**18 // max(tensor[0].numel(), 1)))
+        most.append(min(64, 2048 // tensor.shape[1]) if is_tokens else min(20, 2**18 // max(tensor[0].numel(), 1)))
     size = max(min(most, default=n), 8)
     return math.ceil(n / math.ceil(n / size)) if size < n else None
 

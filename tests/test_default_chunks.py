@@ -53,15 +53,15 @@ CONVOLUTION, EMBEDDING, LINEAR = nn.Conv2d(3, 2, 3), nn.Embedding(9, 4), nn.Line
 @pytest.mark.parametrize(
     ("model", "batch", "rows"),
     [
-        (CONVOLUTION, torch.zeros(320, 3, 32, 32), 40),
-        (CONVOLUTION, torch.zeros(100, 3, 8, 8, dtype=torch.uint8), 34),  # in equal chunks
-        (CONVOLUTION, torch.zeros(40, 3, 8, 8), None),
-        (CONVOLUTION, torch.zeros(41, 3, 8, 8), 21),
+        (CONVOLUTION, torch.zeros(320, 3, 32, 32), 20),
+        (CONVOLUTION, torch.zeros(50, 3, 8, 8, dtype=torch.uint8), 17),  # in equal chunks
+        (CONVOLUTION, torch.zeros(20, 3, 8, 8), None),
+        (CONVOLUTION, torch.zeros(21, 3, 8, 8), 11),
         (CONVOLUTION, torch.zeros(32, 3, 128, 128), 8),
         (CONVOLUTION, torch.zeros(64, 3, 64, 64), 16),
         (LINEAR, torch.zeros(320, 3, 32, 32), None),
         (LINEAR, torch.zeros(320, 64), None),
-        (nn.Conv1d(2, 2, 3), torch.zeros(320, 2, 500), 40),
+        (nn.Conv1d(2, 2, 3), torch.zeros(320, 2, 500), 20),
         (EMBEDDING, torch.zeros(320, 32, dtype=torch.int64), 64),
         (EMBEDDING, torch.zeros(320, 128, dtype=torch.int64), 16),
         (EMBEDDING, torch.zeros(320, 31, dtype=torch.int64), None),
@@ -81,7 +81,7 @@ def test_sharded_weights_and_accelerators_are_scored_whole():
 
 
 def test_chunks_are_checked_in_the_1st_and_the_2nd_pass():
-    assert sizes_of() == [40, 40, 40, 40, 40, 40, 40, 40]
+    assert sizes_of() == [20] * 14  # three times 4, and 2 checks
     assert sizes_of(chunk_size=None) == [80, 80, 80]
     assert sizes_of(chunk_size=64) == [64] * 6
     assert sizes_of(mode="train") == [80, 80, 80]
@@ -105,7 +105,7 @@ def contrasting(outputs, targets):
 def test_what_is_not_the_same_in_chunks_is_scored_whole_with_the_results_of_one_pass(options):
     forward = options.get("forward", Counted())
     forward.sizes.clear()
-    assert sizes_of(**{**options, "forward": forward}) == [40, 40, 40, 80, 80, 80]
+    assert sizes_of(**{**options, "forward": forward}) == [20] * 5 + [80] * 3
     default, whole = (
         HardestSelector(DataLoader(images(), batch_size=8), network(), keep=0.1, **options, **more)
         for more in ({}, {"chunk_size": None})
@@ -147,7 +147,7 @@ def test_outputs_that_are_read_after_the_loss_take_no_second_pass():
 
 def test_large_outputs_are_not_kept():
     def large(outputs):
-        return outputs.repeat(1, 2000)
+        return outputs.repeat(1, 4000)
 
     class Held(Selector):
         def score(self, candidates):
@@ -155,7 +155,7 @@ def test_large_outputs_are_not_kept():
             assert candidates.computed_pair is None
             return loss
 
-    assert sizes_of(kind=Held, forward=Counted(large))[-2:] == [40, 40]
+    assert sizes_of(kind=Held, forward=Counted(large))[-2:] == [20, 20]
 
 
 def trained(seed, **options):
