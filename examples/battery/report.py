@@ -18,12 +18,13 @@ if __name__ == "__main__":
 
 from experiments.results import read
 
-from battery.run import AS_LONG, FRONT, RESULTS, UNIFORM
+from battery.run import AS_LONG, FEW, FORCED, FRONT, RESULTS, UNIFORM
 from battery.settings import SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "will_it_help.md"
 BEGIN, END = "<!-- battery -->", "<!-- end -->"
-MANY, FEW = 0.2, 0.1  # shares of wrong labels from which leaving examples out should help, and below which it need not
+MANY = 0.2  # share of wrong labels from which leaving examples out should help
+HELPED = 0.5  # points from which it would have helped
 
 
 class Outcome(NamedTuple):
@@ -38,12 +39,18 @@ class Outcome(NamedTuple):
     wrong: list[float]  # shares: truly wrong or not asked for
     found: list[float]  # estimated
     before: list[float]  # seconds of the rehearsal, as a share of the run's
+    forced: list[float]  # the end above plain training where a no was overruled
+
+    @property
+    def says_yes(self) -> bool:
+        return sum(self.helps) * 2 > len(self.helps)
 
     @property
     def right(self) -> bool:
-        """Whether most answers were right: it helped, or there were few wrong labels."""
-        helped = statistics.median(self.gains) > 0
-        return helped if sum(self.helps) * 2 > len(self.helps) else statistics.mean(self.wrong) < FEW
+        """Whether most answers were right: it helped; or there were few wrong labels, or leaving examples out did not help."""
+        if self.says_yes:
+            return statistics.median(self.gains) > 0
+        return statistics.mean(self.wrong) < FEW or (bool(self.forced) and statistics.median(self.forced) < HELPED)
 
 
 def outcomes(rows: Iterable[dict[str, Any]]) -> list[Outcome]:
@@ -60,7 +67,7 @@ def outcomes(rows: Iterable[dict[str, Any]]) -> list[Outcome]:
 def _outcome(name: str, whole: dict[int, dict[str, dict[str, Any]]]) -> Outcome:
     everywhere = [label for label in UNIFORM if all(label in rows for rows in whole.values())]
     best = max(everywhere, key=lambda label: statistics.median(rows[label]["metric"][-1] for rows in whole.values()))
-    made = Outcome(name, *([] for _ in range(8)))
+    made = Outcome(name, *([] for _ in range(9)))
     for rows in whole.values():
         plain, front = rows[best], rows[FRONT]
         about, top = front["rehearsal"], max(plain["metric"])
@@ -73,6 +80,8 @@ def _outcome(name: str, whole: dict[int, dict[str, dict[str, Any]]]) -> Outcome:
         made.wrong.append(0.5 if SETTINGS[name].auto else about["truly_wrong"])
         made.found.append(about["wrong"][0])
         made.before.append(front["before"] / plain["seconds"][-1])
+        if FORCED in rows:
+            made.forced.append(100 * (rows[FORCED]["metric"][-1] - plain["metric"][-1]))
     return made
 
 
@@ -85,12 +94,12 @@ def table(found: list[Outcome]) -> list[str]:
     for each in found:
         yes, of = sum(each.helps), len(each.helps)
         answer = (
-            ("yes" if yes * 2 > of else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
+            ("yes" if each.says_yes else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
         )
         trusted = _trusted(each)
         name = f"{each.name.removesuffix(', nothing trusted')} ({trusted})"
         lines.append(
-            f"| {f'**{name}**' if yes * 2 > of else name} | {100 * statistics.mean(each.wrong):.0f} %, "
+            f"| {f'**{name}**' if each.says_yes else name} | {100 * statistics.mean(each.wrong):.0f} %, "
             f"{100 * statistics.median(each.found):.0f} % | {answer} | {statistics.median(each.plain):.1f} "
             f"| {_spread(each.gains)} | {_spread(each.in_seconds)} |"
         )
@@ -129,10 +138,17 @@ def claims(found: list[Outcome]) -> list[str]:
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or takes at least 2 times fewer steps to its best.",
         f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. Right: it is yes and the run ends "
-        f"higher, or it is no and under {100 * FEW:.0f} % of the labels are wrong.",
+        f"higher; or it is no, and under {100 * FEW:.0f} % of the labels are wrong, or the run with `force=True` does not end "
+        f"{HELPED} points higher.",
+        *_overruled(found),
         f"Before the run, `auto` adds {100 * cost.get(False, 0):.0f} % to the run's time if it says no, and "
         f"{100 * cost.get(True, 0):.0f} % if it says yes (medians).",
     ]
+
+
+def _overruled(found: list[Outcome]) -> list[str]:
+    parts = [f"{_spread(each.forced)} points ({each.name})" for each in found if each.forced and not each.says_yes]
+    return [f"With `force=True`, where the answer is no: {'; '.join(parts)}."] if parts else []
 
 
 def _trusted(each: Outcome) -> str:
@@ -159,7 +175,7 @@ def draw(found: list[Outcome], path: Path) -> None:
     ):
         for row, each in enumerate(reversed(found)):
             values = getattr(each, name)
-            helps = sum(each.helps) * 2 > len(each.helps)
+            helps = each.says_yes
             panel.plot(values, [row] * len(values), "o", color="#d55e00" if helps else "#0072b2", alpha=0.45, markersize=5)
             panel.plot([statistics.median(values)], [row], "|", color="black", markersize=12)
         panel.axvline(0, color="#999999", linewidth=1)

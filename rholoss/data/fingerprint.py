@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -188,12 +189,17 @@ def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 def _content(value: Any) -> tuple[str, bytes | None]:
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return f"{value.dtype} {value.shape}".replace(":", ""), np.ascontiguousarray(value).tobytes()
+        return f"{_name(value.dtype)} {value.shape}", np.ascontiguousarray(value).tobytes()
     if isinstance(value, (str, bytes)):
         return type(value).__name__, value.encode() if isinstance(value, str) else value
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # an image
         return f"{type(value).__name__} {value.size}", value.tobytes()
     return "", None
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype).replace(":", "")  # slow
 
 
 def labels_digest(labels: Tensor) -> str:

@@ -73,6 +73,7 @@ def auto(
     path: StrPath | None = None,
     only_trusted_classes: bool = False,
     proxy: Callable[[], nn.Module] | None = None,
+    force: bool = False,
     progress: Progress = None,
     **options: Unpack[SelectorOptions],
 ) -> RehearsedSelector:
@@ -94,6 +95,7 @@ def auto(
             left out.
         proxy: returns a new small network that takes what the model takes; None for a default that suits images, vectors, token
             ids and columns of a table.
+        force: whether to leave examples out even if the answer is that it does not help.
         progress: see ``rholoss.progress.Progress``.
         **options: see ``Selector``, except ``keep`` and ``batch_size``.
 
@@ -119,6 +121,7 @@ def auto(
     optional(function, proxy, "proxy", "() -> a new small network")
     progress = switched(progress)
     flag(only_trusted_classes, "only_trusted_classes")
+    flag(force, "force")
     path = optional(path_of, path, "path")
     if not isinstance(loader, DataLoader) or not LoaderView(loader).draws_by_index or loader.batch_sampler is None:
         raise TypeError(f"auto needs a DataLoader over a map-style dataset, got {type(loader).__name__}; or use RhoLossSelector")
@@ -129,7 +132,7 @@ def auto(
     if refused:
         cure = "to select among those that are left, pass selector.store and max_irreducible_loss= to RhoLossSelector"
         raise ValueError(f"auto trains on every example that it does not leave out, got {refused[0]}=; {cure}")
-    run = _Run(loader, model, trusted, steps, proxy, progress, only_trusted_classes, options)
+    run = _Run(loader, model, trusted, steps, proxy, progress, only_trusted_classes, force, options)
     store, rehearsal = run.saved(path) or run.rehearse(path)
     selector = RehearsedSelector(loader, model, store, rehearsal, **options)
     if progress is not False:
@@ -149,6 +152,7 @@ class _Run:
         proxy: Any,
         progress: Progress,
         only_trusted_classes: bool,
+        force: bool,
         options: SelectorOptions,
     ) -> None:
         self.began = time.perf_counter()
@@ -173,6 +177,7 @@ class _Run:
         self.notes: list[str] = []
         self.validation: Any = None
         self.learned: Any = None
+        self.force = force
         self.only, self.unasked = only_trusted_classes, 0.0  # share of the data whose class is irrelevant
         self.asked_for: Tensor | None = None  # labels, if only some are asked for
         trusted = None if trusted is None else map_style(dataset_of(trusted), "trusted", what="a dataset, or a loader over one")
@@ -187,18 +192,18 @@ class _Run:
         if self.n < FEWEST:
             self.notes.append(f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed.")
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
-            return store, self._found(store, False)
+            return store, self._found(store, False, leave_out=False)
         store = self._screen()
         helps = self._helps(store) and (self._is_strong(store) or not self.judged_early)
-        if helps:
+        if helps or self.force:
             self.fits.clear()
             store = self._score(0)
             helps = self._helps(store) and self._is_strong(store)
-        if helps:
+        if helps or self.force:
             for fold in range(1, self.folds):
                 store = store.merge(self._score(fold))
             helps = self._helps(store) and self._is_strong(store)
-        rehearsal = self._found(store, helps)
+        rehearsal = self._found(store, helps, leave_out=helps or self.force)
         store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
         if path is not None:
             store.save(path)
@@ -224,6 +229,7 @@ class _Run:
             "data": data,
             "trusted": self.trusted_digest,
             "only_trusted_classes": self.only,
+            "force": self.force,
             "seed": self.seed,
             "steps": self._fit_steps(),
             "network": network,
@@ -319,9 +325,9 @@ class _Run:
         accuracy = self._trusted_accuracy()
         return wrong_share(self._counts(store), None if accuracy is None else (accuracy, len(self.validation)))
 
-    def _found(self, store: IrreducibleLossStore, helps: bool) -> Rehearsal:
+    def _found(self, store: IrreducibleLossStore, helps: bool, leave_out: bool) -> Rehearsal:
         counts, wrong = self._counts(store), self._wrong(store)
-        limit = gate(wrong.share, self.classes) if helps else math.inf
+        limit = gate(wrong.share, self.classes) if leave_out else math.inf
         known = store.losses[torch.isfinite(store.losses)]
         return Rehearsal(
             helps=helps,
@@ -332,7 +338,7 @@ class _Run:
             classes=self.classes,
             examples=self.n,
             max_irreducible_loss=limit,
-            left_out=float((known > limit).float().mean()) if helps else 0.0,
+            left_out=float((known > limit).float().mean()) if leave_out else 0.0,
             calibration=counts.tenths(),
             fits=tuple(
                 Round(fold, each.steps, each.validation_loss, each.accuracy) for fold, fit in self.fits for each in fit.epochs
@@ -422,7 +428,7 @@ class _Run:
             return False
         shared = in_common(trusted, self.data) or self._same_content(trusted)
         if shared > n // 100:
-            self.notes.append(f"At least {shared:,} of {n:,} trusted examples are among the training data, too: {left}.")
+            self.notes.append(f"About {shared:,} of {n:,} trusted examples are among the training data, too: {left}.")
             return False
         absent = ~torch.isin(mine, labels)
         self.unasked = float(absent.float().mean())
@@ -440,9 +446,12 @@ class _Run:
         return False
 
     def _same_content(self, trusted: Any) -> int:
-        """How many of some trusted examples are, by content, among some training examples."""
-        at, among = spread(len(trusted), 200), spread(self.n, 10_000)
-        return same_content(self.loader_of(self.data), self.loader_of(trusted), at, among)[0]
+        """How many trusted examples are, by content, among the training examples: an estimate from some of both."""
+        at, among = spread(len(trusted), 200), spread(self.n, 4_000)
+        found, compared = same_content(self.loader_of(self.data), self.loader_of(trusted), at, among)
+        if found < 3:  # such as a text that happens to be in both
+            return 0
+        return min(len(trusted), round(found * len(trusted) / compared * self.n / len(among)))
 
 
 def joined(parts: list[IndexedSubset]) -> Any:

@@ -40,7 +40,7 @@ class Rehearsal:
     """What ``rholoss.auto`` found out with small networks before the run; ``print`` says it in words.
 
     Attributes:
-        helps: whether leaving examples out is expected to help; if not, the run is plain training.
+        helps: whether leaving examples out is expected to help; if not, the run is plain training, unless it was forced.
         wrong: the estimated share of wrong labels, from the most confident predictions of networks that have not seen them.
         accuracy: of these networks on the given labels of examples that they have not seen, in [0, 1].
         trusted: number of trusted examples that were used.
@@ -72,7 +72,7 @@ class Rehearsal:
     @property
     def recipe(self) -> str:
         """``"filtered uniform"`` or ``"plain training"``."""
-        return "filtered uniform" if self.helps else "plain training"
+        return "plain training" if self.max_irreducible_loss == math.inf else "filtered uniform"
 
     def __str__(self) -> str:
         return "\n".join(textwrap.fill(" ".join(part), 100) for part in ([*self.notes], self._sentences()) if part)
@@ -93,7 +93,9 @@ class Rehearsal:
                 why = "That is too few for selection to help"
             else:
                 why = "That is too uncertain for selection to be safe"
-            return [found, f"{why}: this is plain training."]
+            if self.max_irreducible_loss == math.inf:
+                return [found, f"{why}: this is plain training."]
+            found = f"{found} {why}. But force=True was passed."
         kept = (
             f"examples with an irreducible loss above {self.max_irreducible_loss:.2f}, {self.left_out:.0%} of all, are left out"
         )

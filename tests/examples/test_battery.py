@@ -79,14 +79,14 @@ TINY = {
 @pytest.mark.parametrize("name", TINY)
 def test_texts_are_read_in_the_format_in_which_they_are_published(name, tmp_path):
     (tmp_path / name).mkdir()
-    for file in texts.FILES[name]:
-        (tmp_path / name / file).write_text(TINY[name])
+    for i, file in enumerate(texts.FILES[name]):
+        (tmp_path / name / file).write_text(TINY[name] if not i else TINY[name].replace("far", "here"))
     found = texts.read_texts(name, tmp_path)
     assert found.x.shape == (2, texts.LENGTH[name])
     assert sorted(found.y.tolist()) == [0, 1]
     assert (found.x[0] == found.x[1]).any()
     assert not torch.equal(found.x[0], found.x[1])
-    assert (found.test is None) == (name == "tweets")
+    assert (0 if found.test is None else len(found.test[1])) == {"tweets": 0, "newsgroups": 1, "sst2": 1, "cola": 1}[name]
 
 
 def test_missing_texts_are_named(tmp_path):

@@ -123,6 +123,17 @@ class TestRightLabels:
         assert not rehearsal.helps
         assert "this is plain training" in " ".join(str(rehearsal).split())
 
+    def test_the_answer_can_be_overruled(self):
+        data, _ = examples()
+        selector = open_door(data, force=True)
+        assert not selector.rehearsal.helps
+        assert selector.rehearsal.recipe == "filtered uniform"
+        assert "But force=True was passed. So examples with an irreducible loss above" in " ".join(
+            str(selector.rehearsal).split()
+        )
+        assert selector.store.losses.isfinite().all()
+        assert 0 < (~selector.kept).float().mean() < 0.1
+
     def test_too_few_to_tell(self):
         selector = open_door(examples(300, wrong=0.3)[0])
         assert not selector.rehearsal.helps
@@ -155,6 +166,13 @@ class TestTrusted:
         assert (rehearsal.trusted, rehearsal.helps) == (0, True)
         assert said in " ".join(str(rehearsal).split())
         assert "they are not used." in " ".join(str(rehearsal).split())
+
+    def test_copies_are_found_among_much_data(self):
+        data, _ = examples(30_000)
+        copies = TensorDataset(*(t[:25_000].clone() for t in data.tensors))
+        note = open_door(data, copies, steps=20).rehearsal.notes[0]
+        about = int(note.split()[1].replace(",", ""))
+        assert 10_000 < about <= 25_000  # estimated from 200 of one and 4,000 of the other
 
     def test_classes_that_are_not_asked_for_are_left_out_on_request(self):
         data, _ = examples()
