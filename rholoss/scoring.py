@@ -31,6 +31,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 _How = tuple[Reduce, Mode | None, int | None]  # what is computed, in which mode, from which seed
 
+IMAGES_AT_ONCE = 20  # on a CPU, by default
 _LARGE = 2**20  # bytes of what is computed of a chunk, above which no chunks are made, or kept, by default
 
 _PASS_FORWARD = "pass forward=(model, batch) -> (outputs, targets), or a task= with it"
@@ -259,7 +260,7 @@ def rows_at_once(model: Any, batch: Any, n: int) -> int | None:
     most, dimensions = [], weight_dimensions(model)
     for tensor in (t for t in own if t.shape[0] == n and t.ndim <= dimensions):
         is_tokens = tensor.ndim == 2
-        most.append(min(64, 2048 // tensor.shape[1]) if is_tokens else min(20, 2**18 // max(tensor[0].numel(), 1)))
+        most.append(min(64, 2048 // tensor.shape[1]) if is_tokens else min(IMAGES_AT_ONCE, 2**18 // max(tensor[0].numel(), 1)))
     size = max(min(most, default=n), 8)
     return math.ceil(n / math.ceil(n / size)) if size < n else None
 

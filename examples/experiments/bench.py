@@ -21,6 +21,7 @@ from experiments.planned import Plans
 from experiments.references import Reference, make_reference
 from experiments.setups import Irreducible, Setup, described, located, row_id
 from experiments.tasks import Task, load_task, make_model
+from rholoss import scoring
 from rholoss.irreducible.models import describe
 
 
@@ -111,6 +112,7 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread(s)",
+        "images_at_once": str(scoring.IMAGES_AT_ONCE),  # of scoring passes, which decides on the last bits of losses
     }
 
 

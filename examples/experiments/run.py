@@ -31,6 +31,7 @@ from experiments.loop import Look
 from experiments.results import RESULTS, append, read
 from experiments.setups import Setup, rebuilt, row_id
 from experiments.smoke import can_run, shrunk, without_an_encoder, write_tiny_files
+from rholoss import scoring
 
 Run = tuple[Experiment, str, Setup, int]
 SAME = ("evaluations", "selected", "already_right", "repeated", "weights")
@@ -99,6 +100,7 @@ def repeat(name: str, bench: Bench, results: Path) -> bool:
     if not found:
         raise SystemExit(f"no row {name} among the {len(rows)} of {results}")
     row = found[0]
+    scoring.IMAGES_AT_ONCE = int(row["versions"].get("images_at_once", 40))  # 40 before rows had this
     again = bench.run(rebuilt(row["setup"]), row["seed"])
     differ = [key for key in SAME if without_seconds(again[key]) != without_seconds(row[key])]
     about = f"{row['experiment']}, {row['label']}, seed {row['seed']}"
