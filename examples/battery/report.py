@@ -86,24 +86,23 @@ def _outcome(name: str, whole: dict[int, dict[str, dict[str, Any]]]) -> Outcome:
 
 
 def table(found: list[Outcome]) -> list[str]:
-    """A row for each setting."""
-    lines = [
+    """A row for each setting: first those where the answer is yes, then, folded, the others."""
+    head = [
         "| setting (trusted) | wrong, found | does it help? | plain, % | `auto`, points | in as many seconds |",
         "|---|---|---|---|---|---|",
     ]
-    for each in found:
-        yes, of = sum(each.helps), len(each.helps)
-        answer = (
-            ("yes" if each.says_yes else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
-        )
-        trusted = _trusted(each)
-        name = f"{each.name.removesuffix(', nothing trusted')} ({trusted})"
-        lines.append(
-            f"| {f'**{name}**' if each.says_yes else name} | {100 * statistics.mean(each.wrong):.0f} %, "
-            f"{100 * statistics.median(each.found):.0f} % | {answer} | {statistics.median(each.plain):.1f} "
-            f"| {_spread(each.gains)} | {_spread(each.in_seconds)} |"
-        )
-    return lines
+    yes, no = ([_row(each) for each in found if each.says_yes is answer] for answer in (True, False))
+    folded = ['<details markdown="1"><summary>Where auto says no</summary>', "", *head, *no, "", "</details>"]
+    return [*head, *yes, "", *(folded if no else [])]
+
+
+def _row(each: Outcome) -> str:
+    yes, of = sum(each.helps), len(each.helps)
+    answer = ("yes" if each.says_yes else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
+    return (
+        f"| {_name(each)} | {100 * statistics.mean(each.wrong):.0f} %, {100 * statistics.median(each.found):.0f} % | {answer} "
+        f"| {statistics.median(each.plain):.1f} | {_spread(each.gains)} | {_spread(each.in_seconds)} |"
+    )
 
 
 def steps_table(found: list[Outcome]) -> list[str]:
@@ -113,8 +112,7 @@ def steps_table(found: list[Outcome]) -> list[str]:
         if statistics.mean(each.wrong) >= MANY:
             never = sum(not times for times in each.fewer)
             reached = f", never in {never} of {len(each.fewer)}" if never else ""
-            name = f"{each.name.removesuffix(', nothing trusted')} ({_trusted(each)})"
-            lines.append(f"| {name} | {statistics.median(each.fewer):.1f}{reached} |")
+            lines.append(f"| {_name(each)} | {statistics.median(each.fewer):.1f}{reached} |")
     return lines
 
 
@@ -129,17 +127,19 @@ def claims(found: list[Outcome]) -> list[str]:
         helps: statistics.median(t for each in found for t, h in zip(each.before, each.helps, strict=True) if h == helps)
         for helps in {h for each in found for h in each.helps}
     }
+    ends = f"the worst setting ends at {_median_gain(lowest):+.1f} points ({lowest.name}; median over seeds)"
+    if _median_gain(lowest) >= 0:
+        ends = "no setting ends lower (medians over seeds)"
     return [
-        f"{len(found)} settings, {runs} runs. Against the best tuned plain training of as many steps, the worst setting ends at "
-        f"{_median_gain(lowest):+.1f} points ({lowest.name}; median over seeds), and the worst run at {min(worst.gains):+.1f} "
-        f"({worst.name}).",
-        f"Against plain training of as many seconds, preparation included, the worst setting ends at "
+        f"{len(found)} settings, {runs} runs. Compared with the best tuned plain training of as many steps, {ends}. The worst "
+        f"run ends at {min(worst.gains):+.1f} points ({worst.name}).",
+        f"Compared with plain training of as many seconds, preparation included, the worst setting ends at "
         f"{statistics.median(slowest.in_seconds):+.1f} ({slowest.name}).",
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or takes at least 2 times fewer steps to its best.",
-        f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. Right: it is yes and the run ends "
-        f"higher; or it is no, and under {100 * FEW:.0f} % of the labels are wrong, or the run with `force=True` does not end "
-        f"{HELPED} points higher.",
+        f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. A yes is right if the run ends "
+        f"higher. A no is right if under {100 * FEW:.0f} % of the labels are wrong, or if a run with `force=True` gains less "
+        f"than {HELPED} points.",
         *_overruled(found),
         f"Before the run, `auto` adds {100 * cost.get(False, 0):.0f} % to the run's time if it says no, and "
         f"{100 * cost.get(True, 0):.0f} % if it says yes (medians).",
@@ -151,8 +151,9 @@ def _overruled(found: list[Outcome]) -> list[str]:
     return [f"With `force=True`, where the answer is no: {'; '.join(parts)}."] if parts else []
 
 
-def _trusted(each: Outcome) -> str:
-    return f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
+def _name(each: Outcome) -> str:
+    trusted = f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
+    return f"{each.name.removesuffix(', nothing trusted')} ({trusted})"
 
 
 def _median_gain(each: Outcome) -> float:
