@@ -22,7 +22,7 @@ from battery.run import AS_LONG, FEW, FORCED, FRONT, RESULTS, UNIFORM
 from battery.settings import SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "will_it_help.md"
-BEGIN, END = "<!-- battery -->", "<!-- end -->"
+BEGIN, BEGIN_TRUSTED, END = "<!-- battery -->", "<!-- battery trusted -->", "<!-- end -->"
 MANY = 0.2  # share of wrong labels from which leaving examples out should help
 HELPED = 0.5  # points from which it would have helped
 
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     in_seconds: list[float]  # above plain training of as many seconds
     fewer: list[float]  # times fewer steps to plain training's best; 0 if never
     helps: list[bool]
-    wrong: list[float]  # shares: truly wrong or not asked for
+    wrong: list[float]  # shares: truly wrong or irrelevant to the task
     found: list[float]  # estimated
     before: list[float]  # seconds of the rehearsal, as a share of the run's
     forced: list[float]  # the end above plain training where a no was overruled
@@ -106,13 +106,29 @@ def _row(each: Outcome) -> str:
 
 
 def steps_table(found: list[Outcome]) -> list[str]:
-    """How many times fewer steps it takes, where many labels are wrong or not asked for."""
+    """How many times fewer steps it takes, where many labels are wrong or irrelevant to the task."""
     lines = ["| setting (trusted) | times fewer steps to plain training's best |", "|---|---|"]
     for each in found:
         if statistics.mean(each.wrong) >= MANY:
             never = sum(not times for times in each.fewer)
             reached = f", never in {never} of {len(each.fewer)}" if never else ""
             lines.append(f"| {_name(each)} | {statistics.median(each.fewer):.1f}{reached} |")
+    return lines
+
+
+def trusted_table(found: list[Outcome]) -> list[str]:
+    """A row for each number of trusted examples: how often the answer is right, and what is gained where labels are wrong."""
+    there = f"{100 * FEW:.0f} % wrong or more"
+    lines = [
+        f"| trusted examples | settings | right answers | {there} | there: `auto`, points | in as many seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for trusted in sorted({SETTINGS[each.name].trusted for each in found}):
+        mine = [each for each in found if SETTINGS[each.name].trusted == trusted]
+        dirty = [each for each in mine if statistics.mean(each.wrong) >= FEW]
+        right = sum(each.right for each in mine)
+        gains, in_seconds = (_range([statistics.median(getattr(each, of)) for each in dirty]) for of in ("gains", "in_seconds"))
+        lines.append(f"| {trusted:,} | {len(mine)} | {right} | {len(dirty)} | {gains} | {in_seconds} |")
     return lines
 
 
@@ -153,7 +169,12 @@ def _overruled(found: list[Outcome]) -> list[str]:
 
 def _name(each: Outcome) -> str:
     trusted = f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
-    return f"{each.name.removesuffix(', nothing trusted')} ({trusted})"
+    return f"{each.name.removesuffix(', nothing trusted').replace('not asked for', 'irrelevant')} ({trusted})"
+
+
+def _range(values: list[float]) -> str:
+    low, high = (f"{of(values):+.1f}" if values else "" for of in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def _median_gain(each: Outcome) -> float:
@@ -183,7 +204,7 @@ def draw(found: list[Outcome], path: Path) -> None:
         panel.axvline(-0.5, color="#999999", linewidth=0.8, linestyle=":")
         panel.set(title=title, xlabel="points")
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(found)), [each.name for each in reversed(found)])
+    axes[0].set_yticks(range(len(found)), [_name(each) for each in reversed(found)])
     handles = [axes[0].plot([], [], "o", color=color)[0] for color in ("#d55e00", "#0072b2")]
     axes[1].legend(handles, ["leaves examples out", "plain training"], frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
@@ -203,10 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not found:
         print(f"no results in {asked.results}; see examples/battery/run.py")
         return 1
-    print(text(found))
+    parts = {BEGIN: text(found), BEGIN_TRUSTED: "\n".join(trusted_table(found))}
+    print(*parts.values(), sep="\n\n")
     if asked.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text(found)}\n\n{END}{rest.partition(END)[2]}")
+        for begin, part in parts.items():
+            before, _, rest = PAGE.read_text().partition(begin)
+            PAGE.write_text(f"{before}{begin}\n\n{part}\n\n{END}{rest.partition(END)[2]}")
         draw(found, PAGE.with_name("battery.png"))
     return 0
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,9 @@ def test_the_report(rows, tmp_path):
     text = report.text([found])
     assert ("<details" in text) is not found.says_yes
     assert f"| {NAME} (100) | 30 %" in text
+    assert report.trusted_table([found])[2].startswith(
+        f"| 100 | 1 | {found.right:d} | 1 | {statistics.median(found.gains):+.1f} |"
+    )
     report.draw([found], tmp_path / "battery.png")
     assert (tmp_path / "battery.png").stat().st_size > 10_000
 
@@ -59,7 +63,9 @@ def test_the_report(rows, tmp_path):
 @pytest.mark.skipif(not run.RESULTS.exists(), reason="no results")
 def test_the_page_says_what_the_report_prints():
     page = (ROOT / "docs" / "pages" / "will_it_help.md").read_text()
-    assert report.text(report.outcomes(read(run.RESULTS))) in page
+    found = report.outcomes(read(run.RESULTS))
+    assert report.text(found) in page
+    assert "\n".join(report.trusted_table(found)) in page
 
 
 def test_unknown_settings_are_refused(capsys):
