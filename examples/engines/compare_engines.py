@@ -110,13 +110,13 @@ def compare(n: int, engines: list[str], folder: Path) -> float:
     return direct
 
 
-def plan(n: int, rate: float, price: float) -> None:
+def plan(n: int, rate: float, cost: float) -> None:
     """What n examples would take, by arithmetic."""
-    print(f"\n{n:,} examples at {rate:,.0f} per second and worker, at {price:.2f} per worker and hour, in any currency\n")
+    print(f"\n{n:,} examples at {rate:,.0f} per second and worker, at {cost:.2f} per worker and hour, in any currency\n")
     print("| workers | hours | cost |\n|---|---|---|")
     for workers in (1, 8, 64, 512):
         hours = n / rate / workers / 3600
-        print(f"| {workers} | {hours:.1f} | {hours * workers * price:,.0f} |")
+        print(f"| {workers} | {hours:.1f} | {hours * workers * cost:,.0f} |")
     print(f"\nscores in Parquet {n * 12 / 1e9:.1f} GB; a mapped store {n * 4 / 1e9:.1f} GB, with ids up to {n * 16 / 1e9:.1f} GB")
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", choices=list(NEEDS), default=list(NEEDS))
     parser.add_argument("--plan", type=int, default=1_000_000_000, help="examples to plan for")
     parser.add_argument("--rate", type=float, help="examples per second and worker; None: as measured here")
-    parser.add_argument("--price", type=float, default=0.05, help="of a worker for an hour: here one core of a cloud machine")
+    parser.add_argument("--cost", type=float, default=0.05, help="of a worker for an hour: here one core of a cloud machine")
     parser.add_argument("--share", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -142,7 +142,7 @@ def main() -> None:
     if rate is None:
         with tempfile.TemporaryDirectory() as folder:
             rate = compare(args.examples, there, Path(folder))
-    plan(args.plan, rate, args.price)
+    plan(args.plan, rate, args.cost)
 
 
 if __name__ == "__main__":
