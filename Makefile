@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint .ci/co
 DEMO    := $(VENV)/.ready-for-demo
 DEV     := $(VENV)/.ready-for-development
 
-.PHONY: demo tutorial costs test trackers engines oldest newest lint types docs wheel check clean help
+.PHONY: demo tutorial costs gpu test trackers engines oldest newest lint types docs wheel check clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,9 @@ tutorial: $(DEV)  ## run the tutorial notebook again, and write its outputs into
 costs: $(DEMO)  ## print what selection costs and what comes of it, from the committed measurements
 	$(BIN)/python examples/benchmarks/step_costs.py --report examples/results/step_costs.json
 	$(BIN)/python examples/experiments/report.py fast fast-wide fast-clean fast-clean-mnist
+
+gpu: $(DEV)  ## on a GPU: run the tests that need one, and print what a step with selection costs
+	$(BIN)/python examples/benchmarks/gpu.py
 
 test: $(DEV)   ## run the tests, in two processes
 	$(BIN)/python -m pytest -n 2

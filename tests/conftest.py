@@ -8,6 +8,11 @@ from rholoss import IrreducibleLossStore
 FEATURES, CLASSES = 6, 4
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+
+
 def make_net(seed):
     """A small classifier with BatchNorm and dropout."""
     with torch.random.fork_rng(devices=[]):

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector, selector_names
 
 HERE = Path(__file__).parent
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 def collate(examples):
@@ -57,7 +56,7 @@ def test_everything_on_a_pretend_accelerator():
     assert "skipped" not in ran.stdout
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "method",
     ["rho_loss", "proxy_rho_loss", "uniform", "train_loss", "gradient_norm_importance_sampling", "boltzmann_rho_loss"],
@@ -86,7 +85,7 @@ def test_a_step_on_a_gpu_never_waits_for_it(method):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("device", [None, "model"])
 @pytest.mark.parametrize("method", ["rho_loss", "uniform", "bald"])
 def test_a_gpu_chooses_what_the_cpu_chooses(method, device):
@@ -102,7 +101,7 @@ def test_a_gpu_chooses_what_the_cpu_chooses(method, device):
         assert [index for _, index in chosen[0]] == [index for _, index in chosen[1]]
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_diverged_model_on_a_gpu_is_reported_a_little_later_and_never_chosen():
     class Exploding(Selector):
         def score(self, candidates):
@@ -117,7 +116,7 @@ def test_a_diverged_model_on_a_gpu_is_reported_a_little_later_and_never_chosen()
         next(batches)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_scoring_on_a_gpu_leaves_its_random_state_as_it_was():
     model = make_net(0).cuda().train()
     selector = RhoLossSelector(

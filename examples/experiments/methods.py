@@ -15,17 +15,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from experiments.planned import Plans, replayed
-from experiments.references import Reference
+from experiments.references import Reference, one_of
 from experiments.setups import Setup, located
 from experiments.tasks import Task, make_model, plain
-from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, build_selector
+from rholoss import IrreducibleLossStore, RhoLossSelector, Selector, auto, build_selector
 from rholoss.batches import move
 from rholoss.isolation import derived_seed, device_of, fork_rng
 from rholoss.schedules import Geometric, Linear
 from rholoss.scoring import default_forward, default_loss
-from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector
+from rholoss.selectors import FilteredUniformSelector, GatedUniformSelector, ProxyRhoLossSelector
 from rholoss.wrappers import PayoffGatedSelector
 
+UNREGISTERED = {"gated_uniform": GatedUniformSelector, "filtered_uniform": FilteredUniformSelector}
 SCHEDULES = {"geometric": Geometric, "linear": Linear}
 
 
@@ -87,6 +88,10 @@ def build_method(
     began = time.process_time()
     store = None if reference is None else reference.store
     shared: dict[str, Any] = {"keep": setup.keep, "forward": forward, "device": "model", "seed": seed}
+    if setup.method == "auto":
+        trusted = None if task.holdout is None else one_of(plain(task.holdout), plain(task.validation))
+        selector = auto(loader, model, trusted, steps=setup.steps, progress=False, device="model", seed=seed)
+        return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
     if setup.method == "payoff_gated":
         selector = _payoff_gated(setup, task, loader, model, store, root, shared, **options)
         return Method(selector, lambda batch: None, forward, None, time.process_time() - began)
@@ -97,7 +102,7 @@ def build_method(
         return Method(selector, lambda batch: None, forward, None, recorded.seconds)
     proxy, along = _proxy(setup, task, seed, root, device)
     ingredients = {"store": store, "proxy": proxy, "irreducible_model": irreducible_model}
-    method = GatedUniformSelector if setup.method == "gated_uniform" else setup.method
+    method: Any = UNREGISTERED.get(setup.method, setup.method)
     selector = build_selector(method, loader, model, **ingredients, **shared, **options)
     return Method(selector, along, forward, irreducible_model, time.process_time() - began)
 

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from experiments.images import ByteImages
 from experiments.measures import Evaluation
 from experiments.setups import Irreducible, located
 from experiments.tasks import Task, make_model, plain
@@ -75,11 +76,18 @@ def make_reference(how: Irreducible, task: Task, seed: int, test: Evaluation, ro
 
 def parts_of_one(*datasets: Any) -> list[IndexedSubset]:
     """Datasets as parts of one, so that indices distinguish the examples: in some data different ones look the same."""
-    whole: Any = ConcatDataset(datasets)
-    ends = [0, *whole.cumulative_sizes]
-    if all(type(data) is TensorDataset for data in datasets):
-        whole = TensorDataset(*map(torch.cat, zip(*(data.tensors for data in datasets), strict=True)))  # read at once
+    whole, ends = one_of(*datasets), [0, *accumulate(map(len, datasets))]
     return [IndexedSubset(whole, list(range(start, end))) for start, end in pairwise(ends)]
+
+
+def one_of(*datasets: Any) -> Any:
+    """Datasets as one, which is read a batch at once where they are in memory."""
+    if all(type(data) is TensorDataset for data in datasets):
+        return TensorDataset(*map(torch.cat, zip(*(data.tensors for data in datasets), strict=True)))
+    if all(type(data) is ByteImages for data in datasets):
+        images, targets = (torch.cat([getattr(data, name) for data in datasets]) for name in ("images", "targets"))
+        return ByteImages(images, targets, datasets[0].mean, datasets[0].std)
+    return ConcatDataset(datasets)
 
 
 def _fit(

@@ -29,7 +29,6 @@ from rholoss.selectors import TrainLossSelector, UniformSelector
 
 N = 12
 EXAMPLES = Path(__file__).parents[2] / "examples"
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 def share(part, whole):
@@ -509,7 +508,7 @@ def test_the_benchmark_prints_what_watching_costs(monkeypatch, capsys):
     assert re.search(r"SelectionLog, 2 flags: \d\.\d{3} \(.*\) times as long", capsys.readouterr().out)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_watching_on_a_gpu_never_waits_for_it():
     data, model = make_data(640), make_net(0).cuda()
     loader = DataLoader(data, batch_size=8, pin_memory=True)
@@ -535,7 +534,7 @@ def test_watching_on_a_gpu_never_waits_for_it():
     assert log.summary()["batches"] == comparison.batches == 1 + 3 * (len(batches) - 1)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_numbers_of_a_gpu_are_those_of_the_cpu():
     batches = [
         Batch([0, 1, 2, 3], [0, 2], [0.5, -math.inf, 1.0, 2.0], step, correct=[True, False, True, True]) for step in range(70)

@@ -49,6 +49,23 @@ def test_shifted_images_are_parts_of_padded_ones_in_training_only():
     assert torch.equal(model.eval()(x), x)
 
 
+def test_half_of_the_shifted_images_are_mirrored_where_that_is_asked_for():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).expand(400, 3, 8, 8)
+    torch.manual_seed(0)
+    rows = Shifted(nn.Identity(), 1, mirror=True)(x)[:, 0, 4]
+    mirrored = rows[:, 4] < rows[:, 3]
+    assert 150 < mirrored.sum() < 250
+    torch.manual_seed(0)
+    assert torch.equal(torch.where(mirrored[:, None], rows.flip(-1), rows), Shifted(nn.Identity(), 1)(x)[:, 0, 4])
+
+
+def test_a_narrow_residual_network_is_made_by_name_also_inside_another_model():
+    model = make_model("shifted", task_of(3, 32, 32), of="resnet8", width=16, pixels=4, mirror=True)
+    assert parameters(model) == parameters(resnet((3, 32, 32), 10, "resnet8", 16)) == 78_042
+    assert model.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_large_images_are_made_smaller_first():
     model = resnet((3, 96, 96), 5, width=4)
     assert model[0].kernel_size == (7, 7)
