@@ -105,6 +105,7 @@ def columns(results: Results) -> list[list[tuple[str, Cell]]]:
             ("at uniform's seconds, %", by_then(False)),
             ("at uniform's seconds, included, %", by_then(True)),
             ("best, %", lambda rows: spread([best(row) for row in rows.values()], percent)),
+            ("at the end, %", lambda rows: spread([row["final"] for row in rows.values()], percent)),
             ("steps in all", lambda rows: spread([row["evaluations"]["step"][-1] for row in rows.values()], number)),
         ],
     ]

@@ -28,10 +28,14 @@ class Results:
         return self.rows[next(iter(self.experiment.setups))]
 
     def tuned(self) -> str:
-        """The plain training that gets highest in as many steps: the label with the highest median of the best metric."""
+        """The plain training that gets highest in as many steps: the label with the highest median of the best metric.
+
+        Where some have more seeds than others, by the seeds that all have.
+        """
         setups, steps = self.experiment.setups, next(iter(self.experiment.setups.values())).steps
         plain = [label for label in self.rows if setups[label].method == "uniform" and setups[label].steps == steps]
-        return max(plain, key=lambda label: statistics.median(best(row) for row in self.rows[label].values()))
+        shared = set.intersection(*(set(self.rows[label]) for label in plain))
+        return max(plain, key=lambda label: statistics.median(best(self.rows[label][seed]) for seed in shared))
 
 
 def results_of(experiment: Experiment, rows: Iterable[Row]) -> Results | None:
