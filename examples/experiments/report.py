@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # the folder of this package, rather than this folder
 
 from experiments.experiments import EXPERIMENTS
+from experiments.overview import lines
 from experiments.paying import columns as columns_in_seconds, columns_of_making, columns_of_plans
 from experiments.results import RESULTS, read
 from experiments.summary import (
@@ -166,45 +167,9 @@ def correlations(results: Results) -> str:
     return table("approximation", columns, some)
 
 
-def _is_compared(results: Results) -> bool:
-    return results.experiment.kind == "methods" and "RHO-LOSS" in results.rows
-
-
 def overview(found: Mapping[str, Results]) -> str:
-    """Plain training, the best of it, and RHO-LOSS, a line for each experiment that has them."""
-    mine = {results.experiment.name: results for results in found.values() if _is_compared(results)}
-    whose = {id(results.baseline): results for results in mine.values()}
-
-    def of(label: str, value: Callable[[Results, BySeed], str]) -> Callable[[BySeed], str]:
-        def cell(rows: BySeed) -> str:
-            results = whose[id(rows)]
-            return value(results, results.rows[results.tuned() if label == "tuned" else label])
-
-        return cell
-
-    def top(results: Results, rows: BySeed) -> str:
-        return spread([best(row) for row in rows.values()], percent)
-
-    def included(results: Results, rows: BySeed) -> str:
-        return spread(seconds_to_reach(rows, results.baseline), seconds)
-
-    ends: list[Column] = [
-        ("uniform's best, %", of("uniform", top)),
-        ("the best uniform's", of("tuned", top)),
-        ("RHO-LOSS's", of("RHO-LOSS", top)),
-        ("seeds", lambda rows: str(len(rows))),
-    ]
-    soon: list[Column] = [
-        ("times fewer steps", of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.baseline), times))),
-        (
-            "against the best uniform",
-            of("RHO-LOSS", lambda results, rows: spread(speedups(rows, results.rows[results.tuned()]), times)),
-        ),
-        ("seconds: uniform", of("uniform", included)),
-        ("RHO-LOSS, losses included", of("RHO-LOSS", included)),
-    ]
-    baselines = {name: results.baseline for name, results in mine.items()}
-    return table("best accuracy", ends, baselines) + "\n\n" + table("to uniform's best", soon, baselines)
+    """What selection gains over the best plain training, a line for each experiment."""
+    return table("data", *lines(found))
 
 
 def in_seconds(results: Results) -> str:
