@@ -253,6 +253,7 @@ PIXELS = Setup(
     proxy_options=TINY_NET,
     lr=3e-3,
     schedule="cosine",
+    steps=800,
     every=100,
 )
 
@@ -293,15 +294,13 @@ def on_pixels(labels: str) -> dict[str, Setup]:
     """Labels that people gave, images, and 25,000 trusted ones: plain training with three learning rates, and what is faster."""
     setup = on(PIXELS, noise=labels)
     alone, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
-    whole, front = replace(alone, keep=1.0), by(replace(alone, irreducible=None, keep=1.0), "auto")
-    few = on(replace(whole, irreducible=replace(PIXELS_FIT, epochs=30)), holdout=2500)
-    uniform = plain(setup, 2000)
+    whole, uniform = replace(alone, keep=1.0), replace(plain(setup, 1500), every=250)
+    front = by(replace(whole, irreducible=None), "auto")
     return {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in (*RATES[2:], 1e-2)} | {
-        "RHO-LOSS": by(replace(alone, steps=600), "rho_loss"),
+        "RHO-LOSS": by(replace(alone, steps=300, every=50), "rho_loss"),
         "filtered uniform": by(whole, "filtered_uniform", **limit),
         "half a plan, then below the gate": by_plan(setup, steps=setup.steps // 2, then="below the gate", proxy_lr=3e-3),
         "the front door": front,
-        "filtered uniform, 2,500 trusted": by(few, "filtered_uniform", **limit),
         "the front door, 2,500 trusted": on(front, holdout=2500),
     }
 
