@@ -253,7 +253,7 @@ PIXELS = Setup(
     proxy_options=TINY_NET,
     lr=3e-3,
     schedule="cosine",
-    steps=800,
+    steps=1000,
     every=100,
 )
 
@@ -295,13 +295,27 @@ def on_pixels(labels: str) -> dict[str, Setup]:
     setup = on(PIXELS, noise=labels)
     alone, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
     whole, uniform = replace(alone, keep=1.0), replace(plain(setup, 1500), every=250)
-    front = by(replace(whole, irreducible=None), "auto")
-    return {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in (*RATES[2:], 1e-2)} | {
-        "RHO-LOSS": by(replace(alone, steps=300, every=50), "rho_loss"),
+    rates = {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in (*RATES[2:], 1e-2)}
+    front, shorter = by(replace(whole, irreducible=None, steps=800), "auto"), replace(PIXELS_FIT, epochs=2)
+
+    def half_a_plan(setup: Setup) -> Setup:
+        return by_plan(setup, steps=setup.steps // 2, then="below the gate", proxy_lr=3e-3)
+
+    return rates | {
+        "RHO-LOSS": rho(alone),
         "filtered uniform": by(whole, "filtered_uniform", **limit),
-        "half a plan, then below the gate": by_plan(setup, steps=setup.steps // 2, then="below the gate", proxy_lr=3e-3),
+        "half a plan, then below the gate": half_a_plan(setup),
         "the front door": front,
-        "the front door, 2,500 trusted": on(front, holdout=2500),
+        "RHO-LOSS, 300 steps": rho(replace(alone, steps=300, every=50)),
+        "filtered uniform, 800 steps": by(replace(whole, steps=800), "filtered_uniform", **limit),
+        "half a plan, 800 steps": half_a_plan(replace(setup, steps=800)),
+        "filtered uniform, 1.5 nats, 700 steps": by(replace(whole, steps=700), "filtered_uniform", max_irreducible_loss=1.5),
+        "filtered uniform, 800 steps, fit of 2 epochs": by(
+            replace(whole, irreducible=shorter, steps=800), "filtered_uniform", **limit
+        ),
+        "half a plan of keep 0.25, 800 steps, fit of 2 epochs": half_a_plan(
+            replace(setup, keep=0.25, irreducible=shorter, steps=800)
+        ),
     }
 
 

@@ -296,6 +296,9 @@ def test_the_overview_has_a_line_for_each_experiment():
     faster = replace(setup, keep=0.5, model="vgg", task_options={"holdout": "none"})
     more = rows + [hand_made(faster, seed, (0.8, 0.9, 0.7), 0.1, step=(1, 2, 4)) for seed in (0, 1, 2)]
     assert line("paying", experiment.setups | {"faster": faster}, more) == ["convolutions: faster", "40.0", "0.8", "-5.0", "0"]
+    lucky = [hand_made(replace(setup, keep=0.25), 0, (0.9, 0.9, 0.9), 0.1, step=(1, 2, 4))]  # a seed of three
+    setups = experiment.setups | {"lucky": replace(setup, keep=0.25), "faster": faster}
+    assert line("paying", setups, more + lucky)[0] == "convolutions: faster"
     unreached = rows + [hand_made(faster, seed, (0.1, 0.2, 0.3), 0.1) for seed in (0, 1, 2)]
     setups = {label: experiment.setups[label] for label in ("uniform", "uniform, lr 3e-4")} | {"faster": faster}
     assert line("paying", setups, unreached)[1:3] == ["never", "never"]
