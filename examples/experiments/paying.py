@@ -84,7 +84,8 @@ def columns(results: Results) -> list[list[tuple[str, Cell]]]:
 
     def by_then(included: bool) -> Cell:
         def value(row: Row, uniform: Row) -> float:
-            return metric_by(row, uniform["evaluations"]["seconds"][-1], row["seconds_before"] * included)
+            limit = uniform["evaluations"]["seconds"][-1] + uniform["seconds_before"] * included
+            return metric_by(row, limit, row["seconds_before"] * included)
 
         return with_target(value, percent)
 
