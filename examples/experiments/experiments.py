@@ -295,7 +295,7 @@ def on_pixels(labels: str) -> dict[str, Setup]:
     setup = on(PIXELS, noise=labels)
     alone, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
     whole, uniform = replace(alone, keep=1.0), replace(plain(setup, 1500), every=250)
-    rates = {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in (*RATES[2:], 1e-2)}
+    rates = {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in (3e-3, 1e-3, 1e-2)}
     front, shorter = by(replace(whole, irreducible=None, steps=800), "auto"), replace(PIXELS_FIT, epochs=2)
 
     def half_a_plan(setup: Setup) -> Setup:

@@ -390,7 +390,7 @@ COMMITTED = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("experiments.md", {"overview", "noise-30", "plans-cnn", "plans-transfer"}),
+        ("experiments.md", {"overview", "noise-30", "plans-cnn", "plans-transfer", "cifar10n-pixels-worse"}),
         ("cost.md", {"fast", "fast-clean"}),
         ("plans.md", {"plans"}),
     ],
