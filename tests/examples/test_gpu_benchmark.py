@@ -30,11 +30,21 @@ def test_without_a_gpu_it_runs_on_tiny_sizes(gpu, tmp_path, capsys):
     for table in found["tables"].values():
         assert list(table) == ["plain", "RHO-LOSS", "bfloat16"]
         assert set(table["plain"]["times plain"]) == {1.0}
-        assert min(table["RHO-LOSS"]["times plain"]) > 1  # it scores as well
+        assert min(table["RHO-LOSS"]["ms a step"]) > 0
     assert found["tests"] == "left out"
     assert found["notes"] == []
     assert "makes the host wait: no GPU, not checked." in printed
     assert gpu.LEFT_OUT in printed
+
+
+def test_a_step_trains_on_some_of_its_candidates_and_the_plain_one_on_as_many(gpu, monkeypatch):
+    trained = []
+    monkeypatch.setattr(gpu, "learn", lambda model, optimizer, x, y: trained.append((len(x), len(y))))
+    for _, case in gpu.cases(torch.device("cpu"), quick=True):
+        assert [len(index) for index, _ in case.candidates] == 4 * [10 * case.n_b]
+        for step in (case.plain(), case.selecting()):
+            step()
+            assert trained.pop() == (case.n_b, case.n_b)
 
 
 def test_a_way_that_fails_or_comes_too_late_is_noted_and_hides_no_other(gpu):
