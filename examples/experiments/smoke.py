@@ -193,11 +193,11 @@ def _write_sentences(root: Path) -> None:
     said = [" ".join(words[(i * k + k) % 10] for k in range(1, 4 + i % 5)) + f" {i}" for i in range(EXAMPLES)]
     (root / "cola").mkdir(parents=True, exist_ok=True)
     for name in ("in_domain_train", "in_domain_dev", "out_of_domain_dev"):
-        lines = [f"x\t{i % 2}\t\t{text} {name}\n" for i, text in enumerate(said)]
+        lines = [f"x\t{i // 2 % 2}\t\t{text} {name}\n" for i, text in enumerate(said)]
         (root / "cola" / f"{name}.tsv").write_text("".join(lines))
     (root / "sst2").mkdir(parents=True, exist_ok=True)
     for name in ("train", "dev"):
-        lines = [f"{text} {name} \t{i % 2}\n" for i, text in enumerate(said)]
+        lines = [f"{text} {name} \t{i // 2 % 2}\n" for i, text in enumerate(said)]
         (root / "sst2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
 
 
