@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from experiments.experiments import TRUSTED_BAG, TUNED
+from experiments.experiments import TEXT_RATES, TRUSTED_BAG, TUNED
 from experiments.measures import Evaluation
 from experiments.models import TransformerClassifier
 from experiments.references import make_reference
@@ -62,7 +62,7 @@ def trained(kind: type[Trainer], task: Task, root: Path, steps: int) -> Transfor
             output_dir=folder,
             per_device_train_batch_size=TUNED.n_b,
             max_steps=steps,
-            learning_rate=TUNED.lr,
+            learning_rate=TEXT_RATES[0],
             lr_scheduler_type="cosine",
             remove_unused_columns=False,
             save_strategy="no",
