@@ -268,8 +268,8 @@ TUNED = Setup(
 )
 TUNED_CLEAN = on(TUNED, noise=0.0)
 BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=2, patience=2, batch_size=32, lr=2e-4)
-TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF)
-TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG)
+TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF, steps=100)
+TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG, steps=80)
 
 
 def fine_tuned(setup: Setup, steps: int, *rates: float) -> dict[str, Setup]:
@@ -584,16 +584,19 @@ PLANS = [
     ),
     Experiment("plans-cifar10n-worse", "CIFAR-10N, 40 % wrong, features, cross-fitted", planned_cifar10n("worse"), kind="plans"),
 ]
-TEXT_RATES = (5e-4, 2e-4, 1e-4)
+TEXT_RATES = (5e-4, 2e-4, 1e-4)  # the best of plain training first
+CLEAN_RATES = (2e-4, 5e-4, 1e-4)
+COLA_RATES = (2e-4, 5e-4, 1e-4)
+TWEET_RATES = (2e-4, 5e-4, 1e-4)
 FINE_TUNED = [
     Experiment(
         "sst2-finetuned",
         "SST-2, 30 % wrong, fine-tuned MiniLM",
         fine_tuned(TUNED, 240, *TEXT_RATES) | more_of_text(replace(TUNED, lr=TEXT_RATES[0])),
     ),
-    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 240, *TEXT_RATES)),
-    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 200, *TEXT_RATES)),
-    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 200, *TEXT_RATES)),
+    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 240, *CLEAN_RATES)),
+    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 200, *COLA_RATES)),
+    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 160, *TWEET_RATES)),
 ]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
