@@ -266,10 +266,10 @@ TUNED = Setup(
     keep=0.25,
     steps=120,
 )
-TUNED_CLEAN = on(TUNED, noise=0.0)
-BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=2, patience=2, batch_size=32, lr=2e-4)
-TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF, steps=100)
-TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG, steps=80)
+TUNED_CLEAN = replace(on(TUNED, noise=0.0), steps=60, every=30)
+BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=1, batch_size=32, lr=2e-4)
+TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF)
+TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG, steps=30, every=15)
 
 
 def fine_tuned(setup: Setup, steps: int, *rates: float) -> dict[str, Setup]:
@@ -295,12 +295,20 @@ def filtered(setup: Setup) -> Setup:
     return by(replace(setup, keep=1.0), "filtered_uniform", max_irreducible_loss="guess")
 
 
-def more_of_text(setup: Setup) -> dict[str, Setup]:
-    """A plan of a bag of words, and less that is trusted."""
+def half_planned(setup: Setup) -> Setup:
+    """A plan that a bag of words recorded, for the first half of the steps."""
     recorded = replace(setup, proxy="bag", proxy_options={"path": "minilm"})
+    return by_plan(recorded, steps=setup.steps // 2, proxy_lr=3e-3, then="below the gate")
+
+
+def more_of_text(setup: Setup) -> dict[str, Setup]:
+    """A plan, the highest rate, and less that is trusted."""
+    high = replace(setup, lr=5e-4)
     return {
-        "RHO-LOSS, keep 0.5": at_once(replace(setup, keep=0.5)),
-        "half a plan, then below the gate": by_plan(recorded, steps=setup.steps // 2, proxy_lr=3e-3, then="below the gate"),
+        "half a plan, then below the gate": half_planned(setup),
+        "RHO-LOSS, keep 0.25, lr 5e-4": at_once(high),
+        "filtered uniform, lr 5e-4": filtered(high),
+        "half a plan, then below the gate, lr 5e-4": half_planned(high),
         "filtered uniform, 1,000 trusted": filtered(replace(on(setup, holdout=1000), irreducible=TRUSTED_BAG)),
         "filtered uniform, nothing trusted": filtered(replace(setup, irreducible=CROSS_BAG)),
     }
@@ -584,7 +592,7 @@ PLANS = [
     ),
     Experiment("plans-cifar10n-worse", "CIFAR-10N, 40 % wrong, features, cross-fitted", planned_cifar10n("worse"), kind="plans"),
 ]
-TEXT_RATES = (5e-4, 2e-4, 1e-4)  # the best of plain training first
+TEXT_RATES = (2e-4, 5e-4, 1e-4)  # the best of plain training first
 CLEAN_RATES = (2e-4, 5e-4, 1e-4)
 COLA_RATES = (2e-4, 5e-4, 1e-4)
 TWEET_RATES = (2e-4, 5e-4, 1e-4)
@@ -594,9 +602,9 @@ FINE_TUNED = [
         "SST-2, 30 % wrong, fine-tuned MiniLM",
         fine_tuned(TUNED, 240, *TEXT_RATES) | more_of_text(replace(TUNED, lr=TEXT_RATES[0])),
     ),
-    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 240, *CLEAN_RATES)),
-    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 200, *COLA_RATES)),
-    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 160, *TWEET_RATES)),
+    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 120, *CLEAN_RATES)),
+    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 120, *COLA_RATES)),
+    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 60, *TWEET_RATES)),
 ]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
