@@ -266,7 +266,7 @@ TUNED = Setup(
     keep=0.25,
     steps=120,
 )
-TUNED_CLEAN = replace(on(TUNED, noise=0.0), steps=60, every=30)
+TUNED_CLEAN = replace(on(TUNED, noise=0.0), steps=40, every=20)
 BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=1, batch_size=32, lr=2e-4)
 TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF)
 TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG, steps=30, every=15)
@@ -602,8 +602,8 @@ FINE_TUNED = [
         "SST-2, 30 % wrong, fine-tuned MiniLM",
         fine_tuned(TUNED, 240, *TEXT_RATES) | more_of_text(replace(TUNED, lr=TEXT_RATES[0])),
     ),
-    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 120, *CLEAN_RATES)),
-    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 120, *COLA_RATES)),
+    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 80, *CLEAN_RATES)),
+    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 80, *COLA_RATES)),
     Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 60, *TWEET_RATES)),
 ]
 PARTS = [
