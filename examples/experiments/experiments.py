@@ -268,6 +268,69 @@ BERT = {"model": "transformer", "model_options": {"path": "minilm"}}
 COLA_TUNED = Setup("cola", {"tokens": True}, irreducible=Irreducible(**BERT, epochs=10, lr=2e-5), lr=2e-5, **BERT)
 
 
+# Fine-tuned on a CPU: the embedding and the lower three of MiniLM's six layers stay as they are.
+BAG = Irreducible(model="bag", epochs=2, lr=5e-3, schedule="one-cycle")
+OF_MINILM = {"path": "minilm", "dropout": 0.5}  # a bag of the transformer's own embeddings
+CROSS_BAG = replace(BAG, kind="cross-fit", model_options=OF_MINILM, lr=3e-3)
+TRUSTED_BAG = replace(BAG, model_options=OF_MINILM, epochs=20, patience=20, batch_size=64, lr=2e-3)
+TUNED = Setup(
+    "sst2",
+    {"tokens": True, "noise": 0.3, "tested": 500},
+    "transformer",
+    {"path": "minilm", "frozen": 3},
+    irreducible=BAG,
+    schedule="cosine",
+    keep=0.25,
+    steps=120,
+)
+TUNED_CLEAN = replace(on(TUNED, noise=0.0), steps=40, every=20)
+BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=1, batch_size=32, lr=2e-4)
+TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF)
+TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG, steps=30, every=15)
+
+
+def fine_tuned(setup: Setup, steps: int, *rates: float) -> dict[str, Setup]:
+    """Plain training at some rates, and for as many steps as the others; RHO-LOSS; and uniform sampling below the gate.
+
+    Args:
+        setup: the other runs.
+        steps: of plain training.
+        *rates: learning rates of plain training, the best first, which is that of all others.
+    """
+    setup = replace(setup, lr=rates[0])
+    tried = {f"uniform, {rate(lr)}": replace(plain(setup, steps), lr=lr) for lr in rates}
+    short = {f"uniform, {rate(setup.lr)}, {setup.steps} steps": plain(setup, setup.steps)}
+    return tried | short | {"RHO-LOSS, keep 0.25": at_once(setup), "filtered uniform": filtered(setup)}
+
+
+def at_once(setup: Setup) -> Setup:
+    """RHO-LOSS in one pass: the transformer itself puts sentences of about the same length together."""
+    return by(setup, "rho_loss", chunk_size=None)
+
+
+def filtered(setup: Setup) -> Setup:
+    return by(replace(setup, keep=1.0), "filtered_uniform", max_irreducible_loss="guess")
+
+
+def half_planned(setup: Setup) -> Setup:
+    """A plan that a bag of words recorded, for the first half of the steps."""
+    recorded = replace(setup, proxy="bag", proxy_options={"path": "minilm"})
+    return by_plan(recorded, steps=setup.steps // 2, proxy_lr=3e-3, then="below the gate")
+
+
+def more_of_text(setup: Setup) -> dict[str, Setup]:
+    """A plan, the highest rate, and less that is trusted."""
+    high = replace(setup, lr=5e-4)
+    return {
+        "half a plan, then below the gate": half_planned(setup),
+        "RHO-LOSS, keep 0.25, lr 5e-4": at_once(high),
+        "filtered uniform, lr 5e-4": filtered(high),
+        "half a plan, then below the gate, lr 5e-4": half_planned(high),
+        "filtered uniform, 1,000 trusted": filtered(replace(on(setup, holdout=1000), irreducible=TRUSTED_BAG)),
+        "filtered uniform, nothing trusted": filtered(replace(setup, irreducible=CROSS_BAG)),
+    }
+
+
 def cifar10n(labels: str) -> dict[str, Setup]:
     """Labels that people gave, without a holdout."""
     return at_two_rates(on(CIFAR_10N, noise=labels)) | gated(on(CIFAR_10N, noise=labels))
@@ -581,6 +644,20 @@ PLANS = [
     ),
     Experiment("plans-cifar10n-worse", "CIFAR-10N, 40 % wrong, features, cross-fitted", planned_cifar10n("worse"), kind="plans"),
 ]
+TEXT_RATES = (2e-4, 5e-4, 1e-4)  # the best of plain training first
+CLEAN_RATES = (2e-4, 5e-4, 1e-4)
+COLA_RATES = (2e-4, 5e-4, 1e-4)
+TWEET_RATES = (2e-4, 5e-4, 1e-4)
+FINE_TUNED = [
+    Experiment(
+        "sst2-finetuned",
+        "SST-2, 30 % wrong, fine-tuned MiniLM",
+        fine_tuned(TUNED, 240, *TEXT_RATES) | more_of_text(replace(TUNED, lr=TEXT_RATES[0])),
+    ),
+    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 80, *CLEAN_RATES)),
+    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 80, *COLA_RATES)),
+    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 60, *TWEET_RATES)),
+]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),
     part("gate", "options that the paper does not have", gates(FASHION_30)),
@@ -610,4 +687,6 @@ SEED = [
     Experiment("cola", "CoLA, a pretrained transformer", both(COLA_TUNED, 3000)),
     Experiment("sst2", "SST-2, a pretrained transformer", both(replace(COLA_TUNED, task="sst2"), 10_000)),
 ]
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in MAIN + PAYING + PLANS + PARTS + SEED}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment for experiment in MAIN + PAYING + PLANS + FINE_TUNED + PARTS + SEED
+}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLOCKS = {"resnet8": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 TORCHVISION = {"vgg11_bn": 32, "googlenet": 32, "inception_v3": 75, "mobilenet_v2": 32, "densenet121": 32}  # least pixels
 HERE = ("linear", "mlp", "small", "cnn", "vgg", "coarse", "shifted", *BLOCKS)
+TOGETHER = 8  # sentences that go through a transformer together, on a CPU
 IMAGES = (*HERE, *(f"torchvision/{name}" for name in TORCHVISION), "timm/NAME")
 
 
@@ -216,7 +217,8 @@ def _with_weights(model: nn.Module, file: Path | None) -> nn.Module:
 class TransformerClassifier(nn.Module):
     """A classifier of sentences from transformers: takes a dict of token ids and attention mask, gives logits (n, C).
 
-    Padding at the end that no sentence of a batch needs is cut off first.
+    Padding at the end that no sentence of a batch needs is cut off first. On a CPU, sentences of about the same length go through
+    the model together, which is twice as fast: there is less padding.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -224,17 +226,64 @@ class TransformerClassifier(nn.Module):
         self.model = model
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
-        length = int(tokens["attention_mask"].sum(1).max())
-        return self.model(**{name: values[:, :length] for name, values in tokens.items()}).logits
+        lengths = tokens["attention_mask"].sum(1)
+        if lengths.device.type != "cpu":
+            return self._logits(tokens, slice(None))
+        order = lengths.argsort(stable=True)
+        logits = torch.cat([self._logits(tokens, rows) for rows in order.split(TOGETHER)])
+        return logits[order.argsort()]
+
+    def _logits(self, tokens: Mapping[str, Tensor], rows: Tensor | slice) -> Tensor:
+        length = int(tokens["attention_mask"][rows].sum(1).max())
+        return self.model(**{name: values[rows, :length] for name, values in tokens.items()}).logits
 
 
-def transformer(classes: int, path: Path, pretrained: bool = True, **options: Any) -> nn.Module:
+class Bag(nn.Module):
+    """A small classifier of sentences, called as a transformer is: the mean of the tokens' embeddings, and one hidden layer.
+
+    Args:
+        embedding: of token ids.
+        classes: C.
+        dropout: before each layer.
+    """
+
+    def __init__(self, embedding: nn.Embedding, classes: int, dropout: float) -> None:
+        super().__init__()
+        layers = (nn.Dropout(dropout), nn.Linear(embedding.embedding_dim, 128), nn.ReLU(), nn.Dropout(dropout))
+        self.embedding, self.head = embedding, nn.Sequential(*layers, nn.Linear(128, classes))
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        mask = tokens["attention_mask"]
+        length = int(mask.sum(1).max())
+        ids, mask = tokens["input_ids"][:, :length], mask[:, :length, None]
+        return self.head((self.embedding(ids) * mask).sum(1) / mask.sum(1))
+
+
+def bag(classes: int, path: Path | None = None, words: int = 30_522, dropout: float = 0.3, **options: Any) -> nn.Module:
+    """A bag of words, whose embeddings are learned, or those of a transformer, which stay as they are.
+
+    Args:
+        classes: how many.
+        path: the folder of the transformer; None: to learn embeddings of 64.
+        words: of new embeddings; by default the token ids of BERT.
+        dropout: before each layer.
+        **options: of ``transformer``.
+    """
+    if path is None:
+        return Bag(nn.Embedding.from_pretrained(torch.randn(words, 64) / 10, freeze=False), classes, dropout)
+    whole: Any = transformer(classes, path, **options)
+    weight = whole.model.get_input_embeddings().weight.detach()
+    return Bag(nn.Embedding.from_pretrained((weight - weight.mean(0)) / weight.std(0)), classes, dropout)
+
+
+def transformer(classes: int, path: Path, pretrained: bool = True, frozen: int | None = None, **options: Any) -> nn.Module:
     """A transformer with a new head: BERT, MiniLM, ALBERT, or what else is in the folder.
 
     Args:
         classes: how many.
         path: a folder with a model as ``save_pretrained`` writes it.
         pretrained: False for new weights, by ``config.json`` alone.
+        frozen: layers, from the lowest, that stay as they are, and the embedding with them; None: all is trained.
         **options: settings of the model, such as ``hidden_dropout_prob``.
     """
     transformers: Any = imported("transformers", "a transformer")
@@ -245,6 +294,9 @@ def transformer(classes: int, path: Path, pretrained: bool = True, **options: An
         model = auto.from_config(
             transformers.AutoConfig.from_pretrained(path, num_labels=classes, local_files_only=True, **options)
         )
+    if frozen is not None:
+        for part in (model.base_model.embeddings, *model.base_model.encoder.layer[:frozen]):
+            part.requires_grad_(False)
     return TransformerClassifier(model)
 
 
@@ -280,7 +332,7 @@ def make_model(name: str, task: Task, **options: Any) -> nn.Module:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"no model {name!r} for {task.name}; {hint}there are {', '.join(model_names(task))}")
     if shape is None:
-        return transformer(task.classes, **options)
+        return (bag if name == "bag" else transformer)(task.classes, **options)
     return built(name, shape, task.classes, **options)
 
 
@@ -293,7 +345,7 @@ def model_names(task: Task) -> list[str]:
     """The models that fit a task's examples."""
     shape = shape_of(task)
     if shape is None:
-        return ["transformer"]
+        return ["transformer", "bag"]
     return list(IMAGES) if len(shape) == 3 else ["linear", "mlp", "small"]
 
 

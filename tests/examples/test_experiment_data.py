@@ -12,7 +12,7 @@ import pytest
 import torch
 from experiments import features
 from experiments.images import Augmented, ByteImages, Translated, moved, plain
-from experiments.readers import census, cifar, glue, idx, pictures
+from experiments.readers import census, cifar, glue, idx, pictures, tweets
 from experiments.tasks import load_task, make_model, task_names
 from torch.utils.data import DataLoader
 
@@ -360,6 +360,31 @@ class TestSentences:
             load_task("cola", tmp_path, encoder=tmp_path / "nowhere")
 
 
+@pytest.mark.usefixtures("fake_transformers")
+class TestTweets:
+    def test_each_text_is_there_once_with_the_last_label_and_its_agreement(self, tmp_path):
+        published.tweets(tmp_path)
+        texts, y, agreement = tweets.tweets(tmp_path)
+        assert texts == [f"a tweet, said\nby number {i}" for i in range(60)]
+        assert y.tolist() == [0, 1, 2] * 20
+        assert agreement[[0, 1, 4]].tolist() == pytest.approx([1.0, 0.6, 0.7])
+        assert agreement.isnan().nonzero().flatten().tolist() == list(range(3, 60, 5))
+
+    def test_only_what_all_agreed_about_is_held_out_and_tested_on(self, tmp_path):
+        published.tweets(tmp_path / "tweets")
+        task = load_task("tweets", tmp_path, tokens=True, length=9)
+        assert [len(part) for part in (task.train, task.holdout, task.validation, task.test)] == [60 - 2 * 4, 3, 1, 4]
+        assert (task.metric, task.classes, list(task.flags)) == ("accuracy", 3, ["disputed"])
+        assert int(task.flags["disputed"].sum()) == 12  # 0.6, not 0.7 and not those without
+        assert not any(task.flags["disputed"][:16])  # those left of the 24 agreed ones come first
+        assert "labels" not in task.notes
+
+    def test_seeds_hold_out_others(self, tmp_path):
+        published.tweets(tmp_path / "tweets", rows=200)
+        one, other = (load_task("tweets", tmp_path, seed=seed, tokens=True) for seed in (0, 1))
+        assert labels(one.test).tolist() != labels(other.test).tolist()
+
+
 def test_sentences_through_a_real_transformer(tmp_path):
     needs("transformers", "tokenizers")
     import transformers
@@ -528,6 +553,27 @@ class TestWrongFiles:
         (tmp_path / "s" / "train.tsv").write_text(text)
         with pytest.raises(ValueError, match=rf"train.tsv is damaged, or not a file of SST-2: .*{message}"):
             glue.sst2(tmp_path / "s")
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("sentiment,confidence", "label,confidence", r"the columns sentiment, confidence, text, got \['label'"),
+            ("neutral,0.6", "mixed,0.6", "expected a sentiment, an agreement .*got .*mixed.* in line 7"),
+            ("neutral,0.6", "neutral,1.6", "in line 7"),
+            ("neutral,0.6", "neutral,nan", "in line 7"),
+            ("neutral,0.6", "neutral,much", "in line 7"),
+            ("neutral,0.6", "neutral,0.6,0.6", "in line 7"),
+        ],
+    )
+    def test_tweets(self, tmp_path, old, new, message):
+        published.tweets(tmp_path)
+        path = tmp_path / tweets.FILE
+        path.write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(ValueError, match=rf"csv is damaged, or not a file of CrowdFlower's tweets: .*{message}"):
+            tweets.tweets(tmp_path)
+        path.write_text("sentiment,confidence,text\n")
+        with pytest.raises(ValueError, match="expected tweets, got none"):
+            tweets.tweets(tmp_path)
 
     def test_sentences_that_are_no_text(self, tmp_path):
         published.sst2(tmp_path / "s")

