@@ -1,5 +1,6 @@
 """Token selection in the ``Trainer`` of Hugging Face transformers and in TRL's ``SFTTrainer``: a ``compute_loss_func``."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -54,11 +55,12 @@ class SelectedTokenLoss:
             cure = "pass a model that was trained on good text, or the name of such an adapter of a PEFT model"
             raise ValueError(f"reference must be another model: the excess of a model over itself is 0; {cure}")
         self.reference = reference if isinstance(reference, str) else model_of(reference, "reference")
-        self._model, self._inputs = model, None
+        self._model = model
+        self._inputs: dict[str, Any] | None = None  # of the latest forward pass
         self._hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, model: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
-        self._inputs = dict(inputs)
+        self._inputs = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **inputs}
 
     def remove(self) -> None:
         """Take the hook off the model; the loss cannot be called after that."""
