@@ -64,7 +64,7 @@ class TestRuns:
         monkeypatch.setattr(language, "COMPARED", setups)
         bench = Bench(CLEAN, OTHER)
         for _ in range(2):
-            language.perform(bench, 0, tmp_path / "rows.jsonl")
+            language.perform(bench, [0], tmp_path / "rows.jsonl")
         lines = (tmp_path / "rows.jsonl").read_text().splitlines()
         plain, clean, selected = rows = [json.loads(line) for line in lines]
         assert [row["setup"] for row in rows] == [asdict(setup) for setup in setups]
