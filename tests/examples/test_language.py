@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from experiments import language
-from experiments.language import COMPARED, TUNING_SEED, Bench, Setup, rows_of, stream, until
+from experiments.language import COMPARED, SEEDS, TUNING, Bench, Setup, rows_of, stream, until
 from experiments.results import RESULTS, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "tokens.md"
@@ -98,6 +98,6 @@ def test_until_counts_the_reference():
 @pytest.mark.skipif(not ROWS.exists(), reason="no results are committed yet")
 def test_the_table_and_the_figures_of_the_page_are_those_of_the_rows():
     rows = read(ROWS)
-    assert {r["seed"] for r in rows} >= {TUNING_SEED, 0}
-    assert all(Setup(**r["setup"]) in COMPARED for r in rows if r["seed"] != TUNING_SEED)
+    assert {r["seed"] for r in rows} == set(SEEDS)
+    assert all(Setup(**r["setup"]) in [*COMPARED, *TUNING] for r in rows)
     assert language.table(rows) in PAGE.read_text()
