@@ -270,7 +270,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     of = {(Setup(**row["setup"]), row["seed"]): row for row in rows}
     plain = {seed: row["curve"]["loss"][-1] for (setup, seed), row in of.items() if setup == COMPARED[0]}
     lines = [
-        "| trained on | steps (seeds) | loss at the end | reaches plain's after | CPU seconds until then | with the reference's |",
+        "| trained on | steps (seeds) | final loss | reaches plain's after | CPU seconds until then | with the reference's |",
         "|---|---|---|---|---|---|",
     ]
     for setup in COMPARED:
@@ -280,7 +280,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             losses = [row["curve"]["loss"][-1] for row in mine.values()]
             columns = [
                 label(setup),
-                str(setup.steps),
+                f"{setup.steps} ({len(mine)})",
                 ranged(losses, 3),
                 *(ranged(each, 0) for each in (steps, seconds, all_seconds)),
             ]
