@@ -100,4 +100,8 @@ def test_the_table_and_the_figures_of_the_page_are_those_of_the_rows():
     rows = read(ROWS)
     assert {r["seed"] for r in rows} == set(SEEDS)
     assert all(Setup(**r["setup"]) in [*COMPARED, *TUNING] for r in rows)
-    assert language.table(rows) in PAGE.read_text()
+    page = PAGE.read_text()
+    assert language.table(rows) in page
+    said = [r["curve"]["loss"][-1] for r in rows if r["setup"]["lr"] in (1e-3, 4e-3)]
+    said += [r["reference"]["loss"] for r in rows if r["reference"]]
+    assert [loss for loss in said if f"{loss:.3f}" not in page] == []
