@@ -265,7 +265,7 @@ class TestAdapters:
         before = [(weight.requires_grad, weight.clone()) for weight in model.parameters()]
         with active_adapter(model, "reference"):
             assert model.active_adapter == "reference"
-        with pytest.raises(TypeError), active_adapter(model, "reference"):
+        with pytest.raises(ValueError, match="input_ids"), active_adapter(model, "reference"):
             model(nothing=1)
         assert model.active_adapter == "default"
         assert all(
