@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint .ci/co
 DEMO    := $(VENV)/.ready-for-demo
 DEV     := $(VENV)/.ready-for-development
 
-.PHONY: demo tutorial costs gpu test trackers engines oldest newest lint types docs wheel check clean help
+.PHONY: demo tutorial costs gpu test trackers trl engines oldest newest lint types docs wheel check clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -43,13 +43,16 @@ test: $(DEV)   ## run the tests, in two processes
 trackers: .venv-trackers/.ready  ## run the tests of the trackers, with W&B, MLflow and Trackio
 	.venv-trackers/bin/python -m pytest -p no:cacheprovider tests/integrations/test_trackers.py
 
+trl: .venv-trl/.ready  ## run the tests of token selection in trainers, with TRL and PEFT
+	.venv-trl/bin/python -m pytest -p no:cacheprovider tests/integrations/test_token_loss.py
+
 engines: .venv-engines/.ready  ## score on Ray Data, Spark, datasets and torchrun, and compare the stores (needs Java 17 for Spark)
 	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest tests/engine_runs.py -p no:cacheprovider
 	OMP_NUM_THREADS=1 .venv-engines/bin/python examples/engines/compare_engines.py
 
-.venv-engines/.ready: .ci/constraints.txt pyproject.toml
-	$(PYTHON) -m venv .venv-engines
-	.venv-engines/bin/python -m pip install --quiet --no-compile --constraint $< --editable '.[test,engines]'
+.venv-engines/.ready .venv-trl/.ready: .venv-%/.ready: .ci/constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-compile --constraint $< --editable '.[test,$*]'
 	touch $@
 
 oldest newest: %: .venv-%/.ready  ## run the tests with the oldest releases that pyproject.toml admits, or the newest
@@ -81,4 +84,4 @@ wheel: $(DEV)  ## build the wheel, install it elsewhere and test it there
 check: demo lint types docs wheel test  ## everything that CI checks
 
 clean:           ## remove what the commands made
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-trackers .venv-engines build dist site results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-trackers .venv-engines .venv-trl build dist site results .pytest_cache .mypy_cache .ruff_cache .hypothesis

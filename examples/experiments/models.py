@@ -145,7 +145,8 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple
 def resnet(shape: tuple[int, ...], classes: int, name: str = "resnet18", width: int = 64) -> nn.Module:
     """A residual network (He et al., 2016), with a first layer of 3 x 3 and stride 1 for images up to 64 pixels.
 
-    Its weights are in channels-last order, in which a CPU computes faster.
+    The weights of the smallest are in channels-last order, in which a CPU computes faster. With those of
+    the large ones too, PyTorch 2.13 crashed in the backward pass of small batches on a CPU.
     """
     small = shape[-1] <= 64
     stem: list[nn.Module] = [*_convolution(shape[0], width, 3 if small else 7, 1 if small else 2), nn.ReLU()]
@@ -157,7 +158,8 @@ def resnet(shape: tuple[int, ...], classes: int, name: str = "resnet18", width: 
             layers.append(Residual(inputs, width << stage, stride, bottleneck=name == "resnet50"))
             inputs = layers[-1].outputs  # type: ignore[assignment]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    order = torch.channels_last if name == "resnet8" else torch.preserve_format
+    return network.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
 
 
 class Sized(nn.Module):

@@ -16,7 +16,8 @@ import rholoss
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 RECIPES = [PAGES / "quickstart.md", *sorted((PAGES / "recipes").glob("*.md"))]
-NEEDED = {"transformers_trainer.md": "accelerate", "lightning.md": "lightning"}
+NEEDED = {"llm_tokens.md": "accelerate", "transformers_trainer.md": "accelerate", "lightning.md": "lightning"}
+OF_THE_TRAINER = ("{'train_runtime'", "{'eval_loss'")  # begins a line of the Trainer's own
 PROGRAM = re.compile(r"^```python\n(.*?)^```\n(?:\nIt prints[^\n]*\n\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 
@@ -34,7 +35,7 @@ def outputs(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(program, str(page), "exec"), names)
-        lines = [line for line in printed.getvalue().splitlines() if not line.startswith("{'train_runtime'")]  # the Trainer's
+        lines = [line for line in printed.getvalue().splitlines() if not line.startswith(OF_THE_TRAINER)]
         yield "\n".join(lines), said
 
 
