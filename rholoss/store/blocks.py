@@ -1,5 +1,6 @@
 """Mapped arrays that are checked block by block, when their rows are first read."""
 
+import mmap
 import os
 import zlib
 from collections.abc import Callable
@@ -51,6 +52,9 @@ FAULTS = {"losses": losses_fault, "ids": ids_fault}
 class Blocks:
     """A mapped array whose blocks are checked once, before the first number of each is returned.
 
+    Until all of it is asked for, the system reads no more than the pages and blocks that are: with less memory than the file
+    is large, what a disk reads ahead would only drive out what is needed.
+
     Args:
         array: mapped, shape (n,).
         checksums: of each block.
@@ -65,9 +69,12 @@ class Blocks:
         self._fault = fault
         self._left = len(checksums)
         self._is_checked = np.zeros(len(checksums), bool)
+        self._advise("MADV_RANDOM")
 
     def check(self, rows: np.ndarray | None = None) -> None:
         """Check the blocks of these rows, integer, or of all; a ValueError names the file if one is damaged."""
+        if rows is None:
+            self._advise("MADV_NORMAL")
         if self._left:
             blocks = np.arange(len(self._is_checked)) if rows is None else np.minimum(rows // ROWS, len(self._is_checked) - 1)
             for block in np.unique(blocks[~self._is_checked[blocks]]).tolist():
@@ -75,7 +82,16 @@ class Blocks:
                 self._is_checked[block] = True
             self._left = len(self._is_checked) - int(np.count_nonzero(self._is_checked))
 
+    def _advise(self, advice: str, start: int = 0, stop: int | None = None) -> None:
+        """Tell the system how rows will be read, where it listens."""
+        if hasattr(mmap, advice) and len(self.array):
+            head, size = self.array.offset % mmap.ALLOCATIONGRANULARITY, self.array.itemsize
+            first = (head + start * size) // mmap.PAGESIZE * mmap.PAGESIZE
+            last = head + min(len(self.array) if stop is None else stop, len(self.array)) * size
+            self.array._mmap.madvise(getattr(mmap, advice), first, last - first)  # type: ignore[attr-defined]
+
     def _check(self, block: int) -> None:
+        self._advise("MADV_WILLNEED", block * ROWS, (block + 1) * ROWS + 1)
         rows = self.array[block * ROWS : (block + 1) * ROWS + 1]
         fault = "" if zlib.crc32(rows[:ROWS].data) == self._checksums[block] else "its checksum does not fit"
         fault = fault or self._fault(rows)

@@ -1,5 +1,6 @@
 """A large mapped store: opened at once, each block checked before its first number is returned, ids found by a table."""
 
+import mmap
 import os
 import pickle
 from pathlib import Path
@@ -11,7 +12,7 @@ from forks import fork, status
 
 from rholoss import IrreducibleLossStore
 from rholoss.store import serialization
-from rholoss.store.blocks import ROWS
+from rholoss.store.blocks import ROWS, Blocks
 from rholoss.store.id_index import IdIndex, Intervals
 
 N = 4 * ROWS + 1000
@@ -85,6 +86,25 @@ class TestBlocks:
         if store.ids is not None:
             near = store.ids[:2000] + 1
             assert torch.equal(IrreducibleLossStore.load(path)[near].nan_to_num(-1), store[near].nan_to_num(-1))
+
+    def test_are_not_read_ahead_until_all_are_asked_for(self, large, monkeypatch):
+        store, path = large
+        advised, advise = [], Blocks._advise
+        monkeypatch.setattr(Blocks, "_advise", lambda self, advice, *rows: (advised.append(advice), advise(self, advice, *rows)))
+        loaded = IrreducibleLossStore.load(path)
+        assert set(advised) == {"MADV_RANDOM"}
+        loaded[keys(store, torch.tensor([5, N // 2, len(store) - 1]).clamp(max=len(store) - 1))]
+        assert set(advised) == {"MADV_RANDOM", "MADV_WILLNEED"}
+        assert torch.equal(loaded.losses, store.losses)
+        assert "MADV_NORMAL" in advised
+
+    def test_are_the_same_where_the_system_takes_no_advice(self, large, monkeypatch):
+        store, path = large
+        for name in ("MADV_RANDOM", "MADV_WILLNEED", "MADV_NORMAL"):
+            monkeypatch.delattr(mmap, name, raising=False)
+        loaded = IrreducibleLossStore.load(path)
+        index = keys(store, torch.randint(len(store), (64,)))
+        assert torch.equal(loaded[index], store[index])
 
     @pytest.mark.parametrize("name", ["losses", "ids", "table"])
     @pytest.mark.parametrize("block", [0, 2, 4])
