@@ -44,7 +44,7 @@ trackers: .venv-trackers/.ready  ## run the tests of the trackers, with W&B, MLf
 	.venv-trackers/bin/python -m pytest -p no:cacheprovider tests/integrations/test_trackers.py
 
 trl: .venv-trl/.ready  ## run the tests of token selection in trainers, with TRL and PEFT
-	.venv-trl/bin/python -m pytest -p no:cacheprovider tests/integrations/test_token_loss.py
+	.venv-trl/bin/python -m pytest -p no:cacheprovider tests/integrations/test_selected_token_loss.py
 
 engines: .venv-engines/.ready  ## score on Ray Data, Spark, datasets and torchrun, and compare the stores (needs Java 17 for Spark)
 	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest tests/engine_runs.py -p no:cacheprovider
