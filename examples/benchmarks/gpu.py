@@ -5,8 +5,8 @@
 
 A row is a network, n_b and a way to score at keep = 0.1: milliseconds of selecting and training, and times the plain step of the
 same rounds; medians over the rounds, lowest and highest in brackets. Inputs are on the device already: loading is not in the
-figures. Networks of images are in channels-last order. Rows with ``torch.compile`` come last, and those that no time is left for
-are left out.
+figures. On a GPU, networks of images are in channels-last order. Rows with ``torch.compile`` come last, and those that no time is
+left for are left out.
 """
 
 from __future__ import annotations
@@ -106,13 +106,12 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
 def cases(device: torch.device, quick: bool) -> Iterator[tuple[str, Case]]:
     """ResNet-18 on images of 32 x 32, and a transformer of two layers on 128 tokens; with ``quick`` tiny ones."""
     side, length, width = (8, 8, 4) if quick else (32, 128, 256)
+    order = torch.channels_last if device.type == "cuda" else torch.preserve_format
     for n_b in (2, 4) if quick else (32, 256):
         n = BATCHES * round(n_b / KEEP)
         torch.manual_seed(0)
-        yield (
-            f"ResNet-18, n_b {n_b}",
-            Case(resnet((3, side, side), CLASSES, width=width // 4), torch.randn(n, 3, side, side), n_b, device),
-        )
+        network = resnet((3, side, side), CLASSES, width=width // 4).to(memory_format=order)  # type: ignore[call-overload]
+        yield f"ResNet-18, n_b {n_b}", Case(network, torch.randn(n, 3, side, side), n_b, device)
         yield f"transformer, n_b {n_b}", Case(Transformer(1000, width, CLASSES), torch.randint(1000, (n, length)), n_b, device)
 
 

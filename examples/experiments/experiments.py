@@ -308,24 +308,20 @@ def at_once(setup: Setup) -> Setup:
     return by(setup, "rho_loss", chunk_size=None)
 
 
-def filtered(setup: Setup) -> Setup:
-    return by(replace(setup, keep=1.0), "filtered_uniform", max_irreducible_loss="guess")
-
-
-def half_planned(setup: Setup) -> Setup:
-    """A plan that a bag of words recorded, for the first half of the steps."""
-    recorded = replace(setup, proxy="bag", proxy_options={"path": "minilm"})
-    return by_plan(recorded, steps=setup.steps // 2, proxy_lr=3e-3, then="below the gate")
+def filtered(setup: Setup, limit: float | str = "guess") -> Setup:
+    """Uniform sampling of the examples up to an irreducible loss, in nats; the others are never read."""
+    return by(replace(setup, keep=1.0), "filtered_uniform", max_irreducible_loss=limit)
 
 
 def more_of_text(setup: Setup) -> dict[str, Setup]:
     """A plan, the highest rate, and less that is trusted."""
     high = replace(setup, lr=5e-4)
+    bag = {"proxy": "bag", "proxy_options": {"path": "minilm"}}
     return {
-        "half a plan, then below the gate": half_planned(setup),
+        "half a plan, then below the gate": half_planned(replace(setup, **bag), proxy_lr=3e-3),
         "RHO-LOSS, keep 0.25, lr 5e-4": at_once(high),
         "filtered uniform, lr 5e-4": filtered(high),
-        "half a plan, then below the gate, lr 5e-4": half_planned(high),
+        "half a plan, then below the gate, lr 5e-4": half_planned(replace(high, **bag), proxy_lr=3e-3),
         "filtered uniform, 1,000 trusted": filtered(replace(on(setup, holdout=1000), irreducible=TRUSTED_BAG)),
         "filtered uniform, nothing trusted": filtered(replace(setup, irreducible=CROSS_BAG)),
     }
@@ -356,28 +352,22 @@ def gated(setup: Setup) -> dict[str, Setup]:
 def on_pixels(labels: str) -> dict[str, Setup]:
     """Labels that people gave, images, and 25,000 trusted ones: plain training with three learning rates, and what is faster."""
     setup = on(PIXELS, noise=labels)
-    alone, limit = replace(setup, proxy=None, proxy_options={}), {"max_irreducible_loss": "guess"}
-    whole, uniform = replace(alone, keep=1.0), replace(plain(setup, 1500), every=250)
+    alone, uniform = replace(setup, proxy=None, proxy_options={}), replace(plain(setup, 1500), every=250)
     rates = {f"uniform, {rate(lr)}": replace(uniform, lr=lr) for lr in (3e-3, 1e-3, 1e-2)}
-    front, shorter = by(replace(whole, irreducible=None, steps=800), "auto"), replace(PIXELS_FIT, epochs=2)
-
-    def half_a_plan(setup: Setup) -> Setup:
-        return by_plan(setup, steps=setup.steps // 2, then="below the gate", proxy_lr=3e-3)
-
+    front = by(replace(alone, keep=1.0, irreducible=None, steps=800), "auto")
+    shorter, quick = replace(PIXELS_FIT, epochs=2), {"proxy_lr": 3e-3}
     return rates | {
         "RHO-LOSS": rho(alone),
-        "filtered uniform": by(whole, "filtered_uniform", **limit),
-        "half a plan, then below the gate": half_a_plan(setup),
+        "filtered uniform": filtered(alone),
+        "half a plan, then below the gate": half_planned(setup, **quick),
         "the front door": front,
         "RHO-LOSS, 300 steps": rho(replace(alone, steps=300, every=50)),
-        "filtered uniform, 800 steps": by(replace(whole, steps=800), "filtered_uniform", **limit),
-        "half a plan, 800 steps": half_a_plan(replace(setup, steps=800)),
-        "filtered uniform, 1.5 nats, 700 steps": by(replace(whole, steps=700), "filtered_uniform", max_irreducible_loss=1.5),
-        "filtered uniform, 800 steps, fit of 2 epochs": by(
-            replace(whole, irreducible=shorter, steps=800), "filtered_uniform", **limit
-        ),
-        "half a plan of keep 0.25, 800 steps, fit of 2 epochs": half_a_plan(
-            replace(setup, keep=0.25, irreducible=shorter, steps=800)
+        "filtered uniform, 800 steps": filtered(replace(alone, steps=800)),
+        "half a plan, 800 steps": half_planned(replace(setup, steps=800), **quick),
+        "filtered uniform, 1.5 nats, 700 steps": filtered(replace(alone, steps=700), 1.5),
+        "filtered uniform, 800 steps, fit of 2 epochs": filtered(replace(alone, irreducible=shorter, steps=800)),
+        "half a plan of keep 0.25, 800 steps, fit of 2 epochs": half_planned(
+            replace(setup, keep=0.25, irreducible=shorter, steps=800), **quick
         ),
     }
 
@@ -411,6 +401,11 @@ def by_plan(setup: Setup, **options: Any) -> Setup:
     return by(setup, "plan", **gate, **options)
 
 
+def half_planned(setup: Setup, **options: Any) -> Setup:
+    """A plan for the first half of the steps, then uniform below the gate."""
+    return by_plan(setup, steps=setup.steps // 2, then="below the gate", **options)
+
+
 def plans(setup: Setup) -> dict[str, Setup]:
     """Plans by a small network, with cosine decay but for one."""
     cosine, quick = replace(setup, schedule="cosine"), {"proxy_lr": 3e-3}
@@ -418,7 +413,7 @@ def plans(setup: Setup) -> dict[str, Setup]:
         "a plan": by_plan(cosine, **quick),
         "a plan, constant": by_plan(replace(setup, schedule="constant"), **quick),
         "a plan, keep 0.1": by_plan(replace(cosine, keep=0.1), **quick),
-        "half a plan, then below the gate": by_plan(cosine, steps=setup.steps // 2, then="below the gate", **quick),
+        "half a plan, then below the gate": half_planned(cosine, **quick),
     }
 
 
@@ -457,7 +452,7 @@ def plan_choices(setup: Setup) -> dict[str, Setup]:
         "proxy: the model itself": by_plan(replace(small, proxy="mlp", proxy_options=NET)),
         "keep 0.25, 500 steps": by_plan(replace(small, keep=0.25, steps=setup.steps // 2)),
         "keep 0.25, 2,000 steps": by_plan(replace(small, keep=0.25, steps=2 * setup.steps)),
-        "keep 0.25, half, then below the gate": by_plan(replace(small, keep=0.25), steps=setup.steps // 2, then="below the gate"),
+        "keep 0.25, half, then below the gate": half_planned(replace(small, keep=0.25)),
         "shuffled in time": by_plan(small, order="shuffled"),
         "its examples, without order": by_plan(small, order="subset"),
     }
@@ -645,18 +640,15 @@ PLANS = [
     Experiment("plans-cifar10n-worse", "CIFAR-10N, 40 % wrong, features, cross-fitted", planned_cifar10n("worse"), kind="plans"),
 ]
 TEXT_RATES = (2e-4, 5e-4, 1e-4)  # the best of plain training first
-CLEAN_RATES = (2e-4, 5e-4, 1e-4)
-COLA_RATES = (2e-4, 5e-4, 1e-4)
-TWEET_RATES = (2e-4, 5e-4, 1e-4)
 FINE_TUNED = [
     Experiment(
         "sst2-finetuned",
         "SST-2, 30 % wrong, fine-tuned MiniLM",
         fine_tuned(TUNED, 240, *TEXT_RATES) | more_of_text(replace(TUNED, lr=TEXT_RATES[0])),
     ),
-    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 80, *CLEAN_RATES)),
-    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 80, *COLA_RATES)),
-    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 60, *TWEET_RATES)),
+    Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 80, *TEXT_RATES)),
+    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 80, *TEXT_RATES)),
+    Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 60, *TEXT_RATES)),
 ]
 PARTS = [
     part("tuned-uniform", "plain training with other learning rates and with cosine decay", tuned(FASHION_30)),

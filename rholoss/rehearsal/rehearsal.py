@@ -93,7 +93,7 @@ class Rehearsal:
                 why = "That is too few for selection to help"
             else:
                 why = "That is too uncertain for selection to be safe"
-            if self.max_irreducible_loss == math.inf:
+            if self.recipe == "plain training":
                 return [found, f"{why}: this is plain training."]
             found = f"{found} {why}. But force=True was passed."
         kept = (
