@@ -284,8 +284,8 @@ TUNED = Setup(
     steps=120,
 )
 TUNED_CLEAN = replace(on(TUNED, noise=0.0), steps=40, every=20)
-BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=1, batch_size=32, lr=2e-4)
-TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF)
+BY_ITSELF = Irreducible(model="transformer", model_options=TUNED.model_options, epochs=3, batch_size=32, lr=2e-4)
+TUNED_COLA = replace(TUNED_CLEAN, task="cola", irreducible=BY_ITSELF, steps=300, every=50)
 TUNED_TWEETS = replace(on(TUNED_CLEAN, holdout="none", length=48), task="tweets", irreducible=CROSS_BAG, steps=30, every=15)
 
 
@@ -647,7 +647,7 @@ FINE_TUNED = [
         fine_tuned(TUNED, 240, *TEXT_RATES) | more_of_text(replace(TUNED, lr=TEXT_RATES[0])),
     ),
     Experiment("sst2-finetuned-clean", "SST-2 as it is, fine-tuned MiniLM", fine_tuned(TUNED_CLEAN, 80, *TEXT_RATES)),
-    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 80, *TEXT_RATES)),
+    Experiment("cola-finetuned", "CoLA as it is, fine-tuned MiniLM", fine_tuned(TUNED_COLA, 600, *TEXT_RATES)),
     Experiment("tweets-finetuned", "tweets with people's labels, fine-tuned MiniLM", fine_tuned(TUNED_TWEETS, 60, *TEXT_RATES)),
 ]
 PARTS = [
