@@ -118,6 +118,25 @@ def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) ->
         return [digests for batch in reader for digests in batch]
 
 
+def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor, among: Tensor | None = None) -> tuple[int, int]:
+    """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
+
+    Up to 512 examples are read of the other, among these positions, shape (n,), int64; and of the one those at the positions
+    ``among``, or its first 50,000.
+    """
+    if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
+        return 0, 0
+    compared = positions[spread(len(positions), 512)]
+    among = torch.arange(min(len(one.dataset), 50_000)) if among is None else among  # type: ignore[arg-type]
+    with seeded(0):
+        mine, theirs = (
+            [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
+            for loader, at in ((one, among), (other, compared))
+        )
+    known = set(mine) - {"[]"}
+    return sum(digest in known for digest in theirs), len(theirs)
+
+
 def spread(n: int, most: int) -> Tensor:
     """Positions that are spread evenly over n, at most so many, ascending, int64."""
     return torch.linspace(0, n - 1, min(n, most)).round().long().unique()

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from rholoss.arguments import function, map_style, one_of, optional, options_of, path_of, refuse_unknown, seed_of, whole
 from rholoss.batches import each_tensor, move
-from rholoss.data.fingerprint import example_digests, fingerprint, spread
+from rholoss.data.fingerprint import fingerprint, same_content
 from rholoss.data.index import copy_loader, is_readable
 from rholoss.data.indexed_dataset import attach_index
 from rholoss.data.loader_view import LoaderView
@@ -132,9 +132,10 @@ class FitRun:
         """The batches of a round: of one pass, or so many steps, of several passes if one has fewer."""
         most = math.inf if self.limit is None else self.limit - self.steps
         left = most if self.round is None else min(self.round, most)
+        passes = _Passes(self.holdout.view)
         while left > 0:
             before = left
-            for batch in _batches(self.holdout.view):
+            for batch in passes:
                 yield batch
                 left -= 1
                 if left <= 0:
@@ -261,20 +262,31 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
             module.training = was
 
 
-def _batches(view: LoaderView) -> Iterable[Any]:
-    """An epoch's batches; if each example is drawn once, shuffled, without a last batch of one, which BatchNorm cannot take."""
-    loader = view.loader
-    if view.reports_index:
-        return (indexed.batch for indexed in view.given)
-    if not _is_reshuffled(view):
-        return loader
-    if not len(view.dataset):
-        return []
-    size, n = loader.batch_size or loader.batch_sampler.batch_size, len(view.dataset)
-    order = BatchSampler(RandomSampler(range(n)), size, drop_last=n % size == 1 < n)
-    if loader.collate_fn is not default_collate:
-        return copy_loader(loader, batch_sampler=order, generator=None)
-    return (indexed.batch for indexed in attach_index(loader, batch_sampler=order, generator=None))  # reads tensor rows at once
+class _Passes:
+    """The batches of a pass, each time that it is iterated; the workers stay from one pass to the next.
+
+    If a pass draws each example once, it is shuffled, without a last batch of one, which BatchNorm cannot take.
+    """
+
+    def __init__(self, view: LoaderView) -> None:
+        self.loader: Any = view.given if view.reports_index else view.loader
+        self.is_indexed = view.reports_index
+        self.keeps, self.begun = False, False
+        if not _is_reshuffled(view):
+            return
+        loader, n = view.loader, len(view.dataset)
+        size = loader.batch_size or loader.batch_sampler.batch_size
+        order: Any = BatchSampler(RandomSampler(range(n)), size, drop_last=n % size == 1 < n) if n else []
+        self.is_indexed = loader.collate_fn is default_collate  # then tensor rows are read at once
+        self.keeps = loader.num_workers > 0 and (type(loader) is DataLoader or loader.persistent_workers)
+        copied = attach_index if self.is_indexed else copy_loader
+        self.loader = copied(loader, batch_sampler=order, generator=None, persistent_workers=self.keeps)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.keeps and self.begun:
+            torch.empty((), dtype=torch.int64).random_()  # as new workers would, for their seed
+        self.begun = True
+        return (indexed.batch for indexed in self.loader) if self.is_indexed else iter(self.loader)
 
 
 def _is_reshuffled(view: LoaderView) -> bool:
@@ -469,22 +481,3 @@ def judge_duplicates(shared: int, n: int, what: str, cure: str, on_duplicates: s
         raise ValueError(message)
     if shared and reaction == "warn":
         warnings.warn(message, stacklevel=4)
-
-
-def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor, among: Tensor | None = None) -> tuple[int, int]:
-    """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
-
-    Up to 512 examples are read of the other, among these positions, shape (n,), int64; and of the one those at the positions
-    ``among``, or its first 50,000.
-    """
-    if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
-        return 0, 0
-    compared = positions[spread(len(positions), 512)]
-    among = torch.arange(min(len(one.dataset), 50_000)) if among is None else among  # type: ignore[arg-type]
-    with seeded(0):
-        mine, theirs = (
-            [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
-            for loader, at in ((one, among), (other, compared))
-        )
-    known = set(mine) - {"[]"}
-    return sum(digest in known for digest in theirs), len(theirs)

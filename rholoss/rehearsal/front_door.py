@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset, default_collate
 from typing_extensions import Unpack
 
 from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.batches import move
 from rholoss.data import LoaderView
-from rholoss.data.fingerprint import fingerprint, spread
-from rholoss.data.subset import IndexedSubset, dataset_of, in_common, labels_of, split
+from rholoss.data.fingerprint import fingerprint, same_content, spread
+from rholoss.data.subset import IndexedSubset, dataset_of, in_common, labels_of, split, whole_of
 from rholoss.files import StrPath
 from rholoss.irreducible import Fit, cross_fit, fit_irreducible_model
-from rholoss.irreducible.fit import same_content
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
 from rholoss.losses import classes_of
 from rholoss.options import SelectorOptions
@@ -160,6 +159,8 @@ class _Run:
         self.seed, self.steps, self.progress = options.get("seed", 0), steps, progress
         self.device = device_of(model) or torch.device("cpu")
         own = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
+        if type(whole_of(loader.dataset)) is TensorDataset and loader.collate_fn is default_collate:
+            own["num_workers"] = 0  # rows of tensors are read faster than workers send them
         self.loader_of: Callable[..., DataLoader[Any]] = partial(DataLoader, **own)
         self.data = self._drawable(loader)
         self.n, self.total = len(self.data), LoaderView(loader).dataset_length or 0
@@ -236,8 +237,8 @@ class _Run:
         }
 
     def _screen(self) -> IrreducibleLossStore:
-        """The losses of some examples under a network that was fitted on others, in a quarter of the steps."""
-        steps = max(_STEPS[0], self._fit_steps() // 4)
+        """The losses of some examples under a network that was fitted on others, in a sixth of the steps."""
+        steps = max(_STEPS[0], self._fit_steps() // 6)
         scored = min(_SCREENED, self.n // 4)
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(derived_seed("screen", self.seed)))
         order = order[: scored + max(steps * _BATCH, scored)]
@@ -447,7 +448,8 @@ class _Run:
 
     def _same_content(self, trusted: Any) -> int:
         """How many trusted examples are, by content, among the training examples: an estimate from some of both."""
-        at, among = spread(len(trusted), 200), spread(self.n, 4_000)
+        at = spread(len(trusted), 512)
+        among = spread(self.n, min(4_000, 800_000 // len(at)))
         found, compared = same_content(self.loader_of(self.data), self.loader_of(trusted), at, among)
         if found < 3:  # such as a text that happens to be in both
             return 0

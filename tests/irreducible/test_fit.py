@@ -1,6 +1,7 @@
 """Fitting an irreducible-loss model: what it keeps, when it stops, how it resumes, and what it refuses."""
 
 import copy
+import multiprocessing
 import os
 import random
 import subprocess
@@ -299,6 +300,22 @@ class TestData:
             make_net(0), *loaders, epochs=2, forward=lambda model, batch: (model(batch["x"]), batch["label"])
         )
         assert fit.sizes == (96, 48)
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_workers_serve_the_short_passes_of_a_round_without_a_difference(self, parts, monkeypatch, kept):
+        started = []
+        start = multiprocessing.Process.start
+        monkeypatch.setattr(multiprocessing.Process, "start", lambda process: started.append(start(process)))
+
+        def fitted(workers):
+            options = {"num_workers": workers, "persistent_workers": kept and workers > 0}
+            model = nn.Sequential(nn.Dropout(0.2), make_net(0))
+            holdout = DataLoader(parts.holdout, batch_size=32, **options)
+            return fit_irreducible_model(model, holdout, parts.validation, steps=15 * 9).model.state_dict()  # 15 rounds, 3 passes
+
+        alone, helped = fitted(0), fitted(1)
+        assert all(torch.equal(alone[name], helped[name]) for name in alone)
+        assert len(started) == 15
 
     def test_a_sampler_of_ones_own_is_kept(self, parts):
         weights = (torch.arange(96) < 8).double()

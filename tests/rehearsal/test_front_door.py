@@ -1,6 +1,8 @@
 """The front door: what a rehearsal finds, and what it does about it."""
 
+import dataclasses
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -254,9 +256,18 @@ class TestBatches:
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         assert not open_door(TensorDataset(x, y), model=model).rehearsal.helps
 
-    def test_two_workers(self):
-        loader = loader_of(examples(1_000, wrong=0.3)[0], num_workers=2)
-        assert len(list(auto(loader, network(), progress=False))) > 20
+    def test_two_workers_make_no_difference(self):
+        x, y = examples(500, wrong=0.3)[0].tensors
+        rows = list(zip(x, y, strict=True))
+        found = [auto(loader_of(rows, num_workers=workers), network(), steps=100, progress=False) for workers in (0, 2)]
+        assert found[0].rehearsal == dataclasses.replace(found[1].rehearsal, seconds=found[0].rehearsal.seconds)
+        assert torch.equal(*(selector.store[torch.arange(500)] for selector in found))
+
+    def test_rows_of_tensors_are_fitted_on_without_workers(self, monkeypatch):
+        started, start = [], multiprocessing.Process.start
+        monkeypatch.setattr(multiprocessing.Process, "start", lambda process: started.append(start(process)))
+        assert auto(loader_of(examples(wrong=0.3)[0], num_workers=2), network(), progress=False).rehearsal.helps
+        assert len(started) <= 1  # for a look at a sample as the loader reads it
 
     def test_a_network_of_the_users_own(self):
         made = []
