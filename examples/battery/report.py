@@ -169,7 +169,8 @@ def _overruled(found: list[Outcome]) -> list[str]:
 
 def _name(each: Outcome) -> str:
     trusted = f"{SETTINGS[each.name].trusted:,}" if SETTINGS[each.name].trusted else "none"
-    return f"{each.name.removesuffix(', nothing trusted').replace('not asked for', 'irrelevant')} ({trusted})"
+    named = each.name.removesuffix(", nothing trusted").removesuffix(", more trusted").replace("not asked for", "irrelevant")
+    return f"{named} ({trusted})"
 
 
 def _range(values: list[float]) -> str:

@@ -89,6 +89,7 @@ class Battery:
 
     def front_door(self, lr: float, schedule: str, force: bool = False) -> dict[str, Any]:
         trusted = None if self.data.trusted is None else TensorDataset(*self.data.trusted)
+        self.plain(lr, schedule, 1)  # what PyTorch imports for the first step, plain training needs as well
         model, began = self.model(), time.process_time()
         how = {"steps": self.setting.steps, "seed": self.seed, "progress": False, "force": force, **self.setting.auto}
         selector = rholoss.auto(self.loader(), model, trusted, **how)

@@ -56,6 +56,7 @@ SETTINGS = {
     "Fashion, clean": Setting("fashion-mnist", 1000),
     "Fashion, 10 % wrong": Setting("fashion-mnist", 1000, **_noise(0.1)),
     "Fashion, 30 % wrong": Setting("fashion-mnist", 300, **_noise(0.3)),
+    "Fashion, 30 % wrong, more trusted": Setting("fashion-mnist", 1000, **_noise(0.3)),
     "Fashion, 30 % wrong, nothing trusted": Setting("fashion-mnist", 0, **_noise(0.3)),
     "Fashion, 30 % wrong, CNN": Setting("fashion-mnist", 10_000, "cnn", 1000, THREE, **_noise(0.3)),
     "Fashion, 30 % of similar classes": Setting("fashion-mnist", 1000, **_noise(0.3, noise_kind="similar")),
