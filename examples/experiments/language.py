@@ -66,6 +66,7 @@ SEEDS = (100, 0, 1)  # the learning rate of plain training was tuned on the firs
 TUNING = [Setup("plain", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3)]
 COMPARED = [
     Setup("plain"),
+    Setup("plain", steps=500),
     Setup("selected tokens", keep=0.5, reference="large"),
     Setup("selected tokens", keep=0.5, reference="large", steps=500),
     Setup("selected tokens", keep=0.5, reference="large", steps=375),
