@@ -1,7 +1,7 @@
 """What a step with selection costs, against a plain step of the same run: options, loaders, sizes, and loops written by hand.
 
     python examples/benchmarks/step_costs.py [SECTION ...] [--rounds 5] [--steps 12] [--device cpu] [--json FILE]
-    python examples/benchmarks/step_costs.py --report FILE [--update docs/pages/cost.md]
+    python examples/benchmarks/step_costs.py --report FILE [--update docs/pages/cost_measured.md]
 
 Sections: wrapper, options, networks, picks, compiled, loaders, plan, growth, peers, memory. Everything that is compared runs in
 turn, round after round, so that a machine that becomes slower does so for all; medians over the rounds, lowest and highest in

@@ -412,7 +412,7 @@ COMMITTED = pytest.mark.skipif(
     ("name", "shown"),
     [
         ("experiments.md", {"overview", "noise-30", "plans-cnn", "plans-transfer", "cifar10n-pixels-worse"}),
-        ("cost.md", {"fast", "fast-clean"}),
+        ("cost_measured.md", {"fast", "fast-clean"}),
         ("plans.md", {"plans"}),
     ],
 )

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "examples" / "benchmarks"))
 import step_costs  # noqa: E402
 
 RESULTS = ROOT / "examples" / "results" / "step_costs.json"
-PAGE = ROOT / "docs" / "pages" / "cost.md"
+PAGE = ROOT / "docs" / "pages" / "cost_measured.md"
 
 
 def test_sections_run_and_are_told_as_tables(tmp_path, capsys):
@@ -44,7 +44,7 @@ def test_an_unknown_section_is_refused():
 
 
 def test_the_page_shows_the_committed_figures(tmp_path):
-    copy = tmp_path / "cost.md"
+    copy = tmp_path / "cost_measured.md"
     copy.write_text(PAGE.read_text())
     step_costs.main(["--report", str(RESULTS), "--update", str(copy)])
     assert copy.read_text() == PAGE.read_text()
