@@ -14,26 +14,31 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # the folder of examples, rather than this folder
+
 from battery.settings import Bag
 from battery.texts import read_texts
 from experiments import corruptions
 from experiments.models import mlp
 from experiments.tasks import load_task
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss import IrreducibleLossStore, cross_fit, fit_irreducible_model, split
 
 SETTINGS: dict[str, tuple[str, Any]] = {
     "CIFAR-10N aggregate": ("cifar10", "aggre"),
     "CIFAR-10N random1": ("cifar10", "random1"),
-    "CIFAR-10N worst": ("cifar10", "worse"),
+    "CIFAR-10N worse": ("cifar10", "worse"),
     "MNIST test errors": ("mnist", 0.0),
     "Fashion-MNIST, 10 % wrong": ("fashion-mnist", 0.1),
     "Fashion-MNIST, 30 % wrong": ("fashion-mnist", 0.3),
