@@ -152,19 +152,19 @@ def claims(found: list[Outcome]) -> list[str]:
         f"Compared with plain training of as many seconds, preparation included, the worst setting ends at "
         f"{statistics.median(slowest.in_seconds):+.1f} ({slowest.name}).",
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
-        "`auto` ends at least 1 point above plain training, or takes at least 2 times fewer steps to its best.",
+        "`auto` ends at least 1 point above plain training, or reaches its best in at least 2 times fewer steps.",
         f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. A yes is right if the run ends "
         f"higher. A no is right if under {100 * FEW:.0f} % of the labels are wrong, or if a run with `force=True` gains less "
         f"than {HELPED} points.",
-        *_overruled(found),
-        f"Before the run, `auto` adds {100 * cost.get(False, 0):.0f} % to the run's time if it says no, and "
-        f"{100 * cost.get(True, 0):.0f} % if it says yes (medians).",
+        f"The look before the run adds {100 * cost.get(False, 0):.0f} % to the run's time if the answer is no, and "
+        f"{100 * cost.get(True, 0):.0f} % if it is yes (medians).",
     ]
 
 
-def _overruled(found: list[Outcome]) -> list[str]:
-    parts = [f"{_spread(each.forced)} points ({each.name})" for each in found if each.forced and not each.says_yes]
-    return [f"With `force=True`, where the answer is no: {'; '.join(parts)}."] if parts else []
+def forced_table(found: list[Outcome]) -> list[str]:
+    """A row for each setting where a run leaves examples out although the answer is no."""
+    rows = [f"| {_name(each)} | {_spread(each.forced)} |" for each in found if each.forced and not each.says_yes]
+    return ["", "| setting (trusted) where the answer is no | with `force=True`, points |", "|---|---|", *rows] if rows else []
 
 
 def _name(each: Outcome) -> str:
@@ -213,7 +213,9 @@ def draw(found: list[Outcome], path: Path) -> None:
 
 def text(found: list[Outcome]) -> str:
     """All that the page shows."""
-    return "\n".join([*(f"- {claim}" for claim in claims(found)), "", *table(found), "", *steps_table(found)])
+    return "\n".join(
+        [*(f"- {claim}" for claim in claims(found)), "", *table(found), *forced_table(found), "", *steps_table(found)]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
