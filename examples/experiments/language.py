@@ -271,7 +271,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     of = {(Setup(**row["setup"]), row["seed"]): row for row in rows}
     plain = {seed: row["curve"]["loss"][-1] for (setup, seed), row in of.items() if setup == COMPARED[0]}
     lines = [
-        "| trained on | steps (seeds) | final loss | reaches plain's after | CPU seconds until then | with the reference's |",
+        "| trained on | steps (seeds) | final loss | steps to plain's loss | CPU seconds until then | with the reference's |",
         "|---|---|---|---|---|---|",
     ]
     for setup in COMPARED:
