@@ -99,7 +99,7 @@ class Rehearsal:
         kept = (
             f"examples with an irreducible loss above {self.max_irreducible_loss:.2f}, {self.left_out:.0%} of all, are left out"
         )
-        return [found, f"So {kept}, and the others are trained on as usual. A step costs what it did."]
+        return [found, f"So {kept}, and the others are trained on as usual. A step costs as much as before."]
 
     def table(self) -> list[dict[str, Any]]:
         """The validations of the fits, a row each."""
