@@ -171,6 +171,19 @@ def class_names_of(data: Any) -> tuple[str, ...] | None:
     return next((tuple(map(str, names)) for names in found if isinstance(names, (list, tuple)) and names), None)
 
 
+def joined(parts: list[IndexedSubset]) -> Any:
+    """One dataset of several: of tensors, if all are, as those are read many rows at once."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(type(part.dataset) is TensorDataset for part in parts):
+        columns = list(zip(*([column[part.indices] for column in part.dataset.tensors] for part in parts), strict=False))
+        if len({len(part.dataset.tensors) for part in parts}) == 1 and all(
+            len({(rows.dtype, rows.shape[1:]) for rows in column}) == 1 for column in columns
+        ):
+            return TensorDataset(*(torch.cat(column) for column in columns))
+    return ConcatDataset(parts)
+
+
 def whole_of(dataset: Any) -> Any:
     """The whole dataset behind an ``IndexedSubset``; any other dataset unchanged."""
     return dataset.dataset if isinstance(dataset, IndexedSubset) else dataset

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import ConcatDataset, DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from typing_extensions import Unpack
 
 from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.batches import move
 from rholoss.data import LoaderView
 from rholoss.data.fingerprint import fingerprint, same_content, spread
-from rholoss.data.subset import IndexedSubset, dataset_of, in_common, labels_of, split, whole_of
+from rholoss.data.subset import IndexedSubset, dataset_of, in_common, joined, labels_of, split, whole_of
 from rholoss.files import StrPath
-from rholoss.irreducible import Fit, cross_fit, fit_irreducible_model
+from rholoss.irreducible import cross_fit, fit_irreducible_model
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
 from rholoss.losses import classes_of
 from rholoss.options import SelectorOptions
@@ -89,7 +89,8 @@ def auto(
         trusted: examples with right labels that the model is not trained on: a dataset of such examples as the loader's, or a
             loader over it. A few hundred help; most are fitted on with each half, the others choose the weights.
         steps: how many steps the run will take; the fits read at most as many examples. None: not bounded by it.
-        path: a file for the irreducible losses. If it holds those of the same data and arguments, the run starts at once.
+        path: a file for the irreducible losses, written after each fit. If it holds those of the same data and arguments, the run
+            starts at once, or where a killed one was.
         only_trusted_classes: whether classes without a trusted example are irrelevant to the task, so that their examples are
             left out.
         proxy: returns a new small network that takes what the model takes; None for a default that suits images, vectors, token
@@ -186,24 +187,28 @@ class _Run:
         if trusted is not None and self._is_usable(trusted):
             size = min(_VALIDATED, 3 * len(trusted) // 10)
             self.learned, self.validation, _ = split(trusted, holdout=size, validation=0, seed=self.seed)
-        self.fits: list[tuple[int, Fit]] = []
+        self.fits: list[Round] = []
 
     def rehearse(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal]:
-        """Score a sample; if labels are wrong there, one half of the data; if they are there as well, the other half, too."""
+        """Score a sample; if labels are wrong there, one part of the data; if they are there as well, the other parts, too."""
         if self.n < FEWEST:
             self.notes.append(f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed.")
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
             return store, self._found(store, False, leave_out=False)
-        store = self._screen()
-        helps = self._helps(store) and (self._is_strong(store) or not self.judged_early)
-        if helps or self.force:
-            self.fits.clear()
-            store = self._score(0)
-            helps = self._helps(store) and self._is_strong(store)
-        if helps or self.force:
-            for fold in range(1, self.folds):
-                store = store.merge(self._score(fold))
-            helps = self._helps(store) and self._is_strong(store)
+        store, scored = self._begun(path) or (self._screen(), 0)
+        helps = self._judged(store, early=not scored)
+        for fold in range(scored, self.folds):
+            if fold < 2 and not (helps or self.force):  # after the first look, and after the first part
+                break
+            self.fits = self.fits if fold else []
+            part = self._score(fold)
+            store = store.merge(part) if fold else part
+            helps = self._judged(store)
+            if path is not None:
+                extra = {"asked": self._asked(), "scored": fold + 1, "fits": [each._asdict() for each in self.fits]}
+                store.meta.extra["rehearsal"] = extra
+                store.save(path)
+                del store.meta.extra["rehearsal"]
         rehearsal = self._found(store, helps, leave_out=helps or self.force)
         store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
         if path is not None:
@@ -211,7 +216,22 @@ class _Run:
         return store, rehearsal
 
     def saved(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal] | None:
-        """What an earlier rehearsal with the same arguments saved; None if there is no file."""
+        """What an earlier rehearsal with the same arguments saved at its end; None if there is none."""
+        store = self._load(path)
+        found = None if store is None else store.meta.extra["rehearsal"].get("found")
+        return None if found is None else (store, Rehearsal.of_json(found))  # type: ignore[return-value]
+
+    def _begun(self, path: str | None) -> tuple[IrreducibleLossStore, int] | None:
+        """The parts that one scored which was killed, and how many; None if there are none."""
+        store = self._load(path)
+        if store is None:
+            return None
+        held = store.meta.extra.pop("rehearsal")
+        self.fits = [Round(**each) for each in held["fits"]]
+        return store, held["scored"]
+
+    def _load(self, path: str | None) -> IrreducibleLossStore | None:
+        """The file of a rehearsal with the same arguments; None if there is no file."""
         if path is None or not os.path.exists(path):
             return None
         store = IrreducibleLossStore.load(path)
@@ -219,7 +239,7 @@ class _Run:
         if not isinstance(held, dict) or held.get("asked") != self._asked():
             differ = "" if not isinstance(held, dict) else _difference(self._asked(), held.get("asked", {}))
             raise ValueError(f"{path} holds irreducible losses of another rehearsal{differ}; delete it, or choose another path")
-        return store, Rehearsal.of_json(held["found"])
+        return store
 
     def _asked(self) -> dict[str, Any]:
         """What decides the outcome, as JSON."""
@@ -292,7 +312,7 @@ class _Run:
             on_duplicates="ignore",  # compared before
             progress=self.progress,
         )
-        self.fits.append((fold, fit))
+        self.fits += [Round(fold, each.steps, each.validation_loss, each.accuracy) for each in fit.epochs]
         return fit.model
 
     def _with_trusted(self, part: IndexedSubset) -> Any:
@@ -305,6 +325,10 @@ class _Run:
         steps = max(_STEPS[1], self.n // 2 // _BATCH)
         bound = steps if self.steps is None else self.steps * self.batch_size // _BATCH
         return max(_STEPS[0], min(steps, bound))
+
+    def _judged(self, store: IrreducibleLossStore, early: bool = False) -> bool:
+        """Whether it helps, as far as these losses tell; ``early``: those of the first look."""
+        return self._helps(store) and (self._is_strong(store) or (early and not self.judged_early))
 
     def _helps(self, store: IrreducibleLossStore) -> bool:
         return self._wrong(store).low >= WORTH or self.unasked >= WORTH
@@ -319,7 +343,9 @@ class _Run:
 
     def _trusted_accuracy(self) -> float | None:
         """The mean accuracy of the fits on the trusted examples that they were not fitted on; None without any."""
-        found = [fit.best.accuracy for _, fit in self.fits if fit.best.accuracy is not None]
+        folds = [[each for each in self.fits if each.fold == fold] for fold in range(self.folds)]
+        best = [min(rounds, key=lambda each: each.validation_loss) for rounds in folds if rounds]
+        found = [each.accuracy for each in best if each.accuracy is not None]
         return sum(found) / len(found) if self.validation is not None and found else None
 
     def _wrong(self, store: IrreducibleLossStore) -> WrongShare:
@@ -341,9 +367,7 @@ class _Run:
             max_irreducible_loss=limit,
             left_out=float((known > limit).float().mean()) if leave_out else 0.0,
             calibration=counts.tenths(),
-            fits=tuple(
-                Round(fold, each.steps, each.validation_loss, each.accuracy) for fold, fit in self.fits for each in fit.epochs
-            ),
+            fits=tuple(self.fits),
             notes=tuple(self.notes),
             seconds=time.perf_counter() - self.began,
         )
@@ -454,19 +478,6 @@ class _Run:
         if found < 3:  # such as a text that happens to be in both
             return 0
         return min(len(trusted), round(found * len(trusted) / compared * self.n / len(among)))
-
-
-def joined(parts: list[IndexedSubset]) -> Any:
-    """One dataset of several: of tensors, if all are, as those are read many rows at once."""
-    if len(parts) == 1:
-        return parts[0]
-    if all(type(part.dataset) is TensorDataset for part in parts):
-        columns = list(zip(*([column[part.indices] for column in part.dataset.tensors] for part in parts), strict=False))
-        if len({len(part.dataset.tensors) for part in parts}) == 1 and all(
-            len({(rows.dtype, rows.shape[1:]) for rows in column}) == 1 for column in columns
-        ):
-            return TensorDataset(*(torch.cat(column) for column in columns))
-    return ConcatDataset(parts)
 
 
 def up_and_down(steps: int) -> Callable[[int], float]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from rholoss import IrreducibleLossStore, auto, split
+from rholoss.rehearsal.front_door import _Run
 from rholoss.rehearsal.networks import SmallNetwork
 from rholoss.rehearsal.rehearsal import Rehearsal, gate, strength, wrong_share
 from rholoss.selectors import FilteredUniformSelector
@@ -27,6 +28,10 @@ def examples(n=N, wrong=0.0, seed=0):
     is_wrong = torch.rand(n, generator=generator) < wrong
     step = torch.randint(1, CLASSES, (n,), generator=generator)
     return TensorDataset(x, torch.where(is_wrong, (y + step) % CLASSES, y)), is_wrong
+
+
+def kill():
+    raise KeyboardInterrupt
 
 
 def loader_of(dataset, **options):
@@ -336,6 +341,23 @@ class TestFile:
         assert torch.equal(first.store.losses, second.store.losses)
         assert str(second.rehearsal) == str(first.rehearsal)
         assert second.rehearsal.table() == first.rehearsal.table()
+
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    def test_a_killed_one_resumes_after_the_last_fit(self, after, tmp_path, monkeypatch):
+        data, trusted = examples(wrong=0.3)[0], examples(100, seed=5)[0]
+        whole = open_door(data, trusted, path=tmp_path / "whole.npz")
+        score, found = _Run._score, _Run._found
+        with monkeypatch.context() as patched:
+            patched.setattr(_Run, "_score", lambda run, fold: kill() if fold == after else score(run, fold))
+            patched.setattr(_Run, "_found", lambda *a, **k: kill() if after == 2 else found(*a, **k))
+            with pytest.raises(KeyboardInterrupt):
+                open_door(data, trusted, path=tmp_path / "killed.npz")
+        folds = []
+        monkeypatch.setattr(_Run, "_score", lambda run, fold: folds.append(fold) or score(run, fold))
+        resumed = open_door(data, trusted, path=tmp_path / "killed.npz")
+        assert folds == list(range(after, 2))
+        assert resumed.rehearsal == dataclasses.replace(whole.rehearsal, seconds=resumed.rehearsal.seconds)
+        assert resumed.store.digest == whole.store.digest
 
     def test_plain_training_is_remembered_too(self, tmp_path, monkeypatch):
         data, _ = examples()
