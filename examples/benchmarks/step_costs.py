@@ -499,7 +499,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="of each loop in a round")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too; other sections in it stay")
     parser.add_argument("--report", type=Path, help="print the figures of this file, and run nothing")
     parser.add_argument("--update", type=Path, help="put the tables into this page")
     given = parser.parse_args(arguments)
@@ -516,7 +516,8 @@ def main(arguments: list[str] | None = None) -> None:
             results["tables"][name] = SECTIONS[name](bench, given.rounds, given.steps)
             print(f"{name} is measured", file=sys.stderr)
         if given.json:
-            given.json.write_text(json.dumps(results))
+            known = json.loads(given.json.read_text())["tables"] if given.json.exists() else {}
+            given.json.write_text(json.dumps({"about": about, "tables": known | results["tables"]}))
     texts = {name: shown(table) for name, table in results["tables"].items()}
     if given.update:
         page = given.update.read_text()

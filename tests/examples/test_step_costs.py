@@ -19,7 +19,12 @@ def test_sections_run_and_are_told_as_tables(tmp_path, capsys):
     step_costs.main(["wrapper", "growth", "--rounds", "1", "--steps", "1", "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     assert "| look-up, rank and cut, 320 candidates" in printed
-    assert set(json.loads((tmp_path / "out.json").read_text())["tables"]) == {"wrapper", "growth"}
+    before = json.loads((tmp_path / "out.json").read_text())["tables"]
+    assert set(before) == {"wrapper", "growth"}
+    step_costs.main(["wrapper", "--rounds", "2", "--steps", "1", "--json", str(tmp_path / "out.json")])
+    after = json.loads((tmp_path / "out.json").read_text())["tables"]
+    assert after["growth"] == before["growth"]
+    assert all(len(values) == 2 for row in after["wrapper"].values() for values in row.values())
 
 
 def test_every_option_runs(monkeypatch):
