@@ -21,10 +21,10 @@ def test_sections_run_and_are_told_as_tables(tmp_path, capsys):
     assert "| look-up, rank and cut, 320 candidates" in printed
     before = json.loads((tmp_path / "out.json").read_text())["tables"]
     assert set(before) == {"wrapper", "growth"}
-    step_costs.main(["wrapper", "--rounds", "2", "--steps", "1", "--json", str(tmp_path / "out.json")])
+    step_costs.main(["wrapper", "--rounds", "1", "--steps", "1", "--json", str(tmp_path / "out.json")])
     after = json.loads((tmp_path / "out.json").read_text())["tables"]
     assert after["growth"] == before["growth"]
-    assert all(len(values) == 2 for row in after["wrapper"].values() for values in row.values())
+    assert after["wrapper"] != before["wrapper"]
 
 
 def test_every_option_runs(monkeypatch):
