@@ -105,8 +105,8 @@ def find_suspects(
 ) -> Suspects:
     """Find the examples whose label is probably wrong, as ``IrreducibleLossStore.suspects`` does.
 
-    A label is probably wrong if the models find it less likely than a guess among the C classes, a probability below 1 / C, and
-    another class the most likely. That is a loss above the chance level, log(C). The worst have the lowest probability.
+    A label is probably wrong if the models give it a probability below 1 / C, which is a loss above the chance level log(C), and
+    find another class the most likely. The worst have the lowest probability.
 
     Args:
         store: a store that was made with ``top_classes=2`` or more.
