@@ -61,7 +61,7 @@ def table(comparison: ComparisonLog) -> str:
         lines.append(f"| {title} | {' | '.join(f'{share:.0f}' for share in shares)} | {correlation[i] + 0.0:.2f} |")
     own = comparison.logs[comparison.names[0]].summary()
     shares = [100 * own["wrong label/candidates"], 100 * own["correct/candidates"], 100 * comparison.uniform_overlap]
-    return "\n".join([*lines, f"| any candidate, or uniform sampling | {' | '.join(f'{share:.0f}' for share in shares)} | 0 |"])
+    return "\n".join([*lines, f"| expected of uniform sampling | {' | '.join(f'{share:.0f}' for share in shares)} | 0 |"])
 
 
 def plot(log: SelectionLog, comparison: ComparisonLog, folder: Path) -> None:

@@ -147,13 +147,14 @@ def report(path: Path) -> str:
             ]
             lines.append(f"| {name} | {_share(mine)} | {' | '.join(cells)} |")
         tables.append("\n".join(lines))
-    lines = ["| flagged as wrong: precision, recall, % | " + " | ".join(FOUND.values()) + " |", "|---|" + "---:|" * len(FOUND)]
+    columns = [f"{what}, {name}" for name in FOUND.values() for what in ("precision", "recall")]
+    lines = [f"| flagged as wrong, % | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for name, mine in by_setting.items():
         cells = []
         for method in FOUND:
             pairs = [(row["flagged"][method], row["wrong"]) for row in mine if method in row["flagged"]]
-            precision = _median([100 * right / max(found, 1) for (found, right), _ in pairs])
-            cells.append(f"{precision}, {_median([100 * right / wrong for (_, right), wrong in pairs])}")
+            cells.append(_median([100 * right / max(found, 1) for (found, right), _ in pairs]))
+            cells.append(_median([100 * right / wrong for (_, right), wrong in pairs]))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n\n".join([*tables, "\n".join(lines)])
 

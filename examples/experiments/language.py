@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -267,11 +267,11 @@ def perform(bench: Bench, seeds: list[int], path: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The runs that are compared: means over the seeds, lowest and highest in brackets."""
+    """The runs that are compared: medians over the seeds, lowest and highest in brackets."""
     of = {(Setup(**row["setup"]), row["seed"]): row for row in rows}
     plain = {seed: row["curve"]["loss"][-1] for (setup, seed), row in of.items() if setup == COMPARED[0]}
     lines = [
-        "| trained on | steps (seeds) | final loss | steps to plain's loss | CPU seconds until then | with the reference's |",
+        "| trained on | seeds | final loss | steps to plain's loss | CPU seconds until then | with the reference model |",
         "|---|---|---|---|---|---|",
     ]
     for setup in COMPARED:
@@ -280,12 +280,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             steps, seconds, all_seconds = zip(*(until(row, plain[seed]) for seed, row in mine.items()), strict=True)
             losses = [row["curve"]["loss"][-1] for row in mine.values()]
             columns = [
-                label(setup),
-                f"{setup.steps} ({len(mine)})",
+                f"{label(setup)}, {setup.steps} steps",
+                len(mine),
                 ranged(losses, 3),
                 *(ranged(each, 0) for each in (steps, seconds, all_seconds)),
             ]
-            lines.append(f"| {' | '.join(columns)} |")
+            lines.append(f"| {' | '.join(map(str, columns))} |")
     return "\n".join(lines)
 
 
@@ -311,7 +311,7 @@ def ranged(values: Iterable[float], digits: int) -> str:
     if math.inf in values:
         reached = len(values) - values.count(math.inf)
         return f"{reached} of {len(values)} seeds" if reached else "never"
-    return f"{mean(values):.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
+    return f"{median(values):.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
 
 
 def report(rows: list[dict[str, Any]]) -> str:
