@@ -73,7 +73,7 @@ class TestRuns:
         assert clean["clean_share"] == 1 > plain["clean_share"]
         assert plain["reference"] is None
         assert {"loss", "training_seconds", "scoring_seconds"} == set(selected["reference"])
-        assert "| all tokens | 2 (1) | " in language.report(rows)
+        assert "| all tokens, 2 steps | 1 | " in language.report(rows)
 
     def test_a_model_sees_no_later_character(self):
         model, rows = language.GPT(32, 2), rows_of(CLEAN)[:1]
