@@ -210,12 +210,13 @@ def draw(found: list[Outcome], path: Path) -> None:
             panel.plot(values, [row] * len(values), "o", color="#d55e00" if helps else "#0072b2", alpha=0.45, markersize=5)
             panel.plot([statistics.median(values)], [row], "|", color="black", markersize=12)
         panel.axvline(0, color="#999999", linewidth=1)
-        panel.axvline(-0.5, color="#999999", linewidth=0.8, linestyle=":")
+        limit = panel.axvline(-0.5, color="#999999", linewidth=0.8, linestyle=":")
         panel.set(title=title, xlabel="points")
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(found)), [_name(each) for each in reversed(found)])
     handles = [axes[0].plot([], [], "o", color=color)[0] for color in ("#d55e00", "#0072b2")]
-    axes[1].legend(handles, ["leaves examples out", "plain training"], frameon=False, loc="lower right")
+    names = ["leaves examples out", "plain training", "0.5 below"]
+    axes[0].legend([*handles, limit], names, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
     figure.savefig(path, dpi=150)
 
 
