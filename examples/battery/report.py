@@ -22,7 +22,7 @@ from battery.run import AS_LONG, FEW, FORCED, FRONT, RESULTS, UNIFORM
 from battery.settings import SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "will_it_help.md"
-BEGIN, BEGIN_TRUSTED, END = "<!-- battery -->", "<!-- battery trusted -->", "<!-- end -->"
+CLAIMS, BEGIN, BEGIN_TRUSTED, END = "<!-- battery claims -->", "<!-- battery -->", "<!-- battery trusted -->", "<!-- end -->"
 MANY = 0.2  # share of wrong labels from which leaving examples out should help
 HELPED = 0.5  # points from which it would have helped
 
@@ -88,19 +88,20 @@ def _outcome(name: str, whole: dict[int, dict[str, dict[str, Any]]]) -> Outcome:
 def table(found: list[Outcome]) -> list[str]:
     """A row for each setting: first those where the answer is yes, then, folded, the others."""
     head = [
-        "| setting (trusted) | wrong, found | does it help? | plain, % | `auto`, points | in as many seconds |",
+        "| setting (trusted) | wrong, % | found, % | plain, % | `auto`, points | points, in as many seconds |",
         "|---|---|---|---|---|---|",
     ]
     yes, no = ([_row(each) for each in found if each.says_yes is answer] for answer in (True, False))
     folded = ['<details markdown="1"><summary>Where auto says no</summary>', "", *head, *no, "", "</details>"]
-    return [*head, *yes, "", *(folded if no else [])]
+    return ["Where `auto` says yes:", "", *head, *yes, "", *(folded if no else [])]
 
 
 def _row(each: Outcome) -> str:
     yes, of = sum(each.helps), len(each.helps)
-    answer = ("yes" if each.says_yes else "no") + (f", {yes} of {of}" if 0 < yes < of else "") + (" (wrong)" * (not each.right))
+    notes = [f"; yes for {yes} of {of} seeds"] * (0 < yes < of) + ["; a wrong answer"] * (not each.right)
+    wrong = f"{100 * statistics.mean(each.wrong):.0f}" + " irrelevant, 0 wrong" * bool(SETTINGS[each.name].auto)
     return (
-        f"| {_name(each)} | {100 * statistics.mean(each.wrong):.0f} %, {100 * statistics.median(each.found):.0f} % | {answer} "
+        f"| {_name(each)}{''.join(notes)} | {wrong} | {100 * statistics.median(each.found):.0f} "
         f"| {statistics.median(each.plain):.1f} | {_spread(each.gains)} | {_spread(each.in_seconds)} |"
     )
 
@@ -125,7 +126,8 @@ def trusted_table(found: list[Outcome]) -> list[str]:
     """A row for each number of trusted examples: how often the answer is right, and what is gained where labels are wrong."""
     there = f"{100 * FEW:.0f} % wrong or more"
     lines = [
-        f"| trusted examples | settings | right answers | {there} | there: `auto`, points | in as many seconds |",
+        f"| trusted examples | settings | right answers | settings, {there} | there: `auto`, points "
+        "| there: in as many seconds |",
         "|---|---|---|---|---|---|",
     ]
     for trusted in sorted({SETTINGS[each.name].trusted for each in found}):
@@ -221,10 +223,14 @@ def draw(found: list[Outcome], path: Path) -> None:
 
 
 def text(found: list[Outcome]) -> str:
-    """All that the page shows."""
-    return "\n".join(
-        [*(f"- {claim}" for claim in claims(found)), "", *table(found), *forced_table(found), "", *steps_table(found)]
-    )
+    """The tables of all settings."""
+    return "\n".join([*table(found), *forced_table(found), "", *steps_table(found)])
+
+
+def parts(found: list[Outcome]) -> dict[str, str]:
+    """All that the page shows, by the mark before it."""
+    said = "\n".join(f"- {claim}" for claim in claims(found))
+    return {CLAIMS: said, BEGIN: text(found), BEGIN_TRUSTED: "\n".join(trusted_table(found))}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -236,10 +242,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not found:
         print(f"no results in {asked.results}; see examples/battery/run.py")
         return 1
-    parts = {BEGIN: text(found), BEGIN_TRUSTED: "\n".join(trusted_table(found))}
-    print(*parts.values(), sep="\n\n")
+    shown = parts(found)
+    print(*shown.values(), sep="\n\n")
     if asked.write:
-        for begin, part in parts.items():
+        for begin, part in shown.items():
             before, _, rest = PAGE.read_text().partition(begin)
             PAGE.write_text(f"{before}{begin}\n\n{part}\n\n{END}{rest.partition(END)[2]}")
         draw(found, PAGE.with_name("battery.png"))

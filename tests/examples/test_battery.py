@@ -52,7 +52,8 @@ def test_the_report(rows, tmp_path):
     assert best.gains == pytest.approx([40, 40])
     text = report.text([found])
     assert ("<details" in text) is not found.says_yes
-    assert f"| {NAME} (100) | 30 %" in text
+    assert f"| {NAME} (100)" in text
+    assert "| 30 |" in text
     assert report.trusted_table([found])[2].startswith(
         f"| 100 | 1 | {found.right:d} | 1 | {statistics.median(found.gains):+.1f} |"
     )
@@ -64,8 +65,7 @@ def test_the_report(rows, tmp_path):
 def test_the_page_says_what_the_report_prints():
     page = (ROOT / "docs" / "pages" / "will_it_help.md").read_text()
     found = report.outcomes(read(run.RESULTS))
-    assert report.text(found) in page
-    assert "\n".join(report.trusted_table(found)) in page
+    assert [begin for begin, part in report.parts(found).items() if f"{begin}\n\n{part}\n\n" not in page] == []
 
 
 def test_unknown_settings_are_refused(capsys):
