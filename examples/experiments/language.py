@@ -271,7 +271,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     of = {(Setup(**row["setup"]), row["seed"]): row for row in rows}
     plain = {seed: row["curve"]["loss"][-1] for (setup, seed), row in of.items() if setup == COMPARED[0]}
     lines = [
-        "| trained on | seeds | final loss | steps to plain's loss | CPU seconds until then | with the reference model |",
+        "| trained on | seeds | final loss | steps to plain training's loss "
+        "| CPU seconds until then | with the reference model |",
         "|---|---|---|---|---|---|",
     ]
     for setup in COMPARED:
@@ -302,7 +303,8 @@ def until(row: dict[str, Any], loss: float) -> tuple[float, float, float]:
 
 def label(setup: Setup) -> str:
     if setup.reference:
-        return f"{setup.keep:.0%} of the tokens, {setup.reference} reference".replace("%", " %")
+        reference = "reference model" if setup.reference == "large" else f"{setup.reference} reference model"
+        return f"{setup.keep:.0%} of the tokens, by the {reference}".replace("%", " %")
     return {"plain": "all tokens", "clean tokens": "clean tokens only, known"}[setup.method]
 
 

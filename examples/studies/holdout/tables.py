@@ -84,32 +84,35 @@ def cell_tables(results: Results, cell: Cell, among: Iterable[str]) -> str:
 
 
 def overview(results: Results) -> str:
-    """Every main variant: how many times fewer steps, and points above the bar at the end; a table for each data set."""
+    """Every main variant: how many times fewer steps, and points above the bar at the end; two tables for each data set."""
     made = []
     for data in dict.fromkeys(data for data, _ in results.cells):
         cells = [cell for cell in results.cells if cell[0] == data]
-        rows = [[data, *(title(noise) for _, noise in cells)]]
-        for name in MAIN:
-            lines = [results.of(cell, name) for cell in cells]
-            if name != results.bar and any(lines):
-                rows.append([name, *(outcome(results, at) for at in lines)])
-        made.append(markdown(rows))
+        found = {name: [results.of(cell, name) for cell in cells] for name in MAIN if name != results.bar}
+        for what, cell_of in ("times fewer steps", fewer), ("points at the end", gained):
+            head = [f"{data}: {what}", *(title(noise) for _, noise in cells)]
+            rows = [[name, *(cell_of(results, at) for at in lines)] for name, lines in found.items() if any(lines)]
+            made.append(markdown([head, *rows]))
     return "\n\n".join(made)
 
 
-def outcome(results: Results, lines: list[Line]) -> str:
-    """Times fewer steps, and points at the end, as one cell of a table."""
-    if not lines:
-        return ""
-    fewer = statistics.median(map(results.fewer, lines))
-    return f"{f'{fewer:.1f} x' if fewer else 'never'}; {median(map(results.gain, lines), '+.1f')}"
+def fewer(results: Results, lines: list[Line]) -> str:
+    """Times fewer steps, as a cell of a table."""
+    times = statistics.median(map(results.fewer, lines)) if lines else None
+    return "" if times is None else f"{times:.1f}" if times else "never"
+
+
+def gained(results: Results, lines: list[Line]) -> str:
+    """Points at the end, as a cell of a table."""
+    return median(map(results.gain, lines), "+.1f") if lines else ""
 
 
 def indicator_tables(results: Results) -> str:
     """What the irreducible losses show by themselves, and how selection by them went."""
     signs = [["data: irreducible losses", "mean (in validation), nats", "above log(C), %", "accuracy on given labels, %"]]
     signs[0] += ["confidence - accuracy, points", "agreement of the halves"]
-    went = [["data: irreducible losses", "wrong labels, %", "plain", "gate", "gate, bounded", "wrong selected, %"]]
+    went = [["times fewer steps", "plain", "gate", "gate, bounded"]]
+    picked = [["wrong labels among the selected, %", "in the data", "plain", "gate", "gate, bounded"]]
     for name, ways, lines in recipes(results):
         if "agreement" not in lines[0]["indicators"]:
             continue
@@ -117,10 +120,10 @@ def indicator_tables(results: Results) -> str:
         shares = [f"{100 * found[each]:.1f}" for each in ("worse_than_a_guess", "accuracy", "confidence_minus_accuracy")]
         agreement = "" if math.isnan(found["agreement"]) else f"{found['agreement']:.2f}"  # there is none of a single model
         signs.append([name, f"{found['mean']:.2f} ({found['validation_loss']:.2f})", *shares, agreement])
-        wrong = [median([100 * statistics.fmean(line["wrong"]) for line in way], ".0f") for way in ways if way]
-        row = [name, f"{100 * lines[0]['rate']:.0f}", *(outcome(results, way) for way in ways)]
-        went.append([*row, ", ".join(wrong)])
-    return f"{markdown(signs)}\n\n{markdown(went)}"
+        wrong = [median([100 * statistics.fmean(line["wrong"]) for line in way], ".0f") if way else "" for way in ways]
+        went.append([name, *(fewer(results, way) for way in ways)])
+        picked.append([name, f"{100 * lines[0]['rate']:.0f}", *wrong])
+    return "\n\n".join(map(markdown, (signs, went, picked)))
 
 
 def ending_table(results: Results) -> str:
