@@ -324,7 +324,7 @@ def report(rows: list[dict[str, Any]]) -> str:
             about, share = mine[0]["reference"], mean(row["clean_share"] for row in mine)
             cost = f"{about['training_seconds']:.0f} CPU seconds to train"
             parts.append(f"{name} reference: {about['loss']:.3f} nats, {cost}; {share:.0%} of the selected tokens are clean")
-    tuned = [row for row in rows if row["seed"] == SEEDS[0] and row["setup"]["method"] == "plain"]
+    tuned = [row for row in rows if row["seed"] == SEEDS[0] and Setup(**row["setup"]) in TUNING]
     rates = ", ".join(f"{row['setup']['lr']}: {row['curve']['loss'][-1]:.3f}" for row in tuned)
     return "\n".join([*parts, f"plain training on seed {SEEDS[0]}, by learning rate: {rates}"])
 
