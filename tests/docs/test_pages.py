@@ -1,5 +1,6 @@
 """The README and the pages: every snippet runs, every public name and method is on them, and the site is whole and its own."""
 
+import itertools
 import re
 import runpy
 import socket
@@ -117,6 +118,30 @@ def test_a_page_has_no_gap_and_no_dead_link(page):
     assert not re.search(r"TODO|TBD|[A-Z]+_TABLE|URL-OF", text)
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def glued_blocks(text):
+    """Lines that Markdown joins to what is above: no blank line after a table, or before a table, list or heading."""
+    prose = re.sub(r"^( *)```.*?^\1```", lambda code: "\n" * code[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
+    kind = re.compile(r" *(?:(?P<table>\|)|(?P<list>(?:[-*+]|\d+\.) )|(?P<heading>#+ ))")
+    lines = [(line, match.lastgroup if (match := kind.match(line)) else "text") for line in prose.splitlines()]
+    for (above, before), (line, after) in itertools.pairwise(lines):
+        starts = after in ("table", "heading") or (after == "list" and not above.startswith(" "))
+        if above.strip() and line.strip() and before != after and (starts or before == "table"):
+            yield line
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_a_blank_line_separates_tables_lists_and_headings_from_text(page):
+    assert list(glued_blocks(page.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["| 1 |\ntext", "text\n| 1 |", "text\n- item", "text\n1. item", "text\n## Title", "## Title\n| 1 |"]
+)
+def test_a_missing_blank_line_is_found(text):
+    assert list(glued_blocks(text)) == [text.splitlines()[1]]
+    assert list(glued_blocks(text.replace("\n", "\n\n"))) == []
 
 
 def in_the_navigation(settings):
