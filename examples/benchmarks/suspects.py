@@ -139,7 +139,7 @@ def report(path: Path) -> str:
     by_setting = {name: [row for row in rows if row["setting"] == name] for name in SETTINGS}
     by_setting = {name: mine for name, mine in by_setting.items() if mine}
     tables = []
-    for title, place in (("average precision, %", 0), ("precision at the number of errors, %", 1)):
+    for title, place in (("average precision, %", 0), ("precision among the first k, %", 1)):
         lines = [f"| {title} | wrong | {' | '.join(RANKINGS.values())} |", "|---|" + "---:|" * (1 + len(RANKINGS))]
         for name, mine in by_setting.items():
             cells = [
