@@ -166,6 +166,8 @@ _MEANT = {  # words that other libraries use
     "forward": ("forward_fn",),
     "dtype": ("precision", "amp_dtype"),
     "seed": ("generator", "random_state"),
+    "trusted": ("trusted_set", "trusted_data", "clean", "holdout"),
+    "steps": ("epochs", "max_steps", "total_steps"),
 }
 
 

@@ -118,23 +118,35 @@ def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) ->
         return [digests for batch in reader for digests in batch]
 
 
-def same_content(one: DataLoader[Any], other: DataLoader[Any], positions: Tensor, among: Tensor | None = None) -> tuple[int, int]:
+def same_content(
+    one: DataLoader[Any], other: DataLoader[Any], positions: Tensor, among: Tensor | None = None, labels: Tensor | None = None
+) -> tuple[int, int]:
     """How many examples that one loader reads are in another's dataset, by content, and how many were compared.
 
     Up to 512 examples are read of the other, among these positions, shape (n,), int64; and of the one those at the positions
-    ``among``, or its first 50,000.
+    ``among``, or its first 50,000. With the other's ``labels`` at these positions, shape (n,), fields that go with them one to
+    one are not compared, so that an example with another label is the same.
     """
     if not len(positions) or not len(one.dataset):  # type: ignore[arg-type]
         return 0, 0
-    compared = positions[spread(len(positions), 512)]
+    chosen = spread(len(positions), 512)
+    compared = positions[chosen]
     among = torch.arange(min(len(one.dataset), 50_000)) if among is None else among  # type: ignore[arg-type]
     with seeded(0):
-        mine, theirs = (
-            [repr(sorted(digests.items())) for digests in example_digests(loader, loader.dataset, at)]
-            for loader, at in ((one, among), (other, compared))
-        )
+        read = [example_digests(loader, loader.dataset, at) for loader, at in ((one, among), (other, compared))]
+    omitted = set() if labels is None else _fields_of_labels(read[1], labels[chosen].tolist())
+    mine, theirs = (
+        [repr(sorted((name, each) for name, each in digests.items() if name not in omitted)) for digests in part] for part in read
+    )
     known = set(mine) - {"[]"}
     return sum(digest in known for digest in theirs), len(theirs)
+
+
+def _fields_of_labels(read: list[Digests], labels: list[int]) -> set[str]:
+    """The fields that have one value for each label, and another one for any other label."""
+    values = {name: [digests.get(name) for digests in read] for name in read[0]}
+    kinds = len(set(labels))
+    return {name for name, each in values.items() if len(set(each)) == kinds == len(set(zip(each, labels, strict=True)))}
 
 
 def spread(n: int, most: int) -> Tensor:

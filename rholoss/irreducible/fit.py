@@ -111,9 +111,9 @@ class FitRun:
         with seeded(self.seed, number, device=device), torch.enable_grad():
             train_loss = self._train(device)
         _, found = self.validation.run(self.model, self._validate)
-        losses, correct = found.double().mean(0).tolist()
+        validation_loss, correct = float(found.double().mean(0)[0]), float(found.double().nanmean(0)[1])
         self.sizes = (self.sizes[0], len(found))
-        validation_loss, accuracy = losses, None if math.isnan(correct) else correct
+        accuracy = None if math.isnan(correct) else correct
         if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
             what = f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss})"
             raise ValueError(f"{what}; pass an optimizer with a lower learning rate, or check the data")
@@ -122,11 +122,13 @@ class FitRun:
         self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began, self.steps, accuracy))
 
     def _validate(self, outputs: Any, targets: Any, n: int) -> Tensor:
-        """For each of n examples the loss, and whether its label is the most likely class: (n, 2), NaN if no classifier."""
+        """For each of n examples the loss, and whether its label is the most likely class: (n, 2), NaN without a label."""
         losses = self.validation.scorer.losses(outputs, targets, n)
         if not classes_of(outputs, targets):
             return torch.stack([losses, torch.full_like(losses, math.nan)], 1)
-        return torch.stack([losses, (outputs.argmax(1) == targets.to(outputs.device)).to(losses)], 1)
+        labels = targets.to(outputs.device)
+        correct = (outputs.argmax(1) == labels).to(losses).masked_fill(labels < 0, math.nan)  # such as -100, which is no label
+        return torch.stack([losses, correct], 1)
 
     def _round(self) -> Iterator[Any]:
         """The batches of a round: of one pass, or so many steps, of several passes if one has fewer."""

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -148,6 +149,9 @@ class ScoringJob:
         self._classes = classes
         probabilities, labels = outputs.float().softmax(1), targets.to(outputs.device).long()
         confidence, likeliest = probabilities.max(1)
+        confidence = confidence.masked_fill(
+            (labels < 0) | (labels >= classes), math.nan
+        )  # such as -100: there is no label to meet
         columns = [loss[:, None], confidence[:, None], (likeliest == labels)[:, None]]
         if self.top_classes and self._passes > 1:
             columns += [labels[:, None], probabilities]

@@ -15,19 +15,21 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from typing_extensions import Unpack
 
-from rholoss.arguments import flag, function, map_style, optional, options_of, path_of, refuse_unknown, shown, whole
+from rholoss.arguments import flag, function, optional, options_of, path_of, refuse_unknown, shown, whole
 from rholoss.batches import move
 from rholoss.data import LoaderView
-from rholoss.data.fingerprint import fingerprint, same_content, spread
-from rholoss.data.subset import IndexedSubset, dataset_of, in_common, joined, labels_of, split, whole_of
+from rholoss.data.fingerprint import fingerprint, spread
+from rholoss.data.subset import IndexedSubset, index_of, joined, split, whole_of
 from rholoss.files import StrPath
 from rholoss.irreducible import cross_fit, fit_irreducible_model
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
-from rholoss.losses import classes_of
+from rholoss.losses import LossCheck, classes_of, cross_entropy, default_loss
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress, switched
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
+from rholoss.rehearsal.reader import Reader, check_loader, classes_that_occur, refuse_wrong_labels
 from rholoss.rehearsal.rehearsal import STRONG, STRONG_COUNTS, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
+from rholoss.rehearsal.trusted import Verdict, judge, refuse_not_finite_inputs, trusted_of
 from rholoss.scoring import Task
 from rholoss.selectors.filtered_uniform import FilteredUniformSelector
 from rholoss.states import digest
@@ -39,7 +41,7 @@ _REPEATS = 5  # of the trusted examples in each fold, at most
 _SCREENED = 4_000  # examples of the first look
 _VALIDATED = 1_000  # examples that the weights are chosen by, at most
 _LOOK = 2_000  # examples whose labels are compared with the trusted ones'
-FEWEST, FEWEST_TRUSTED = 500, 40  # examples that a rehearsal needs, and trusted ones for these to count
+FEWEST, FEWEST_OF_A_CLASS = 500, 5  # examples that a rehearsal needs, in all and of a class on average
 
 
 class RehearsedSelector(FilteredUniformSelector):
@@ -116,27 +118,36 @@ def auto(
         >>> len([y for x, y in selector]), selector.rehearsal.recipe
         (60, 'plain training')
     """
-    refuse_unknown(options, [*options_of(auto), *SelectorOptions.__annotations__], "auto")
+    refused = [name for name in ("keep", "batch_size") if options.pop(name, None) is not None]  # type: ignore[misc]
+    if refused:
+        cure = "to select among those that are left, pass selector.store and max_irreducible_loss= to RhoLossSelector"
+        raise ValueError(f"auto trains on every example that it does not leave out, got {refused[0]}=; {cure}")
+    known = [*options_of(auto), *SelectorOptions.__annotations__]
+    refuse_unknown(options, ["trusted", *(name for name in known if name not in ("keep", "batch_size"))], "auto")
     steps = optional(whole, steps, "steps", "the number of steps of the run, at least 1, or None")
+    if isinstance(proxy, nn.Module):
+        name = type(proxy).__name__
+        raise TypeError(
+            f"proxy must be a function that returns a new small network, got one network, {name}; pass lambda: {name}(...)"
+        )
     optional(function, proxy, "proxy", "() -> a new small network")
     progress = switched(progress)
     flag(only_trusted_classes, "only_trusted_classes")
     flag(force, "force")
+    if only_trusted_classes and trusted is None:
+        raise ValueError("only_trusted_classes=True needs trusted examples, got trusted=None; pass trusted=")
     path = optional(path_of, path, "path")
-    if not isinstance(loader, DataLoader) or not LoaderView(loader).draws_by_index or loader.batch_sampler is None:
-        raise TypeError(f"auto needs a DataLoader over a map-style dataset, got {type(loader).__name__}; or use RhoLossSelector")
-    map_style(loader.dataset, "the loader's dataset", 1)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be the torch.nn.Module in training, got {shown(model)}")
-    refused = [name for name in ("keep", "batch_size") if options.get(name) is not None]
-    if refused:
-        cure = "to select among those that are left, pass selector.store and max_irreducible_loss= to RhoLossSelector"
-        raise ValueError(f"auto trains on every example that it does not leave out, got {refused[0]}=; {cure}")
+    check_loader(loader, model)
+    if path is not None and os.path.isdir(path):
+        raise ValueError(f"path must be a file, got the folder {path}; pass a file in it, such as {os.path.join(path, 'il.npz')}")
+    if path is not None:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     run = _Run(loader, model, trusted, steps, proxy, progress, only_trusted_classes, force, options)
-    store, rehearsal = run.saved(path) or run.rehearse(path)
+    saved = run.saved(path)
+    store, rehearsal = saved or run.rehearse(path)
     selector = RehearsedSelector(loader, model, store, rehearsal, **options)
     if progress is not False:
-        print(rehearsal)  # noqa: T201
+        print(f"Read from {path}, with nothing fitted again:\n{rehearsal}" if saved else rehearsal)  # noqa: T201
     return selector
 
 
@@ -164,35 +175,44 @@ class _Run:
             own["num_workers"] = 0  # rows of tensors are read faster than workers send them
         self.loader_of: Callable[..., DataLoader[Any]] = partial(DataLoader, **own)
         self.data = self._drawable(loader)
-        self.n, self.total = len(self.data), LoaderView(loader).dataset_length or 0
+        self.total = LoaderView(loader).dataset_length or 0
         self.batch_size = loader.batch_size or 1
+        self.reader = Reader(self.loader_of, self.task.forward, self.device, self.seed)
         self.classes = self._classes(model)
-        self.make: Callable[[bool], nn.Module] = self._default_network() if proxy is None else lambda quick: proxy()
-        if proxy is not None:
-            self._check_proxy()
+        self.make: Callable[[bool], nn.Module] = self._default_network() if proxy is None else self._checked(proxy)
         made = self._network("counts?")
         counts = isinstance(made, SmallNetwork) and made.head is None
         self.folds, self.strong = (5, STRONG_COUNTS) if counts else (2, STRONG)  # counting is fast
         self.judged_early = proxy is None and not counts  # the first look at counts, or at an unknown network, says less
-        self.labels = labels = self._labels(self.data, _LOOK)  # of a sample
-        self.frequent = float(labels.bincount(minlength=1).max()) / max(len(labels), 1) if int(labels.min()) >= 0 else 0.0
         self.notes: list[str] = []
+        labels = self.reader.most_labels(self.data, _LOOK, lambda found: bool(self._is_no_class(found).any()))
+        self.unlabelled = self._unlabelled(labels)
+        if len(self.unlabelled):
+            is_class = ~self._is_no_class(labels)
+            self.data, labels = IndexedSubset(self.data, is_class.nonzero().flatten()), labels[is_class]
+        self.n = len(self.data)
+        self.occurring = classes_that_occur(labels, self.n, self.classes)
+        self.labels = labels[spread(len(labels), _LOOK)]  # of a sample
+        self.frequent = float(self.labels.bincount(minlength=1).max()) / max(len(self.labels), 1)
         self.validation: Any = None
         self.learned: Any = None
-        self.force = force
-        self.only, self.unasked = only_trusted_classes, 0.0  # share of the data whose class is irrelevant
-        self.asked_for: Tensor | None = None  # labels, if only some are asked for
-        trusted = None if trusted is None else map_style(dataset_of(trusted), "trusted", what="a dataset, or a loader over one")
+        self.force, self.only = force, only_trusted_classes
+        self.verdict = Verdict(False)
+        trusted = None if trusted is None else trusted_of(trusted)
         self.trusted_digest = None if trusted is None else fingerprint(trusted)
-        if trusted is not None and self._is_usable(trusted):
+        if trusted is not None and self.n:
+            self.verdict = judge(trusted, self.data, self.reader, self.labels, self.classes, only_trusted_classes)
+            self.notes += [self.verdict.note] if self.verdict.note else []
+        if self.verdict.usable:
             size = min(_VALIDATED, 3 * len(trusted) // 10)
             self.learned, self.validation, _ = split(trusted, holdout=size, validation=0, seed=self.seed)
         self.fits: list[Round] = []
 
     def rehearse(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal]:
         """Score a sample; if labels are wrong there, one part of the data; if they are there as well, the other parts, too."""
-        if self.n < FEWEST:
-            self.notes.append(f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed.")
+        too_few = self._too_few()
+        if too_few:
+            self.notes.append(too_few)
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
             return store, self._found(store, False, leave_out=False)
         store, scored = self._begun(path) or (self._screen(), 0)
@@ -209,7 +229,9 @@ class _Run:
                 store.meta.extra["rehearsal"] = extra
                 store.save(path)
                 del store.meta.extra["rehearsal"]
-        rehearsal = self._found(store, helps, leave_out=helps or self.force)
+        leave_out = helps or self.force
+        store = self._with_unlabelled(store) if leave_out else store
+        rehearsal = self._found(store, helps, leave_out)
         store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
         if path is not None:
             store.save(path)
@@ -234,7 +256,10 @@ class _Run:
         """The file of a rehearsal with the same arguments; None if there is no file."""
         if path is None or not os.path.exists(path):
             return None
-        store = IrreducibleLossStore.load(path)
+        try:
+            store = IrreducibleLossStore.load(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; or delete {path}, and auto makes it again") from error
         held = store.meta.extra.get("rehearsal")
         if not isinstance(held, dict) or held.get("asked") != self._asked():
             differ = "" if not isinstance(held, dict) else _difference(self._asked(), held.get("asked", {}))
@@ -278,9 +303,9 @@ class _Run:
     def _fit(self, fold: int, part: IndexedSubset, steps: int | None = None) -> nn.Module:
         """A small network, fitted on a part of the data and the trusted examples."""
         validation = self.validation
-        if self.asked_for is not None:
-            labels = self._labels(part, len(part))
-            part = IndexedSubset(part, torch.isin(labels, self.asked_for).nonzero().flatten())
+        if self.verdict.asked_for is not None:
+            labels = self.reader.labels(part, len(part))
+            part = IndexedSubset(part, torch.isin(labels, self.verdict.asked_for).nonzero().flatten())
         if validation is None:
             size = min(_VALIDATED, len(part) // 10)
             part, validation, _ = split(part, holdout=size, validation=0, seed=self.seed)
@@ -331,15 +356,16 @@ class _Run:
         return self._helps(store) and (self._is_strong(store) or (early and not self.judged_early))
 
     def _helps(self, store: IrreducibleLossStore) -> bool:
-        return self._wrong(store).low >= WORTH or self.unasked >= WORTH
+        return self._wrong(store).low >= WORTH or self.verdict.unasked >= WORTH
 
     def _is_strong(self, store: IrreducibleLossStore) -> bool:
         """Whether the networks know enough to find wrong labels; those of irrelevant classes are known without them."""
         reached = strength(self._counts(store).accuracy, self._wrong(store).low, self.frequent)
-        return self.unasked >= WORTH or reached >= self.strong
+        return self.verdict.unasked >= WORTH or reached >= self.strong
 
     def _counts(self, store: IrreducibleLossStore) -> CalibrationCounts:
-        return store.meta.calibration or CalibrationCounts(self.classes)
+        found = store.meta.calibration or CalibrationCounts()
+        return CalibrationCounts(self.occurring, found.bins, found.halves, found.formula)
 
     def _trusted_accuracy(self) -> float | None:
         """The mean accuracy of the fits on the trusted examples that they were not fitted on; None without any."""
@@ -354,7 +380,7 @@ class _Run:
 
     def _found(self, store: IrreducibleLossStore, helps: bool, leave_out: bool) -> Rehearsal:
         counts, wrong = self._counts(store), self._wrong(store)
-        limit = gate(wrong.share, self.classes) if leave_out else math.inf
+        limit = gate(wrong.share, self.occurring) if leave_out else math.inf
         known = store.losses[torch.isfinite(store.losses)]
         return Rehearsal(
             helps=helps,
@@ -362,7 +388,7 @@ class _Run:
             accuracy=counts.accuracy,
             trusted=0 if self.learned is None else len(self.learned) + len(self.validation),
             trusted_accuracy=self._trusted_accuracy(),
-            classes=self.classes,
+            classes=self.occurring,
             examples=self.n,
             max_irreducible_loss=limit,
             left_out=float((known > limit).float().mean()) if leave_out else 0.0,
@@ -384,100 +410,71 @@ class _Run:
         full = unique is None or len(unique) == len(loader.dataset)  # type: ignore[arg-type]
         return loader.dataset if full else IndexedSubset(loader.dataset, unique)
 
-    def _read(self, most: int) -> Any:
-        """Some training examples as one batch, on the device."""
-        with seeded(self.seed, device=self.device):
-            batch = self.loader_of(self.data).collate_fn([self.data[int(i)] for i in spread(self.n, most)])
-        return move(batch, self.device)
+    def _is_no_class(self, labels: Tensor) -> Tensor:
+        return (labels < 0) | (labels >= self.classes)
+
+    def _unlabelled(self, labels: Tensor) -> Tensor:
+        """Indices of the examples whose label is no class, such as -100; a ValueError if the loss would not ignore it."""
+        where = self._is_no_class(labels).nonzero().flatten()
+        if len(where) and self.task.loss in (default_loss, cross_entropy):
+            refuse_wrong_labels(labels, self.classes, self.data)
+        if len(where):
+            which = f"have no class as their label, such as {int(labels[where[0]])}"
+            self.notes.append(f"{len(where):,} of {len(labels):,} examples {which}: they are not judged, and not left out.")
+        found: Tensor = index_of(self.data, where)
+        return found
+
+    def _too_few(self) -> str:
+        """A sentence if there are too few examples, or an empty string."""
+        if self.n < FEWEST:
+            return f"{self.n:,} examples are too few to rehearse with, at least {FEWEST} are needed."
+        if self.n < FEWEST_OF_A_CLASS * self.occurring:
+            of = f"{self.n:,} examples of {self.occurring:,} classes are too few to rehearse with"
+            return f"{of}, at least {FEWEST_OF_A_CLASS} of a class are needed."
+        return ""
+
+    def _with_unlabelled(self, store: IrreducibleLossStore) -> IrreducibleLossStore:
+        """The store with a loss of 0, as that of a label that does not count, for examples without a label: they stay in."""
+        if not len(self.unlabelled):
+            return store
+        losses = torch.cat([store.losses, torch.zeros(len(self.unlabelled))])
+        return IrreducibleLossStore(losses, torch.cat([torch.as_tensor(store.ids), self.unlabelled]), meta=store.meta)
 
     def _classes(self, model: nn.Module) -> int:
         """C, from the model's outputs for two examples."""
-        batch = self._read(2)
+        batch = self.reader.some(self.data, 2)
         with seeded(0, device=self.device), preserve_state(model, self.device), torch.no_grad():
-            return check_classifier(*self.task.forward(model.eval(), batch))
+            outputs, targets = self.task.forward(model.eval(), batch)
+        classes = check_classifier(outputs, targets)
+        LossCheck().meet(self.task.loss, outputs, targets)  # warns of probabilities
+        return classes
 
-    def _check_proxy(self) -> None:
-        """Refuse a factory of networks that do not return what the model returns for two examples."""
+    def _checked(self, proxy: Callable[[], nn.Module]) -> Callable[[bool], nn.Module]:
+        """Refuse a function whose networks do not return what the model returns for two examples."""
         with fork_rng(self.device, 0):
-            network: Any = self.make(False)
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"proxy must return a new small network, a torch.nn.Module, got {shown(network)}")
-        with seeded(0, device=self.device), torch.no_grad():
-            try:
-                outputs, targets = self.task.forward(network.to(self.device).eval(), self._read(2))
-            except Exception as error:
-                what = f"proxy must make networks that are called as the model is, got {type(error).__name__}: {error}"
-                raise ValueError(what) from error
-        if classes_of(outputs, targets) != self.classes:
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else shown(outputs)
-            expected = f"logits of the model's {self.classes} classes, shape ({len(targets)}, {self.classes})"
-            raise ValueError(f"proxy must make networks that return {expected} for {len(targets)} examples, got {got}")
+            network: Any = proxy()
+        self.reader.check_proxy(network, self.data, self.classes)
+        return lambda quick: proxy()
 
     def _default_network(self) -> Callable[[bool], nn.Module]:
-        recorder = CallRecorder(self.classes).to(self.device)
+        self.reader.stand_in = CallRecorder(self.classes).to(self.device)
         try:
-            self.task.forward(recorder, self._read(8))
-        except AttributeError as error:
-            raise TypeError(
-                f"forward uses more of the model than a call ({error}); pass proxy=, which makes a small one"
-            ) from error
-        call = recorder.call
+            call, targets, outputs = self.reader.call(self.reader.some(self.data, 8))
+            cause = (
+                ""
+                if classes_of(outputs, targets) == self.classes
+                else f"got {shown(outputs)} of logits {(len(targets), self.classes)}"
+            )
+        except Exception as error:  # whatever a forward function does to a tensor that is no such output
+            cause = f"{type(error).__name__}: {error}"
+        if cause:
+            cure = "pass proxy=, a function that returns a new small network which is called, and answers, as the model does"
+            raise TypeError(f"forward uses more of the model than a call that returns logits ({cause}); {cure}")
+        for inputs in call.values():
+            refuse_not_finite_inputs(inputs, "example with index", index_of(self.data, spread(len(self.data), 8)).tolist())
         with fork_rng(self.device, 0):
             SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
         return lambda quick: SmallNetwork(call, self.classes, quick)
-
-    def _labels(self, data: Any, most: int) -> Tensor:
-        """Labels of some examples of a dataset, int64, on the CPU."""
-        shown = labels_of(data)
-        if shown is not None:
-            return shown[spread(len(shown), most)].long()
-        recorder, found = CallRecorder(self.classes), []
-        for chunk in spread(len(data), most).split(256):
-            batch = self.loader_of(data).collate_fn([data[int(i)] for i in chunk])
-            found.append(torch.as_tensor(self.task.forward(recorder, batch)[1]).reshape(-1).long())
-        return torch.cat(found)
-
-    def _is_usable(self, trusted: Any) -> bool:
-        """Whether the trusted examples can be used; if not, a note says why."""
-        n, left = len(trusted), "they are not used"
-        if n < FEWEST_TRUSTED:
-            self.notes.append(f"{n:,} trusted examples are too few to learn from, at least {FEWEST_TRUSTED} are needed: {left}.")
-            return False
-        labels, mine = self._labels(trusted, n), self.labels
-        if len(labels.unique()) < 2:
-            self.notes.append(f"All trusted examples have the label {int(labels[0])}: {left}.")
-            return False
-        foreign = [int(label) for label in labels.unique() if not 0 <= int(label) < self.classes]
-        if foreign:
-            self.notes.append(f"The trusted examples have labels that the model does not know, such as {foreign[0]}: {left}.")
-            return False
-        shared = in_common(trusted, self.data) or self._same_content(trusted)
-        if shared > n // 100:
-            self.notes.append(f"About {shared:,} of {n:,} trusted examples are among the training data, too: {left}.")
-            return False
-        absent = ~torch.isin(mine, labels)
-        self.unasked = float(absent.float().mean())
-        if self.unasked * n < 10:  # so few may be missing by chance
-            self.unasked = 0.0
-            return True
-        which = ", ".join(map(str, mine[absent].unique().tolist()[:5]))
-        what = f"{self.unasked:.0%} of the training examples have labels that no trusted example has, such as {which}"
-        if self.only:
-            self.asked_for = labels.unique()
-            self.notes.append(f"{what}: they are irrelevant to the task, and left out.")
-            return True
-        self.unasked = 0.0
-        self.notes.append(f"{what}: {left}. If these classes are irrelevant to the task, pass only_trusted_classes=True.")
-        return False
-
-    def _same_content(self, trusted: Any) -> int:
-        """How many trusted examples are, by content, among the training examples: an estimate from some of both."""
-        at = spread(len(trusted), 512)
-        among = spread(self.n, min(4_000, 800_000 // len(at)))
-        found, compared = same_content(self.loader_of(self.data), self.loader_of(trusted), at, among)
-        if found < 3:  # such as a text that happens to be in both
-            return 0
-        return min(len(trusted), round(found * len(trusted) / compared * self.n / len(among)))
 
 
 def up_and_down(steps: int) -> Callable[[int], float]:
@@ -486,6 +483,17 @@ def up_and_down(steps: int) -> Callable[[int], float]:
     return lambda step: min((step + 1) / top, max(steps - step, 0) / max(steps - top, 1), 1.0)
 
 
+_MEANT = {  # what is compared with a file, in the words of a message
+    "data": "training data",
+    "trusted": "trusted examples",
+    "only_trusted_classes": "only_trusted_classes=",
+    "force": "force=",
+    "seed": "seed=",
+    "steps": "steps=, or batch size",
+    "network": "inputs or classes of the model, or proxy=",
+}
+
+
 def _difference(mine: dict[str, Any], saved: dict[str, Any]) -> str:
-    names = [name for name in mine if saved.get(name) != mine[name]]
+    names = [_MEANT[name] for name in mine if saved.get(name) != mine[name]]
     return f", with other {', '.join(names)}" if names else ""

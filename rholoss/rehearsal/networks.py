@@ -111,11 +111,20 @@ class VectorBranch(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
+        self.size = size
         self.layers = nn.Sequential(nn.BatchNorm1d(size, affine=False), nn.Linear(size, HIDDEN), nn.ReLU())
         self.width = HIDDEN
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        found: Tensor = self.layers(x.reshape(len(x), -1).float())
+        rows = x.reshape(len(x), -1)
+        if rows.shape[1] != self.size:
+            cure = (
+                "bring all to one shape in the dataset or collate_fn, or pass proxy=, which makes a small network for any length"
+            )
+            raise ValueError(
+                f"inputs must have one shape in all batches, got {self.size} numbers an example, and {rows.shape[1]}; {cure}"
+            )
+        found: Tensor = self.layers(rows.float())
         return found
 
 
@@ -220,6 +229,37 @@ def check_classifier(outputs: Any, targets: Any) -> int:
     classes = classes_of(outputs, targets)
     if classes:
         return classes
-    got = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else shown(v) for v in (outputs, targets)]
-    expected = "a rehearsal is for classifiers, with logits (n, C) and classes (n,)"
-    raise TypeError(f"{expected}, got {' and '.join(got)}; train as usual, or choose irreducible losses and RhoLossSelector")
+    got = " and ".join(f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else _kind(v) for v in (outputs, targets))
+    expected = "auto looks at classifiers only, with outputs logits (n, C) and targets classes (n,), integer"
+    raise TypeError(f"{expected}, got {got}; {_cure(outputs, targets)}")
+
+
+def _kind(value: Any) -> str:
+    inside = (
+        [str(name) for name in value]
+        if isinstance(value, Mapping)
+        else [type(each).__name__ for each in value]
+        if isinstance(value, (tuple, list))
+        else []
+    )
+    return f"{type(value).__name__} of {', '.join(inside[:8])}" if inside else shown(value)
+
+
+def _cure(outputs: Any, targets: Any) -> str:
+    """What to do about outputs or targets that are not a classifier's."""
+    if not isinstance(outputs, Tensor):
+        taken = "model(batch[0])[0]" if isinstance(outputs, (tuple, list)) else "model(batch[0])['logits']"
+        return f"pass forward=, such as lambda model, batch: ({taken}, batch[1]), and proxy=, which makes a small such model"
+    target = "pass forward=lambda model, batch: (model(batch[0]), {})"
+    if not isinstance(targets, Tensor):
+        return "number the classes from 0 in the dataset" + ", or in forward=" * isinstance(targets, (tuple, list))
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        if targets.ndim == 2 and targets.shape == outputs.shape:
+            return f"for rows with a single 1, {target.format('batch[1].argmax(1)')}"
+        if targets.shape == (len(outputs), 1):
+            return target.format("batch[1].squeeze(1).long()")
+        if targets.ndim == 1 and targets.is_floating_point():
+            return f"if these are classes, {target.format('batch[1].long()')}; for values, train as usual"
+    if outputs.ndim == 1 or outputs.shape[-1] == 1:
+        return "for two classes, give the model two outputs; for values, train as usual"
+    return "train as usual, or choose by irreducible losses, with RhoLossSelector"

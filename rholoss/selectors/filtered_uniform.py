@@ -30,7 +30,8 @@ class FilteredUniformSelector(StoreSelector):
         kept: which examples may be drawn, by index, shape (N,), bool; None: all.
 
     Raises:
-        ValueError: no example is below the limit, or the irreducible loss of one that may be drawn is unknown.
+        ValueError: no example, or less than a batch with drop_last=True, is below the limit, or the irreducible loss of one that
+            may be drawn is unknown.
     """
 
     needs_all = False  # without a limit; checked below
@@ -61,6 +62,19 @@ class FilteredUniformSelector(StoreSelector):
         if finite:
             refuse_gaps(self.store, self.view.drawable(), self.view.dataset_length)
         self.kept: Tensor | None = self._below() if finite else None
+        if finite:
+            self._refuse_no_batch()
+
+    def _refuse_no_batch(self) -> None:
+        """A ValueError if the loader has a batch and this selector none, so that a loop over it would never take a step."""
+        try:
+            plain, batches = len(self.view.loader), len(self)
+        except TypeError:  # unknown until sampled
+            return
+        if plain and not batches:
+            left = f"{int(self.kept.sum()):,} of {len(self.kept):,} examples are left"  # type: ignore[union-attr,arg-type]
+            cure = "give the loader a smaller batch_size, or drop_last=False"
+            raise ValueError(f"{left}, less than a batch of {self.n_b}, and drop_last=True leaves out the last one; {cure}")
 
     def _below(self) -> Tensor:
         n = self.view.dataset_length or 0

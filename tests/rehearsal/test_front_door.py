@@ -7,11 +7,12 @@ import multiprocessing
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from rholoss import IrreducibleLossStore, auto, split
 from rholoss.rehearsal.front_door import _Run
 from rholoss.rehearsal.networks import SmallNetwork
+from rholoss.rehearsal.reader import classes_that_occur
 from rholoss.rehearsal.rehearsal import Rehearsal, gate, strength, wrong_share
 from rholoss.selectors import FilteredUniformSelector
 from rholoss.store import CalibrationCounts
@@ -162,10 +163,13 @@ class TestTrusted:
             ),
             (lambda data: TensorDataset(torch.randn(90, FEATURES), torch.arange(90) % 9), "labels that the model does not know"),
             (lambda data: TensorDataset(*(t[:100] for t in data.tensors)), "trusted examples are among the training data, too"),
+            (lambda data: corrected(data, 100), "100 of 100 trusted examples are among the training data, too"),
+            (lambda data: scaled(examples(200, seed=5)[0], 16), "on another scale than the training inputs: most of their"),
+            (lambda data: scaled(examples(200, seed=5)[0], 1, 9), "on another scale than the training inputs: most of their"),
             (lambda data: split(data, holdout=100, validation=0).holdout, "100 of 100 trusted examples are among the training"),
             (lambda data: of_classes(examples(400, seed=5)[0], 2), "have labels that no trusted example has, such as 2, 3: "),
         ],
-        ids=["few", "one class", "other classes", "copies", "a part", "some classes"],
+        ids=["few", "one class", "other classes", "copies", "corrected", "scaled", "shifted", "a part", "some classes"],
     )
     def test_are_not_used_and_that_is_said(self, trusted, said):
         data, _ = examples(wrong=0.3)
@@ -189,9 +193,52 @@ class TestTrusted:
         assert selector.kept[labels >= 2].float().mean() < 0.05
         assert selector.kept[labels < 2].float().mean() > 0.9
 
-    def test_must_be_a_dataset(self):
-        with pytest.raises(TypeError, match="trusted must be a dataset, or a loader over one"):
-            open_door(examples()[0], 7)
+    @pytest.mark.parametrize(
+        ("trusted", "cure"),
+        [
+            (7, ""),
+            (examples(90)[0].tensors, ".*for inputs and labels, pass torch.utils.data.TensorDataset"),
+            ([1, 5, 7], ".*for indices of a dataset, pass torch.utils.data.Subset"),
+            (torch.arange(90), ".*for indices of a dataset, pass torch.utils.data.Subset"),
+        ],
+        ids=["a number", "inputs and labels", "indices", "a tensor of indices"],
+    )
+    def test_must_be_a_dataset(self, trusted, cure):
+        with pytest.raises(TypeError, match=f"trusted must be a dataset, or a loader over one{cure}"):
+            open_door(examples()[0], trusted)
+
+    @pytest.mark.parametrize(
+        "trusted",
+        [
+            [(x, int(y)) for x, y in examples(90)[0]],
+            TensorDataset(torch.randn(90, FEATURES - 1), torch.arange(90) % CLASSES),
+            [{"x": x, "labels": y} for x, y in examples(90)[0]],
+        ],
+        ids=["labels of another kind", "another shape", "dicts"],
+    )
+    def test_must_be_of_the_kind_of_the_training_data(self, trusted):
+        with pytest.raises(TypeError, match=r"trusted examples must be of the same kind .*expected tuple \(Tensor .*, got "):
+            open_door(examples()[0], trusted)
+
+    def test_must_be_finite(self):
+        trusted = examples(90, seed=5)[0]
+        trusted.tensors[0][7, 2] = math.nan
+        with pytest.raises(ValueError, match="got NaN or infinite values in the trusted example 7; correct"):
+            open_door(examples()[0], trusted)
+
+    def test_are_needed_to_know_the_classes_that_are_asked_for(self):
+        with pytest.raises(ValueError, match="only_trusted_classes=True needs trusted examples, got trusted=None"):
+            open_door(examples()[0], only_trusted_classes=True)
+
+
+def corrected(data, n):
+    x = data.tensors[0]
+    return TensorDataset(x[:n].clone(), x[:n, :CLASSES].argmax(1))
+
+
+def scaled(data, factor, shift=0):
+    x, y = data.tensors
+    return TensorDataset(x * factor + shift, y)
 
 
 def of_classes(data, count):
@@ -332,7 +379,117 @@ class TestAGuest:
         assert [y.tolist() for _, y in other] == rest
 
 
+class TestLabels:
+    """Labels that are no class, few of a class, and outputs of classes that do not occur."""
+
+    @pytest.mark.parametrize("shows", [True, False])
+    def test_labels_that_do_not_count_are_neither_judged_nor_left_out(self, shows):
+        data, wrong = examples(wrong=0.3)
+        x, y = data.tensors
+        unlabelled = torch.arange(N) % 3 == 0
+        y[unlabelled] = -100
+        selector = open_door(data if shows else Pairs(x, y))
+        assert selector.rehearsal.examples == N * 2 // 3
+        assert selector.rehearsal.wrong.low <= 0.3 <= selector.rehearsal.wrong.high
+        assert selector.kept[unlabelled].all()
+        assert selector.kept[wrong & ~unlabelled].float().mean() < 0.45
+        assert selector.kept[~wrong & ~unlabelled].float().mean() > 0.9
+        assert "1,000 of 3,000 examples have no class as their label, such as -100" in str(selector.rehearsal)
+        assert len(torch.cat([selector.last.index for _ in selector])) == int(selector.kept.sum())
+
+    def test_no_wrong_label_is_seen_in_labels_that_do_not_count(self):
+        data, _ = examples()
+        data.tensors[1][::5] = -100
+        rehearsal = open_door(data).rehearsal
+        assert not rehearsal.helps
+        assert rehearsal.wrong.share < 0.05
+
+    def test_no_label_at_all(self):
+        x, y = examples()[0].tensors
+        selector = open_door(TensorDataset(x, torch.full_like(y, -100)))
+        assert "0 examples are too few to rehearse with" in str(selector.rehearsal)
+        assert len(list(selector)) == N / 20
+
+    def test_a_loss_that_ignores_another_label(self):
+        data, _ = examples(wrong=0.3)
+        data.tensors[1][::3] = 255
+        loss = nn.CrossEntropyLoss(ignore_index=255, reduction="none")
+        selector = open_door(data, loss=loss)
+        assert selector.kept[::3].all()
+        assert selector.rehearsal.wrong.share == pytest.approx(0.3, abs=0.08)
+
+    def test_a_label_that_is_no_class_is_named_by_its_index(self):
+        data, _ = examples()
+        data.tensors[1][777] = 12
+        with pytest.raises(ValueError, match=r"expected classes from 0 to 3, got 12 .*\(the example with index 777\)"):
+            open_door(data)
+
+    def test_labels_are_those_of_the_forward_function(self):
+        data, _ = examples(wrong=0.3)
+        x, y = data.tensors
+        selector = open_door(TensorDataset(x, y + 5), forward=lambda model, batch: (model(batch[0]), batch[1] - 5))
+        plain = open_door(data)
+        assert torch.equal(selector.store.losses, plain.store.losses)
+        assert selector.rehearsal.wrong == plain.rehearsal.wrong
+
+    def test_values_as_labels(self):
+        x, _ = examples(600)[0].tensors
+        rehearsal = open_door(TensorDataset(x, torch.randperm(600)), model=nn.Linear(FEATURES, 600)).rehearsal
+        assert str(rehearsal).startswith("600 examples of 600 classes are too few to rehearse with")
+
+    @pytest.mark.parametrize("outputs", [40, 400])
+    def test_outputs_without_examples_change_neither_the_answer_nor_the_gate(self, outputs, found):
+        data, wrong = examples(wrong=0.3)
+        selector = open_door(data, model=nn.Linear(FEATURES, outputs))
+        assert selector.rehearsal.classes == CLASSES
+        assert selector.kept[wrong].float().mean() < 0.45
+        assert selector.rehearsal.left_out == pytest.approx(found[0].rehearsal.left_out, abs=0.06)
+
+    def test_unseen_classes_are_estimated_from_those_seen_once(self):
+        assert classes_that_occur(torch.tensor([0, 0, 1, 1, 2]), 5, 10) == 3
+        assert classes_that_occur(torch.tensor([0, 0, 1, 1, 2]), 6, 10) == 4
+        assert classes_that_occur(torch.tensor([0, 1, 2, 3]), 100, 5) == 5
+        assert classes_that_occur(torch.tensor([3, 3]), 2, 10) == 2
+
+    def test_probabilities_as_outputs_are_warned_of(self):
+        model = nn.Sequential(network(), nn.Softmax(1))
+        with pytest.warns(UserWarning, match="expected logits, got outputs that look like probabilities"):
+            open_door(examples(300)[0], model=model)
+
+
+class Pairs(Dataset):
+    """Inputs and labels that are not shown."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i]
+
+
 class TestFile:
+    def test_its_folder_is_made(self, tmp_path, capsys):
+        data, _ = examples(600)
+        path = tmp_path / "new" / "folder" / "il.npz"
+        for _ in range(2):
+            auto(loader_of(data), network(), path=path)
+        first, second = capsys.readouterr().out.split(f"Read from {path}, with nothing fitted again:\n")
+        assert first == second
+
+    def test_a_folder_is_refused_before_anything_is_fitted(self, tmp_path):
+        with pytest.raises(ValueError, match=r"path must be a file, got the folder .*; pass a file in it, such as .*il.npz"):
+            open_door(examples(600)[0], path=tmp_path)
+
+    def test_a_damaged_one_can_be_deleted(self, tmp_path):
+        path = tmp_path / "il.npz"
+        open_door(examples(600)[0], path=path)
+        path.write_bytes(path.read_bytes()[:300])
+        with pytest.raises(ValueError, match=r"or delete .*il.npz, and auto makes it again"):
+            open_door(examples(600)[0], path=path)
+
     def test_the_second_time_it_starts_at_once(self, tmp_path, monkeypatch):
         data, _ = examples(wrong=0.3)
         first = open_door(data, path=tmp_path / "il.npz")
@@ -368,9 +525,9 @@ class TestFile:
     @pytest.mark.parametrize(
         ("changed", "what"),
         [
-            (lambda: open_door(examples(wrong=0.3, seed=4)[0], path="il.npz"), "data"),
-            (lambda: open_door(examples(wrong=0.3)[0], path="il.npz", seed=1), "seed"),
-            (lambda: open_door(examples(wrong=0.3)[0], examples(90, seed=5)[0], path="il.npz"), "trusted"),
+            (lambda: open_door(examples(wrong=0.3, seed=4)[0], path="il.npz"), "training data"),
+            (lambda: open_door(examples(wrong=0.3)[0], path="il.npz", seed=1), "seed="),
+            (lambda: open_door(examples(wrong=0.3)[0], examples(90, seed=5)[0], path="il.npz"), "trusted examples"),
         ],
         ids=["data", "seed", "trusted"],
     )
@@ -388,10 +545,23 @@ class TestFile:
             open_door(examples()[0], path=tmp_path / "il.npz")
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+class Out(dict):
+    @property
+    def scores(self):
+        return self["out"]
+
+
 class TestRefused:
     def test_values_instead_of_classes(self):
         x, _ = examples()[0].tensors
-        with pytest.raises(TypeError, match="a rehearsal is for classifiers, with logits .n, C. and classes"):
+        with pytest.raises(
+            TypeError, match="auto looks at classifiers only, .*; for two classes, give the model two outputs; for values"
+        ):
             open_door(TensorDataset(x, x[:, 0]), model=nn.Linear(FEATURES, 1))
 
     def test_a_model_that_is_not_only_called(self):
@@ -406,6 +576,96 @@ class TestRefused:
     def test_a_stream(self):
         with pytest.raises(TypeError, match="auto needs a DataLoader over a map-style dataset"):
             auto([(torch.zeros(2, 3), torch.zeros(2))], network())
+
+    @pytest.mark.parametrize(
+        ("loader", "cure"),
+        [
+            (examples(600)[0], "got the dataset TensorDataset; pass torch.utils.data.DataLoader"),
+            (network(), "and then the model, got the model first; swap the two"),
+            (DataLoader(examples(600)[0], batch_size=None), "got one with batch_size=None, .*give the loader a batch_size"),
+            (DataLoader(Stream(), batch_size=4), "got one over the stream Stream; read its examples into a list"),
+        ],
+        ids=["a dataset", "swapped", "whole batches", "a stream"],
+    )
+    def test_what_is_no_loader_by_index(self, loader, cure):
+        model = network() if not isinstance(loader, nn.Module) else loader_of(examples(600)[0])
+        with pytest.raises(TypeError, match=f"auto needs a DataLoader over a map-style dataset, {cure}"):
+            auto(loader, model)
+
+    @pytest.mark.parametrize(
+        ("labels", "cure"),
+        [
+            (lambda y: y.float(), r"forward=lambda model, batch: \(model\(batch\[0\]\), batch\[1\].long\(\)\)"),
+            (lambda y: nn.functional.one_hot(y, CLASSES), r"batch\[1\].argmax\(1\)"),
+            (lambda y: y[:, None], r"batch\[1\].squeeze\(1\).long\(\)"),
+        ],
+        ids=["floats", "one-hot", "columns"],
+    )
+    def test_the_cure_for_labels_of_another_form_works(self, labels, cure):
+        x, y = examples(600)[0].tensors
+        data = TensorDataset(x, labels(y))
+        with pytest.raises(TypeError, match=cure) as error:
+            open_door(data)
+        forward = eval("lambda" + str(error.value).split("forward=lambda")[1].split("; for values")[0])
+        assert len(open_door(data, forward=forward)) == 30
+
+    @pytest.mark.parametrize("take", [lambda out: out[0], lambda out: out["out"], lambda out: out.scores])
+    def test_the_cure_for_outputs_of_another_form_works(self, take):
+        class Model(nn.Linear):
+            def forward(self, x):
+                return Out({"out": super().forward(x), 0: super().forward(x)})
+
+        def forward(model, batch):
+            return take(model(batch[0])), batch[1]
+
+        model, data = Model(FEATURES, CLASSES), examples(600)[0]
+        with pytest.raises(TypeError, match="auto looks at classifiers only, .*pass forward=.* and proxy="):
+            open_door(data, model=model)
+        with pytest.raises(TypeError, match="forward uses more of the model than a call .*; pass proxy="):
+            open_door(data, model=model, forward=forward)
+        proxy = lambda: Model(FEATURES, CLASSES)  # noqa: E731
+        assert len(open_door(Pairs(*data.tensors), model=model, forward=forward, proxy=proxy)) == 30
+
+    def test_inputs_of_more_than_one_length(self):
+        rows = [(torch.randn(20 + i % 30), i % 3) for i in range(600)]
+
+        def padded(batch):
+            return nn.utils.rnn.pad_sequence([x for x, _ in batch], batch_first=True), torch.tensor([y for _, y in batch])
+
+        class Mean(nn.Linear):
+            def forward(self, x):
+                return super().forward(x.mean(1, keepdim=True))
+
+        loader = DataLoader(rows, 4, shuffle=True, collate_fn=padded)
+        with pytest.raises(
+            ValueError, match="inputs must have one shape in all batches, got .*; bring all to one shape .*proxy="
+        ):
+            auto(loader, Mean(1, 3), progress=False)
+        assert len(auto(loader, Mean(1, 3), proxy=lambda: Mean(1, 3), progress=False)) == 150
+
+    def test_inputs_that_are_not_finite(self):
+        data, _ = examples(600)
+        data.tensors[0][:, 1] = math.inf
+        with pytest.raises(ValueError, match="inputs must be finite, got NaN or infinite values in the example with index 0"):
+            open_door(data)
+
+    def test_a_network_in_place_of_a_function(self):
+        with pytest.raises(TypeError, match=r"proxy must be a function .*, got one network, Linear; pass lambda: Linear"):
+            open_door(examples(600)[0], proxy=network())
+
+    @pytest.mark.parametrize(("option", "meant"), [("trusted_set", "trusted"), ("epochs", "steps")])
+    def test_options_of_another_name(self, option, meant):
+        with pytest.raises(TypeError, match=f"did you mean {meant}=.* The options are trusted, steps, (?!.*(keep|batch_size))"):
+            open_door(examples(600)[0], **{option: 3})
+
+    def test_less_than_a_batch_left(self):
+        data, _ = examples(wrong=0.3)
+        for size, drop_last in ((N // 2, True), (N - 100, False)):
+            assert len(list(auto(loader_of(data, batch_size=size, drop_last=drop_last), network(), progress=False))) == 1
+        with pytest.raises(
+            ValueError, match=r"of 3,000 examples are left, less than a batch of 2900, .*; give .*drop_last=False"
+        ):
+            auto(loader_of(data, batch_size=N - 100, drop_last=True), network(), progress=False)
 
     @pytest.mark.parametrize("option", [{"keep": 0.1}, {"batch_size": 4}])
     def test_a_choice_of_how_many(self, option):
