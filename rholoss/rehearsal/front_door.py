@@ -180,6 +180,8 @@ class _Run:
         self.reader = Reader(self.loader_of, self.task.forward, self.device, self.seed)
         self.classes = self._classes(model)
         self.make: Callable[[bool], nn.Module] = self._default_network() if proxy is None else self._checked(proxy)
+        if loader.num_workers and loader.worker_init_fn is None and self.reader.is_fast(self.data):
+            self.loader_of = self.reader.loader_of = partial(self.loader_of, num_workers=0)
         made = self._network("counts?")
         counts = isinstance(made, SmallNetwork) and made.head is None
         self.folds, self.strong = (5, STRONG_COUNTS) if counts else (2, STRONG)  # counting is fast
@@ -421,8 +423,7 @@ class _Run:
         if len(where):
             which = f"have no class as their label, such as {int(labels[where[0]])}"
             self.notes.append(f"{len(where):,} of {len(labels):,} examples {which}: they are not judged, and not left out.")
-        found: Tensor = index_of(self.data, where)
-        return found
+        return torch.as_tensor(index_of(self.data, where))
 
     def _too_few(self) -> str:
         """A sentence if there are too few examples, or an empty string."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from rholoss.losses import LabelError, classes_of, refuse_other_classes
 from rholoss.rehearsal.networks import tensors_of
 from rholoss.scoring import Forward
 
+_TIMED, _FAST = 64, 5e-4  # examples that are read to see how long it takes, and the seconds each that need no workers
 _COMPARED = 8  # labels that a dataset shows, with those that the forward function returns
 
 
@@ -67,6 +69,15 @@ class Reader:
                 return found, targets, outputs
         finally:
             handle.remove()
+
+    def is_fast(self, data: Any) -> bool:
+        """Whether examples are read so fast that workers would take longer to start, and nothing in them is drawn at random."""
+        positions, began = spread(len(data), _TIMED).tolist(), time.perf_counter()
+        k, batch = len(positions), self.batch((data, 2 * positions))
+        seconds = (time.perf_counter() - began) / (2 * k)
+        call, targets, _ = self.call(batch)
+        is_same = all(torch.equal(each[:k], each[k:]) for each in (*call.values(), torch.as_tensor(targets)))
+        return is_same and seconds < _FAST
 
     def labels(self, data: Any, most: int) -> Tensor:
         """Labels of some examples of a dataset, spread evenly; shape (m,), int64, on the CPU."""

@@ -626,3 +626,14 @@ class TestScoringWithAFit:
     def test_of_other_data_is_no_matter(self, parts):
         fit = fit_irreducible_model(make_net(0), parts.holdout, parts.validation, epochs=1)
         assert len(IrreducibleLossStore.from_model(fit, make_data(50, seed=9))) == 50
+
+
+def test_labels_that_do_not_count_are_not_in_the_accuracy():
+    x = 9 * torch.eye(4).repeat(50, 1) + torch.arange(200)[:, None] / 1_000
+    y = (x - x.mean(1, keepdim=True)).argmax(1)
+    y[::5] = -100
+    model = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+    fit = fit_irreducible_model(model, TensorDataset(x[:100], y[:100]), TensorDataset(x[100:], y[100:]), epochs=1)
+    assert fit.epochs[0].accuracy == 1

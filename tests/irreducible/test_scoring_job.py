@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import CLASSES
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from rholoss import (
     IndexedSubset,
@@ -80,3 +81,12 @@ def test_work_is_kept_a_sixteenth_at_a_time(data, net, tmp_path):
     IrreducibleLossStore.from_model(net, data, path=tmp_path / "il.npz", **options)
     assert seen[:2] == [10, 20]
     assert len(seen) < 20, "what was done is not done again"
+
+
+def test_labels_that_do_not_count_are_no_wrong_predictions():
+    x = 9 * torch.eye(4).repeat(50, 1) - 1
+    y = x.argmax(1)
+    y[::5] = -100
+    store = IrreducibleLossStore.from_model(torch.nn.Identity(), TensorDataset(x, y))
+    assert store.meta.calibration.accuracy == 1
+    assert int(store.meta.calibration.bins[:, 0].sum()) == 160

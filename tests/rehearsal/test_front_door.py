@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import multiprocessing
+import time
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from rholoss import IrreducibleLossStore, auto, split
 from rholoss.rehearsal.front_door import _Run
 from rholoss.rehearsal.networks import SmallNetwork
-from rholoss.rehearsal.reader import classes_that_occur
+from rholoss.rehearsal.reader import Reader, classes_that_occur
 from rholoss.rehearsal.rehearsal import Rehearsal, gate, strength, wrong_share
 from rholoss.selectors import FilteredUniformSelector
 from rholoss.store import CalibrationCounts
@@ -308,18 +309,44 @@ class TestBatches:
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         assert not open_door(TensorDataset(x, y), model=model).rehearsal.helps
 
-    def test_two_workers_make_no_difference(self):
+    def test_two_workers_make_no_difference(self, monkeypatch):
+        monkeypatch.setattr("rholoss.rehearsal.reader._FAST", 0)  # seconds; or they would not be started
         x, y = examples(500, wrong=0.3)[0].tensors
         rows = list(zip(x, y, strict=True))
         found = [auto(loader_of(rows, num_workers=workers), network(), steps=100, progress=False) for workers in (0, 2)]
         assert found[0].rehearsal == dataclasses.replace(found[1].rehearsal, seconds=found[0].rehearsal.seconds)
         assert torch.equal(*(selector.store[torch.arange(500)] for selector in found))
 
-    def test_rows_of_tensors_are_fitted_on_without_workers(self, monkeypatch):
+    @pytest.mark.parametrize("data", [examples(wrong=0.3)[0], list(examples(wrong=0.3)[0])], ids=["tensors", "a list"])
+    def test_what_is_read_fast_is_fitted_on_without_workers(self, data, monkeypatch):
         started, start = [], multiprocessing.Process.start
         monkeypatch.setattr(multiprocessing.Process, "start", lambda process: started.append(start(process)))
-        assert auto(loader_of(examples(wrong=0.3)[0], num_workers=2), network(), progress=False).rehearsal.helps
+        assert auto(loader_of(data, num_workers=2), network(), progress=False).rehearsal.helps
         assert len(started) <= 1  # for a look at a sample as the loader reads it
+
+    def test_what_is_drawn_at_random_or_slow_to_read_keeps_its_workers(self):
+        x, y = examples(200)[0].tensors
+        generator = torch.Generator().manual_seed(0)
+
+        class Augmented(Pairs):
+            def __getitem__(self, i):
+                return self.x[i] + torch.randn(FEATURES, generator=self.generator), self.y[i]
+
+        class Slow(Pairs):
+            def __getitem__(self, i):
+                time.sleep(0.002)
+                return super().__getitem__(i)
+
+        def is_fast(data):
+            reader = Reader(DataLoader, lambda model, batch: (model(batch[0]), batch[1]), torch.device("cpu"), 0)
+            reader.stand_in = network()
+            return reader.is_fast(data)
+
+        augmented = Augmented(x, y)
+        for augmented.generator in (None, generator):
+            assert not is_fast(augmented)
+        assert not is_fast(Slow(x, y))
+        assert is_fast(Pairs(x, y))
 
     def test_a_network_of_the_users_own(self):
         made = []
