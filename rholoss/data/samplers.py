@@ -9,7 +9,15 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from rholoss.arguments import shown
 from rholoss.data.epoch_state import EpochState, Pass
@@ -17,6 +25,7 @@ from rholoss.data.subset import by_position, whole_of
 from rholoss.isolation import fork_rng
 from rholoss.states import described
 
+MOST_PASSES = 100  # over a sampler that replaces what it drew, without a hundredth of an epoch found
 RandomStates = tuple[Tensor, dict[str, Any]]
 """The states of the global generator and of the generators and epochs that a sampler holds."""
 
@@ -175,7 +184,10 @@ def is_called_by(name: str) -> bool:
 
 
 class MemberSampler:
-    """The positions that a sampler draws, in its order, without examples that are not members; see ``DrawRule``."""
+    """The positions that a sampler draws, in its order, without examples that are not members; see ``DrawRule``.
+
+    A sampler that replaces what it drew goes on until it has drawn as many members as it has entries.
+    """
 
     def __init__(self, sampler: Iterable[int], members: Tensor | Callable[[], Tensor], dataset: Any) -> None:
         self.sampler = sampler
@@ -184,7 +196,20 @@ class MemberSampler:
 
     def __iter__(self) -> Iterator[int]:
         members = self._members()
+        if _replaces(self.sampler):
+            return self._filled(members)
         return (position for position in self.sampler if members[position])
+
+    def _filled(self, members: list[bool]) -> Iterator[int]:
+        """As many members as the sampler has entries, all drawn when the first is asked for, so that a state can be resumed."""
+        wanted, found, passes = len(self.sampler), list[int](), 0  # type: ignore[arg-type]
+        while len(found) < wanted:
+            found += [position for position in self.sampler if members[position]]
+            passes += 1
+            if passes == MOST_PASSES and len(found) * MOST_PASSES < wanted:
+                what = f"{type(self.sampler).__name__} draws hardly any example that the selector trains on"
+                raise ValueError(f"{what}, {len(found):,} in {passes} passes; give these examples higher weights")
+        yield from found[:wanted]
 
     def _members(self) -> list[bool]:
         members = self.members() if callable(self.members) else self.members
@@ -195,6 +220,8 @@ class MemberSampler:
         return by_position(self.dataset, members).tolist()
 
     def __len__(self) -> int:
+        if _replaces(self.sampler):
+            return len(self.sampler)  # type: ignore[arg-type]
         members = self._members()
         drawn = _each_draw(self.sampler, len(members))
         if drawn is None:
@@ -260,9 +287,15 @@ def drawable(loader: Any, n: int) -> Tensor | None:
     return None if draws is None else torch.as_tensor(draws, dtype=torch.int64)
 
 
+def _replaces(sampler: Any) -> bool:
+    """Whether each entry is drawn among all examples, whatever was drawn before it."""
+    return type(sampler) in (RandomSampler, WeightedRandomSampler) and sampler.replacement
+
+
 def _each_draw(sampler: Any, n: int) -> Sequence[int] | None:
     """What a sampler over n examples draws in an epoch, in any order; None if unknown until sampled."""
-    if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == n):
+    is_permutation = type(sampler) in (RandomSampler, WeightedRandomSampler) and not sampler.replacement and len(sampler) == n
+    if type(sampler) is SequentialSampler or is_permutation:
         return range(n)
     if isinstance(sampler, DistributedSampler):  # drawing it moves no generator
         return list(sampler)

@@ -18,7 +18,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rholoss import IndexedBatches, build_selector
+from rholoss import IndexedBatches, IrreducibleLossStore, build_selector
+from rholoss.selectors import FilteredUniformSelector
 
 
 def uniform(loader, **options):
@@ -194,8 +195,53 @@ def test_the_length_is_right_where_some_examples_are_never_drawn(options, drop_l
     assert len(selector) == len(sizes(selector))
 
 
+REPLACING = {
+    "weighted": lambda: WeightedRandomSampler([1.0] * 80, 203),
+    "weighted, own generator": lambda: WeightedRandomSampler([1.0] * 80, 203, generator=torch.Generator().manual_seed(1)),
+    "uniform": lambda: RandomSampler(range(80), replacement=True, num_samples=203),
+}
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("name", REPLACING)
+def test_with_replacement_members_are_drawn_for_as_long_as_the_loader(name, drop_last):
+    def build():
+        loader = loader_of(80, 8, drop_last, sampler=REPLACING[name]())
+        return FilteredUniformSelector(loader, None, IrreducibleLossStore(torch.arange(80.0)), max_irreducible_loss=19.5)
+
+    selector = build()
+    assert len(selector) == len(selector.loader) == 25 + (not drop_last)
+    drawn = [selector.last.index.tolist() for _ in selector]
+    assert [len(index) for index in drawn] == [8] * 25 + [3] * (not drop_last)
+    assert {index for batch in drawn for index in batch} == set(range(20))
+    first = iter(selector)
+    before = [next(first).tolist() for _ in range(9)]
+    state = selector.state_dict()
+    torch.rand(7)  # the training draws too
+    rest = [batch.tolist() for batch in first]
+    again = build()
+    again.load_state_dict(state)
+    assert [batch.tolist() for batch in again] == rest
+    assert len(before) + len(rest) == len(selector)
+
+
+def test_weights_that_leave_hardly_a_member_are_refused():
+    loader = loader_of(80, 8, sampler=WeightedRandomSampler([0.0] * 20 + [1.0] * 60, 200))
+    selector = FilteredUniformSelector(loader, None, IrreducibleLossStore(torch.arange(80.0)), max_irreducible_loss=19.5)
+    assert len(selector) == 25
+    with pytest.raises(ValueError, match="WeightedRandomSampler draws hardly any example that the selector trains on, 0 in 100"):
+        next(iter(selector))
+
+
+def test_weights_without_replacement_draw_each_example_once():
+    loader = loader_of(80, 8, sampler=WeightedRandomSampler([1.0, 2.0] * 40, 80, replacement=False))
+    selector = FilteredUniformSelector(loader, None, IrreducibleLossStore(torch.arange(80.0)), max_irreducible_loss=19.5)
+    assert len(selector) == 3
+    assert sorted(index for batch in selector for index in batch.tolist()) == list(range(20))
+
+
 def test_the_length_is_not_told_where_the_draws_decide_it():
-    loader = loader_of(80, 8, sampler=WeightedRandomSampler([1.0] * 80, 200))
+    loader = loader_of(80, 8, sampler=RandomSampler(range(80), num_samples=33))
     with pytest.raises(TypeError, match=r"has no len|unknown until sampled"):
         len(build_selector("selection_via_proxy", loader, scores=torch.arange(80.0), keep=0.5))
 
