@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rholoss.data.subset import dataset_of, labels_of, origin
+from rholoss.arguments import map_style
+from rholoss.data.fingerprint import fingerprint
+from rholoss.data.subset import dataset_of, labels_of, whole_of
 from rholoss.report import page
 from rholoss.report.gallery import Examples
 from rholoss.report.html import footer, selection_galleries, shortened
@@ -30,11 +32,13 @@ def write_run(
     """Write the page, see ``SelectionLog.to_html``."""
     if not log.steps:
         raise ValueError("nothing was selected yet; attach the log to a selector, or update it, before you write its page")
-    labels = None if dataset is None else labels_of(origin(dataset_of(dataset))[0])
-    if labels is not None and len(labels) != len(log.selected):
-        what = f"expected the {len(log.selected):,} examples that the log counts, got a dataset of {len(labels):,}"
+    whole = None if dataset is None else map_style(whole_of(dataset_of(dataset)), "dataset")
+    if whole is not None and len(whole) != len(log.selected):
+        what = f"expected the {len(log.selected):,} examples that the log counts, got a dataset of {len(whole):,}"
         raise ValueError(f"{what}; pass the whole dataset of the run")
-    examples = Examples.of(dataset, None if labels is None else labels.cpu().numpy(), None, show)
+    labels = None if whole is None else labels_of(whole)
+    data = None if log.loader is None or whole is None else fingerprint(log.loader)
+    examples = Examples.of(dataset, None if labels is None else labels.cpu().numpy(), None, show, data)
     body = summary_of(log, examples, comparison, every)
     if examples.dataset is not None or show is not None:
         body += page.section("Look at the examples", "", examples.menu(), *_galleries(log, examples))

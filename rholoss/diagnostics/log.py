@@ -48,6 +48,7 @@ class SelectionLog:
 
     Attributes:
         asks: the argument ``correct``.
+        loader: that of the selector that the log listens to; None without one.
 
     Examples:
         >>> import torch
@@ -69,6 +70,7 @@ class SelectionLog:
             raise ValueError(f"a flag cannot be called {name!r}, which the log has a meaning for; choose another name")
         self._counts = SelectionCounts(n, flags, ids)
         self.asks = flag(correct, "correct")
+        self.loader: Any = None
         self._latest: Selection | None = None
         self._trackers: list[tuple[int, Tracker, Any]] = []
 
@@ -76,8 +78,13 @@ class SelectionLog:
         """Listen to a selector from now on; ``selector.listeners.remove(log)`` ends it."""
         if not isinstance(selector, Selector):
             raise TypeError(f"selector must be a selector that is built, got {shown(selector)}")
+        self.loader = selector.loader
         selector.listeners.append(self)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state to pickle, without the loader, which may have running workers."""
+        return {**vars(self), "loader": None}
 
     def __call__(self, candidates: Candidates, selection: Selection) -> None:
         """Called by the selector."""

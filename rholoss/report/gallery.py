@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rholoss.arguments import function, map_style, optional
-from rholoss.data.subset import class_names_of, dataset_of, origin
+from rholoss.data.fingerprint import difference, fingerprint, is_same_but_transformed
+from rholoss.data.subset import class_names_of, dataset_of, whole_of
 
 TOP, OF_CLASS, CLASSES = 24, 12, 24  # tiles in sight at first, tiles of a class, classes to choose from
 SIDE, CHARACTERS = 96, 400  # pixels of a thumbnail, and of a text, at most
@@ -34,10 +35,17 @@ class Examples:
     show: Callable[[int], Any] | None = None  # index -> image or text, instead of the dataset's example
 
     @classmethod
-    def of(cls, data: Any, labels: np.ndarray | None, names: tuple[str, ...] | None, show: Any) -> Examples:
-        """Examples of a dataset or a loader over it; None for none."""
+    def of(
+        cls, data: Any, labels: np.ndarray | None, names: tuple[str, ...] | None, show: Any, made_from: Mapping[str, Any] | None
+    ) -> Examples:
+        """Examples of a dataset or a loader over it, None for none; a ValueError if it has not the fingerprint ``made_from``."""
         optional(function, show, "show", "(index) -> image or text")
-        whole = None if data is None else map_style(origin(dataset_of(data))[0], "dataset")
+        whole = None if data is None else map_style(whole_of(dataset_of(data)), "dataset")  # a Subset numbers its own
+        now = fingerprint(data) if made_from and whole is not None else None
+        how = difference(made_from, now) if made_from and now and not is_same_but_transformed(made_from, now) else None
+        if how:
+            cure = "pass the data that they are of; to show the same examples in another form, pass show= without a dataset"
+            raise ValueError(f"the numbers on this page are of other data than this dataset: {how}; {cure}")
         return cls(whole, labels, names or class_names_of(data), show)
 
     def class_of(self, index: int) -> int | None:

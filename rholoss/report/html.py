@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rholoss._version import __version__
-from rholoss.data.subset import checked_labels
+from rholoss.data.index import is_readable
+from rholoss.data.subset import checked_labels, dataset_of, whole_of
 from rholoss.report import page
 from rholoss.report.gallery import Examples
 from rholoss.report.suspects import Suspects, find_suspects
@@ -28,7 +29,13 @@ KIND = {"yes": "yes", "with a gate": "gate", "no": "no", "unknown": ""}  # of th
 
 def write_report(report: Report, path: str | os.PathLike[str], dataset: Any, selected: Any, show: Any) -> None:
     """Write the page, see ``Report.to_html``."""
-    examples = Examples.of(dataset, report.labels, report.class_names, show)
+    store = report.store
+    whole = whole_of(dataset_of(dataset))
+    n = len(whole) if is_readable(whole) else None
+    if n is not None and store.ids is None and n != len(store):
+        what = f"expected the {len(store):,} examples of the store, got a dataset of {n:,}"
+        raise ValueError(f"{what}; pass the whole dataset that the store was made from")
+    examples = Examples.of(dataset, report.labels, report.class_names, show, store.meta.data)
     counts = None if selected is None else checked_labels(selected, _length(report), "selected")
     body = summary_of(report, examples.name_of) + _galleries(report, examples, counts)
     page.write_page(path, "Report on irreducible losses", body + footer())

@@ -1,5 +1,6 @@
 """The page of a run."""
 
+import pickle
 import re
 
 import pytest
@@ -24,15 +25,15 @@ def watched():
     return train("rho_loss", watch)[2]
 
 
-def dataset(labels=None):
-    data = TensorDataset(torch.rand(N, 1, 8, 8), torch.arange(N) % 3 if labels is None else labels)
+def dataset(labels):
+    data = TensorDataset(torch.rand(N, 1, 8, 8), labels)
     data.classes = [EVIL, "b", "c"]
     return data
 
 
 def test_holds_the_numbers_of_the_log(watched, tmp_path):
     log, comparison = watched
-    log.to_html(tmp_path / "run.html", dataset(), comparison=comparison)
+    log.to_html(tmp_path / "run.html", dataset(log.loader.dataset.tensors[1]), comparison=comparison)
     text = (tmp_path / "run.html").read_text()
     summary = log.summary()
     assert f"<b>{summary['never_selected']:.1%}</b><span>never selected</span>" in text
@@ -71,15 +72,27 @@ def test_another_dataset_is_refused(tmp_path):
     small = TensorDataset(torch.rand(3, 1), torch.arange(3))
     with pytest.raises(ValueError, match="expected the 60 examples that the log counts, got a dataset of 3"):
         log.to_html(tmp_path / "run.html", small)
+    with pytest.raises(ValueError, match="expected the 60 examples that the log counts, got a dataset of 5"):
+        log.to_html(tmp_path / "run.html", ["a text"] * 5)
     with pytest.raises(ValueError, match="every must be a number of steps"):
         log.to_html(tmp_path / "run.html", every=0)
+
+
+def test_a_dataset_in_another_order_is_refused(watched, tmp_path):
+    log, _ = watched
+    data = log.loader.dataset
+    log.to_html(tmp_path / "run.html", data)
+    with pytest.raises(ValueError, match="this page are of other data than this dataset: .* reordered"):
+        log.to_html(tmp_path / "other.html", TensorDataset(*(column.flip(0) for column in data.tensors)))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.html"]
+    assert pickle.loads(pickle.dumps(log)).loader is None
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_fits_the_window_and_runs_nothing_of_the_data(watched, width, tmp_path):
     log, comparison = watched
-    log.to_html(tmp_path / "run.html", dataset(), comparison=comparison)
+    log.to_html(tmp_path / "run.html", dataset(log.loader.dataset.tensors[1]), comparison=comparison)
     found = opened(tmp_path / "run.html", width)
     assert found["width"] <= found["window"] == width
     assert found["hacked"] is False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from browser import needs_browser, opened
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from rholoss import IndexedSubset, IrreducibleLossStore
 from rholoss.report.gallery import Examples, png, preview
@@ -101,6 +101,37 @@ class TestPage:
         names = IrreducibleLossStore([0.5, 3.0], ["a.png", "b.png"])
         names.report().to_html(tmp_path / "names.html", part)  # hashed: no dataset has such indices
         assert "<img" not in (tmp_path / "names.html").read_text()
+
+    @pytest.mark.parametrize(("change", "message"), [
+        (lambda x, y: (x.flip(0), y.flip(0)), "its labels, in their order, are not those|sampled examples differ in .0. "),
+        (lambda x, y: (x[:40], y[:40]), "expected the 64 examples of the store, got a dataset of 40"),
+    ])  # fmt: skip
+    def test_other_data_are_refused_and_nothing_is_written(self, change, message, tmp_path):
+        inputs, labels = torch.rand(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
+        labels[:7] = 1
+        store = IrreducibleLossStore.from_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)),
+                                                TensorDataset(inputs, labels), progress=False)  # fmt: skip
+        report = store.report(labels)
+        with pytest.raises(ValueError, match=message):
+            report.to_html(tmp_path / "report.html", TensorDataset(*change(inputs, labels)))
+        with pytest.raises(ValueError, match=message):
+            report.to_html(tmp_path / "report.html", list(zip(*change(inputs, labels), strict=True)))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_same_examples_in_another_form_are_shown(self, tmp_path):
+        labels = torch.arange(64) % 7
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7))
+        inputs = torch.rand(64, 1, 8, 8)
+        store = IrreducibleLossStore.from_model(model, TensorDataset(inputs, labels), progress=False)
+        store.report(labels).to_html(tmp_path / "report.html", TensorDataset(2 * inputs - 1, labels))
+        assert "<img" in (tmp_path / "report.html").read_text()
+
+    def test_a_store_of_a_subset_shows_the_examples_of_the_subset(self, tmp_path):
+        texts = [f"text {i}" for i in range(6)]
+        IrreducibleLossStore([0.1, 0.2, 0.3]).report().to_html(tmp_path / "report.html", Subset(texts, [5, 4, 3]))
+        page = (tmp_path / "report.html").read_text()
+        assert "<q>text 5</q>#0" in page
+        assert "text 0" not in page
 
     def test_without_any_loss(self, tmp_path):
         IrreducibleLossStore([torch.nan]).report().to_html(tmp_path / "report.html", ["a"])
