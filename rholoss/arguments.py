@@ -122,6 +122,14 @@ def path_of(value: Any, name: str = "path") -> str:
     return path
 
 
+def file_of(value: Any, name: str = "path") -> str:
+    """A path to write a file to, which no folder has."""
+    path = path_of(value, name)
+    if os.path.isdir(path):
+        raise ValueError(f"{name} must be a file to write, got the folder {path}; name a file in it")
+    return path
+
+
 MAP_STYLE = "a map-style dataset, with __getitem__ and __len__"
 
 
@@ -162,6 +170,8 @@ def model_of(value: Any, name: str = "model", what: str = "a model that can be c
 _MEANT = {  # words that other libraries use
     "keep": ("ratio", "fraction", "share", "percent", "keep_ratio"),
     "batch_size": ("bs", "n_b", "size"),
+    "optimizer": ("lr", "learning_rate", "weight_decay", "optim"),
+    "steps": ("epochs", "n_steps", "max_steps", "iterations"),
     "loss": ("criterion", "loss_fn", "loss_func"),
     "forward": ("forward_fn",),
     "dtype": ("precision", "amp_dtype"),

@@ -31,7 +31,8 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
     """A file to write to, renamed to its path when complete: readers see the old file or the new one. A link stays a link."""
     path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EEXIST, "expected a regular file to replace, or none, got a folder or a special file", path)
+        got = "a folder; name a file in it" if os.path.isdir(path) else "a special file; choose another path"
+        raise OSError(errno.EEXIST, f"expected a regular file to replace, or none, got {got}", path)
     partial = f"{path}.{secrets.token_hex(8)}.partial"
     with remove_on_failure([partial]):
         with open(partial, "xb") as file:

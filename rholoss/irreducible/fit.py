@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
-from rholoss.arguments import function, map_style, one_of, optional, options_of, path_of, refuse_unknown, seed_of, whole
+from rholoss.arguments import function, map_style, one_of, optional, options_of, path_of, refuse_unknown, seed_of, shown, whole
 from rholoss.batches import each_tensor, move
 from rholoss.data.fingerprint import fingerprint, same_content
 from rholoss.data.index import copy_loader, is_readable
@@ -70,7 +70,7 @@ class FitRun:
         optional(function, scheduler, "scheduler", "(optimizer) -> scheduler")
         self.model = model
         self.seed = seed
-        self.optimizer = _checked_optimizer((optimizer or _adamw)(model.parameters()), model)
+        self.optimizer = checked_optimizer((optimizer or _adamw)(model.parameters()), model)
         self.scheduler = None if scheduler is None else _checked_scheduler(scheduler, self.optimizer)
         self.holdout = DatasetScorer(holdout, task=task, batch_size=None if _is_loader(holdout) else batch_size)
         self.validation = DatasetScorer(validation, forward=task.forward, loss=task.loss)
@@ -229,7 +229,16 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
 
 
-def _checked_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+def trainable(model: Any, name: str) -> nn.Module:
+    """A module with parameters to train."""
+    if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
+        raise TypeError(f"{name} must be a model to train, a torch.nn.Module with parameters, got {shown(model)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{name} must be a model to train, but all its parameters are frozen; call {name}.requires_grad_(True)")
+    return model
+
+
+def checked_optimizer(optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer, if it is one of this model's parameters, with learning rates that are numbers."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -440,10 +449,7 @@ def fit_irreducible_model(
     path = optional(path_of, checkpoint, "checkpoint")
     if batch_size is not None and _is_loader(holdout):
         raise ValueError(f"a loader has its own batch size, got batch_size={batch_size} too; omit it, or pass the dataset")
-    if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
-        raise TypeError(f"expected a model to train, a torch.nn.Module with parameters, got {type(model).__name__}")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("expected a model to train, but all its parameters are frozen; call model.requires_grad_(True)")
+    trainable(model, "model")
     for data, name in ((holdout, "holdout"), (validation, "validation")):
         if not _is_loader(data):
             map_style(data, name, 1)

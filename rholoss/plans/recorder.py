@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rholoss._version import __version__
-from rholoss.arguments import flag, path_of
+from rholoss.arguments import file_of, flag
 from rholoss.candidates import Candidates
 from rholoss.data.fingerprint import fingerprint
 from rholoss.files import StrPath, rest_checksum
@@ -41,6 +41,10 @@ class PlanRecorder:
         weights: record the weights of the selected examples too, of methods that weigh.
         scores: record the scores of the selected examples too.
 
+    Attributes:
+        meta: what makes the plan, as JSON values by name; entries of your own are compared when a recording is resumed.
+        plan: the finished plan; None before.
+
     Examples:
         >>> import tempfile, torch
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -55,14 +59,14 @@ class PlanRecorder:
     """
 
     def __init__(self, path: StrPath, *, weights: bool = False, scores: bool = False) -> None:
-        self.path = path_of(path)
+        self.path = file_of(path)
         self.folder = f"{self.path}.recording"
         self.plan: SelectionPlan | None = None
         asked = {"weights": flag(weights, "weights"), "scores": flag(scores, "scores")}
         self._columns = ["index", "ends", *(name for name, is_asked in asked.items() if is_asked)]
         self._waiting: list[Selection] = []
         self._checksums = dict.fromkeys(self._columns, 0)
-        self._meta: dict[str, Any] = {}
+        self.meta: dict[str, Any] = {}
         self._steps = self._rows = 0
         self._is_open = False
         self._next: int | None = None  # the selector's step that comes next
@@ -78,7 +82,7 @@ class PlanRecorder:
             what = "a plan needs a map-style dataset: in a stream, nothing says which example an index is in another run"
             raise ValueError(f"{what}; record over the stored examples")
         columns = ", ".join(self._columns)
-        self._meta = {"data": data, "n_b": selector.n_b, "n_B": selector.n_B, "columns": columns, **described(selector)}
+        self.meta = {"data": data, "n_b": selector.n_b, "n_B": selector.n_B, "columns": columns, **described(selector)}
         selector.listeners.append(self)
         return self
 
@@ -110,7 +114,7 @@ class PlanRecorder:
         if not self._steps:
             raise ValueError("nothing was selected yet: attach the recorder to a selector and iterate it before finish()")
         columns = {name: np.memmap(self._file(name), self._type(name), "r") for name in self._columns}
-        write_plan(self.path, columns, self._meta)
+        write_plan(self.path, columns, self.meta)
         self.plan = SelectionPlan.load(self.path)
         shutil.rmtree(self.folder, ignore_errors=True)
         return self.plan
@@ -123,7 +127,7 @@ class PlanRecorder:
             "rows": self._rows,
             "next": self._next,
             "checksums": dict(self._checksums),
-            "meta": self._meta,
+            "meta": self.meta,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -149,11 +153,11 @@ class PlanRecorder:
         for name, size in sizes.items():
             os.truncate(self._file(name), size)
         self._steps, self._rows, self._next = lengths["ends"], lengths["index"], following
-        self._checksums, self._meta = dict(checksums), dict(state["meta"])
+        self._checksums, self.meta = dict(checksums), dict(state["meta"])
 
     def differences(self, meta: Mapping[str, Any]) -> list[str]:
         """What another recording was made with, by name, that differs from the selector attached; the weights may."""
-        mine, its = (flat(json.loads(json.dumps({**each, "model": None}))) for each in (self._meta, meta))
+        mine, its = (flat(json.loads(json.dumps({**each, "model": None}))) for each in (self.meta, meta))
         return sorted({name.removeprefix("settings.") for name in mine.keys() | its.keys() if mine.get(name) != its.get(name)})
 
     def open(self) -> None:
@@ -190,7 +194,7 @@ class PlanRecorder:
         self._rows += sum(sizes)
 
     def _type(self, name: str) -> np.dtype[Any]:
-        return column_type(name, self._meta["data"]["length"])
+        return column_type(name, self.meta["data"]["length"])
 
     def _file(self, name: str) -> str:
         return os.path.join(self.folder, f"{name}.bin")

@@ -434,7 +434,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("model", [lambda x: x, nn.ReLU()])
     def test_what_has_nothing_to_train(self, parts, model):
-        with pytest.raises(TypeError, match="expected a model to train, a torch.nn.Module with parameters, got"):
+        with pytest.raises(TypeError, match="model must be a model to train, a torch.nn.Module with parameters, got"):
             fit_irreducible_model(model, parts.holdout, parts.validation)
 
     def test_an_optimizer_that_is_made_already(self, parts):

@@ -514,8 +514,9 @@ def npy_header(array):
 class TestRecordPlan:
     def make(self, data, path, steps=20, **how):
         store = IrreducibleLossStore(torch.rand(N, generator=torch.Generator().manual_seed(1)))
+        proxy = how.pop("proxy", None) or make_net(0)
         how = {"progress": False, **how}
-        return record_plan(make_loader(data), make_net(0), store, steps=steps, path=path, keep=0.5, **how)
+        return record_plan(make_loader(data), proxy, store, steps=steps, path=path, keep=0.5, **how)
 
     def test_it_records_so_many_steps_and_moves_no_random_state(self, tmp_path, data):
         states = random.getstate(), torch.get_rng_state()
@@ -560,6 +561,53 @@ class TestRecordPlan:
         assert os.stat(tmp_path / "a.plan").st_mtime_ns == before
         with pytest.raises(ValueError, match="holds a plan of 20 steps, not 30; load it, delete it, or choose another path"):
             self.make(data, tmp_path / "a.plan", 30)
+
+    @pytest.mark.parametrize(("change", "message"), [
+        ({"proxy": torch.nn.Linear(6, CLASSES)}, "holds a plan with other proxy; load it, delete it"),
+        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)}, r"holds a plan with other optimizer.groups\[0\].lr; load"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, lr=3e-3, weight_decay=0.01)}, "with other optimizer.*kind"),
+        ({"seed": 1}, "with other seed"),
+    ])  # fmt: skip
+    def test_a_plan_of_another_recording_is_not_returned(self, tmp_path, data, change, message):
+        self.make(data, tmp_path / "a.plan")
+        with pytest.raises(ValueError, match=message):
+            self.make(data, tmp_path / "a.plan", **change)
+
+    def test_an_unfinished_recording_of_another_proxy_is_not_resumed(self, tmp_path, data):
+        def killed(done, total):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.make(data, tmp_path / "a.plan", progress=killed)
+        with pytest.raises(ValueError, match="this recording was begun with other proxy; resume it as it was, or delete"):
+            self.make(data, tmp_path / "a.plan", proxy=torch.nn.Linear(6, CLASSES))
+        with pytest.warns(UserWarning, match="other initial weights than the one that was recorded: the recording in .* resumed"):
+            self.make(data, tmp_path / "a.plan", proxy=make_net(1))
+
+    def test_other_initial_weights_are_told(self, tmp_path, data):
+        plan, proxy = self.make(data, tmp_path / "a.plan"), make_net(1)
+        before = [weight.clone() for weight in proxy.parameters()]
+        with pytest.warns(UserWarning, match="other initial weights than the one that was recorded: the plan in .* is returned"):
+            assert self.make(data, tmp_path / "a.plan", proxy=proxy).agreement(plan)["selections"] == 1
+        assert all(map(torch.equal, before, proxy.parameters()))
+
+    @pytest.mark.parametrize(("change", "message"), [
+        ({"proxy": make_net(0).requires_grad_(False)}, "proxy must be a model to train, but all its parameters are frozen"),
+        ({"proxy": torch.nn.Flatten()}, "proxy must be a model to train, a torch.nn.Module with parameters, got Flatten"),
+        ({"forward": lambda model, batch: (model(batch[0]).detach(), batch[1])}, "proxy's loss has no gradient to train it by"),
+        ({"optimizer": lambda p: torch.optim.SGD(make_net(1).parameters(), 0.1)}, "trains none of the model's parameters"),
+        ({"lr": 0.1}, r"record_plan got an unexpected option lr=; did you mean optimizer=\?"),
+        ({"epochs": 2}, r"record_plan got an unexpected option epochs=; did you mean steps=\?"),
+    ])  # fmt: skip
+    def test_what_cannot_be_recorded_leaves_nothing_behind(self, tmp_path, data, change, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            self.make(data, tmp_path / "a.plan", **change)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_is_no_path(self, tmp_path, data):
+        with pytest.raises(ValueError, match="path must be a file to write, got the folder .*; name a file in it"):
+            self.make(data, tmp_path)
+        self.make(data, tmp_path / "new" / "a.plan")
 
     def test_bad_arguments(self, tmp_path, data):
         for steps in (0, -1, 2.5, True):
