@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from rholoss._version import __version__
 from rholoss.data.fingerprint import compared, difference, fingerprint
 from rholoss.data.loader_view import LoaderView
 from rholoss.irreducible.models import Checkpoints
@@ -105,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"example: {PROGRAM} score --data my_code:train_set --model my_code:il_model --out il.npz",
         **raw,
     )
+    whole.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     whole.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = whole.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     for run, add_options, what, example in (
@@ -316,7 +318,11 @@ def plan(options: argparse.Namespace) -> None:
     _refuse_no_file(options.parquet, "--parquet")
     loaded = SelectionPlan.load(options.plan)
     if options.data is not None:
-        loaded.check(make_object(options.data, "--data"))
+        how = loaded.difference(make_object(options.data, "--data"))
+        if how:
+            raise ValueError(
+                f"{options.plan} was recorded over other data than {options.data}: {how}; name those, or record again"
+            )
     shares = None if options.other is None else loaded.agreement(SelectionPlan.load(options.other))
     found, method = loaded.summary(), loaded.meta.get("method")
     used = f"{found['used']:.1%} of {loaded.n:,} examples"

@@ -29,6 +29,7 @@ class DatasetScorer:
         self.scorer = Scorer(Task.of(*(options.get(name) for name in ("task", "forward", "loss", "dtype"))))  # type: ignore[arg-type]
         self.seed = seed_of(options.get("seed", 0))
         self.view = view = LoaderView.of_data(data, batch_size)
+        view.require_length()
         self.positions: Tensor | None = None  # to draw, ascending, distinct, (m,) int64; None if unknown until sampled
         self.total: int | None = None  # number of examples; None if unknown until sampled
         self.batch_size: int | None = None  # examples in one forward pass; None if the data come in batches

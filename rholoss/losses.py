@@ -162,21 +162,21 @@ def _check_tensors(outputs: Any, targets: Any) -> None:
 
 def refuse_other_classes(classes: Tensor, C: int, ignored: bool = True) -> None:
     """Raise a ``LabelError`` if classes, shape (n,) or (n, T), int64, are neither from 0 to C - 1 nor, if ``ignored``, -100."""
-    wrong = torch.nonzero(((classes < 0) & ~(ignored & (classes == IGNORED))) | (classes >= C))
+    wrong = classes[((classes < 0) & ~(ignored & (classes == IGNORED))) | (classes >= C)]
     if len(wrong):
-        value, row = int(classes[tuple(wrong[0])]), int(wrong[0, 0])
+        value = int(wrong.min() if int(wrong.min()) < 0 else wrong.max())
+        row = int(torch.nonzero(classes == value)[0, 0])
         message = f"expected classes from 0 to {C - 1}, got {value} at row {row}; {_class_cure(classes, C, value)}"
         raise LabelError(message, row, len(classes))
 
 
-def _class_cure(classes: Tensor, C: int, wrong: int) -> str:
-    """What to do about classes, int64, that are not all from 0 to C - 1, such as a wrong one."""
-    low, high = int(classes.min()), int(classes.max())
-    if low >= 1 and high == C:
+def _class_cure(classes: Tensor, C: int, value: int) -> str:
+    """What to do about classes, int64, of which a value is not from 0 to C - 1."""
+    if int(classes.min()) >= 1 and value == C:
         return "these begin at 1: subtract 1"
-    if low == IGNORED:
+    if value == IGNORED:
         return "leave these rows out"
-    mark = f"if {wrong} marks what does not count, leave it out, or let the default loss read {IGNORED}"
+    mark = f"if {value} marks what does not count, leave it out, or let the default loss read {IGNORED}"
     return f"{mark}; else correct these labels, or give the model an output for every class"
 
 

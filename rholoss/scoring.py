@@ -65,7 +65,13 @@ def default_forward(model: Any, batch: Any) -> tuple[Any, Any]:
             raise
         return _logits(outputs), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return _logits(model(batch[0])), batch[1]
+        try:
+            return _logits(model(batch[0])), batch[1]
+        except (TypeError, AttributeError) as error:
+            if isinstance(batch[0], (tuple, list)) and batch[0] and isinstance(batch[0][0], str):
+                cure = "tokenize them in the collate_fn of the loader, or in forward="
+                raise TypeError(f"the model was called with texts, and failed ({error}); {cure}") from error
+            raise
     what = f"a {type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise TypeError(f"expected a batch (x, y) or a mapping with labels, got {what}; {_PASS_FORWARD}")
 

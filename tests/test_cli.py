@@ -529,6 +529,11 @@ def test_as_a_program():
     assert all(f"    {name}" in done.stdout for name in ("score", "merge", "report", "check"))
 
 
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rholoss {rholoss.__version__}\n"
+
+
 def test_without_a_command_is_one_line(capsys):
     assert cli.main([]) == 2
     err = capsys.readouterr().err

@@ -317,6 +317,12 @@ class TestNoticed:
 
 
 class TestLabels:
+    def test_the_row_named_is_that_of_the_value_the_cure_names(self):
+        labels = torch.tensor([0, CLASSES, 1, CLASSES + 5])
+        message = rf"got {CLASSES + 5} at row 3; if {CLASSES + 5} marks what does not count"
+        with pytest.raises(ValueError, match=message):
+            default_loss(torch.zeros(4, CLASSES), labels)
+
     @pytest.mark.parametrize(("label", "cure"), [(CLASSES + 3, "correct these labels"), (-1, "if -1 marks what does not count")])
     def test_outside_the_classes_name_the_example(self, label, cure):
         data = make_data(64)
@@ -324,6 +330,11 @@ class TestLabels:
         message = rf"classes from 0 to {CLASSES - 1}, got {label} at row 13; .*{cure}.*\(the example with index 45\)"
         with pytest.raises(ValueError, match=message):
             IrreducibleLossStore.from_model(make_net(0), data, batch_size=16)
+        for collate in (None, lambda rows: torch.utils.data.default_collate(rows)):
+            holdout, other = DataLoader(data, batch_size=16, collate_fn=collate), make_data(20, seed=5)
+            where = r"\(the example with index 45\)" if collate is None else f"got {label} at row"
+            with pytest.raises(ValueError, match=where):
+                fit_irreducible_model(make_net(0), holdout, other, epochs=1, progress=False)
         loader = DataLoader(data, batch_size=16, sampler=[*range(16), *range(50, 32, -1)])
         selector = RhoLossSelector(loader, make_net(1), IrreducibleLossStore(torch.zeros(64)), batch_size=4)
         with pytest.raises(ValueError, match=r"row 5; .*index 45\)"):

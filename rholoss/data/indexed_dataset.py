@@ -55,9 +55,17 @@ class _IndexedDataset:
             return _Read(rows, [Rows(rows).tensor(column) for column in self.columns], is_batch=True)
         read_many = getattr(dataset, "__getitems__", None)
         if read_many is None:
-            return _Read(index_of(dataset, indices), [dataset[i] for i in indices])
+            return _Read(index_of(dataset, indices), [self._example(i) for i in indices])
         asked = copy.copy(indices)  # the dataset may sort the list in place
         return _Read(index_of(dataset, asked), read_many(indices))
+
+    def _example(self, position: Any) -> Any:
+        try:
+            return self.dataset[position]
+        except IndexError as error:
+            what = f"{type(self.dataset).__name__} has {len(self.dataset):,} examples by its __len__, and fails at {position}"
+            why = f" ({error})" if str(error) else ""
+            raise IndexError(f"{what}{why}; let __getitem__ return an example for every index below its __len__") from error
 
 
 def _is_plain(column: Tensor) -> bool:
@@ -75,7 +83,11 @@ class _IndexedCollate:
             return IndexedBatch(read.index, examples)
         index = as_index(read.index)
         if collate is default_collate:  # it keeps the order of its examples
-            return IndexedBatch(index, default_collate(examples))
+            try:
+                return IndexedBatch(index, default_collate(examples))
+            except Exception:
+                check_examples(read.index, examples, collate)
+                raise
         before = list(examples) if isinstance(examples, list) else []
         check_examples(read.index, examples, collate)
         batch = collate(examples)

@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
-from rholoss.arguments import fraction, map_style, whole
+from rholoss.arguments import MAP_STYLE, fraction, map_style, whole
 from rholoss.data import samplers
 from rholoss.data.index import CARRY_THE_INDEX, IndexedBatches, copy_loader, is_map_style
 from rholoss.data.indexed_dataset import attach_index
@@ -42,8 +42,15 @@ class LoaderView:
             data = DataLoader(map_style(data, "data", what=DATA), batch_size=batch_size or 256)
         return cls(data)
 
+    def require_length(self) -> None:
+        """Raise a TypeError if the loader draws by the length of its dataset, which has none."""
+        if self.is_map_style and isinstance(self.loader.sampler, SequentialSampler) and not hasattr(self.dataset, "__len__"):
+            got = f"a {type(self.dataset).__name__} without __len__"
+            raise TypeError(f"the loader's dataset must be {MAP_STYLE}, got {got}; define it as the number of examples")
+
     def require_index(self) -> None:
         """Raise a TypeError with the remedy if the indices of the batches are unknown."""
+        self.require_length()
         if self.is_map_style or self.reports_index:
             return
         loader, name = self.given, type(self.given).__name__

@@ -24,7 +24,7 @@ from rholoss.data.subset import dataset_of, in_common, origin
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
-from rholoss.losses import classes_of
+from rholoss.losses import LabelError, classes_of
 from rholoss.progress import Progress, Reporter
 from rholoss.scoring import Forward, Loss, Task, check_loss
 from rholoss.states import digest
@@ -130,8 +130,8 @@ class FitRun:
         correct = (outputs.argmax(1) == labels).to(losses).masked_fill(labels < 0, math.nan)  # such as -100, which is no label
         return torch.stack([losses, correct], 1)
 
-    def _round(self) -> Iterator[Any]:
-        """The batches of a round: of one pass, or so many steps, of several passes if one has fewer."""
+    def _round(self) -> Iterator[tuple[Tensor | None, Any]]:
+        """The batches of a round, each with its indices or None: a pass, or so many steps, of several passes if one has fewer."""
         most = math.inf if self.limit is None else self.limit - self.steps
         left = most if self.round is None else min(self.round, most)
         passes = _Passes(self.holdout.view)
@@ -147,10 +147,13 @@ class FitRun:
 
     def _train(self, device: torch.device | None) -> float:
         task, total, count = self.holdout.scorer.task, torch.zeros((), device=device), 0
-        for batch in self._round():
+        for index, batch in self._round():
             outputs, targets = task.forward(self.model, move(batch, device) if device is not None else batch)
-            self.validation.scorer.check.meet(task.loss, outputs, targets)
-            losses = task.loss(outputs, targets)
+            try:
+                self.validation.scorer.check.meet(task.loss, outputs, targets)
+                losses = task.loss(outputs, targets)
+            except LabelError as error:
+                raise (error if index is None else error.of(index)) from error
             n = len(losses) if isinstance(losses, Tensor) and losses.ndim == 1 else self.holdout.batch_size or 1
             losses = check_loss(losses, n)
             self.optimizer.zero_grad()
@@ -274,7 +277,7 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _Passes:
-    """The batches of a pass, each time that it is iterated; the workers stay from one pass to the next.
+    """The batches of a pass, each with its indices or None, whenever it is iterated; workers stay from one pass to the next.
 
     If a pass draws each example once, it is shuffled, without a last batch of one, which BatchNorm cannot take.
     """
@@ -293,11 +296,11 @@ class _Passes:
         copied = attach_index if self.is_indexed else copy_loader
         self.loader = copied(loader, batch_sampler=order, generator=None, persistent_workers=self.keeps)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Any]]:
         if self.keeps and self.begun:
             torch.empty((), dtype=torch.int64).random_()  # as new workers would, for their seed
         self.begun = True
-        return (indexed.batch for indexed in self.loader) if self.is_indexed else iter(self.loader)
+        return iter(self.loader) if self.is_indexed else ((None, batch) for batch in self.loader)
 
 
 def _is_reshuffled(view: LoaderView) -> bool:

@@ -161,13 +161,17 @@ class SelectionPlan:
 
     def check(self, data: Any) -> None:
         """Raise a ValueError unless data are those of the plan, as far as their fingerprints tell."""
-        now = fingerprint(data)
-        if now is None:
-            raise ValueError("a plan needs a map-style dataset: nothing says which example an index is in these data")
-        how = difference(self.meta["data"], now)
+        how = self.difference(data)
         if how:
             what = f"this plan was recorded over other data: of these, {how}"
             raise ValueError(f"{what}; record a plan of these, or pass check=False if that is intended")
+
+    def difference(self, data: Any) -> str | None:
+        """How data differ from those of the plan, in words; None where no difference is found."""
+        now = fingerprint(data)
+        if now is None:
+            raise ValueError("a plan needs a map-style dataset: nothing says which example an index is in these data")
+        return difference(self.meta["data"], now)
 
     def counts(self) -> Tensor:
         """How often each example was selected, shape (N,), int64."""

@@ -132,8 +132,8 @@ def find_suspects(
     if not isinstance(store, IrreducibleLossStore):
         raise TypeError(f"store must be an IrreducibleLossStore, got {shown(store)}")
     top = optional(whole, top, "top", "a number of examples, at least 0, or None", 0)
-    names = class_names_of(dataset) if class_names is None else checked_names(class_names)
     index, losses, predictions = _known(store)
+    names = class_names_of(dataset) if class_names is None else checked_names(class_names, predictions.classes[:, 0].numpy())
     counted = 0 if store.meta.calibration is None else store.meta.calibration.classes
     C = counted or int(predictions.classes.max()) + 1 if len(index) else 1
     index, losses, predictions = _of_dataset(dataset, index, losses, predictions)
@@ -171,12 +171,16 @@ def label_issues(predictions: Predictions, classes: int) -> Tensor:
     return (predictions.classes[:, 1] != predictions.classes[:, 0]) & (predictions.probabilities[:, 0] < 1 / classes)
 
 
-def checked_names(names: Any) -> tuple[str, ...]:
-    """Names of classes that were given, by class."""
+def checked_names(names: Any, labels: np.ndarray | None) -> tuple[str, ...]:
+    """Names of classes that were given, by class: of all that are labels, integers, where these are known."""
     what = "one name for each class, such as ['cat', 'dog']"
     found = list(iterable(names, "class_names", what))
     if not all(isinstance(name, str) for name in found):
         raise TypeError(f"class_names must be {what}, got {shown(names)}")
+    if labels is not None and len(labels) and len(found) <= labels.max():
+        raise ValueError(
+            f"class_names must be {what}: the labels go up to {labels.max()}, got {len(found)} names; name each class"
+        )
     return tuple(found)
 
 

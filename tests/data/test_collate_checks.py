@@ -198,6 +198,37 @@ def stacked_crops(examples):
     return default_collate([(torch.stack([x, x + 1]), y) for x, y in examples])
 
 
+@pytest.mark.parametrize("use", [
+    lambda data: next(iter(RhoLossSelector(DataLoader(data, batch_size=8), nn.Linear(5, 3), STORE, keep=0.5))),
+    lambda data: IrreducibleLossStore.from_model(nn.Linear(5, 3), data, progress=False),
+])  # fmt: skip
+class TestDatasetsThatFail:
+    def test_none_without_a_collate_function_names_the_index(self, use):
+        with pytest.raises(ValueError, match=r"expected an example for each index, got None for 3: .* leave it out with"):
+            use(Files(broken=(3,)))
+
+    @pytest.mark.filterwarnings("ignore:a sample of this dataset cannot be read")
+    def test_a_length_that_is_too_high_names_the_first_index_that_fails(self, use):
+        class Short(Files):
+            def __getitem__(self, i):
+                return [(X[j], Y[j]) for j in range(6)][i]
+
+        with pytest.raises(IndexError, match=r"Short has 64 examples by its __len__, and fails at 6 \(list index out of range\)"):
+            use(Short())
+
+    def test_no_length_is_told_before_anything_is_read(self, use):
+        class Endless:
+            def __getitem__(self, i):
+                raise AssertionError
+
+        with pytest.raises(TypeError, match="must be a map-style dataset, .*got "):
+            use(Endless())
+
+    def test_texts_that_nobody_tokenizes(self, use):
+        with pytest.raises(TypeError, match="the model was called with texts, and failed .*; tokenize them in the collate_fn"):
+            use([("a text", 1)] * N)
+
+
 def test_several_rows_of_an_example_are_refused_and_the_cure_works_in_one_step():
     loss = lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none").view(-1, 2).mean(1)  # noqa: E731
     for options in ({}, {"loss": loss}):

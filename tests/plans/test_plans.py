@@ -645,4 +645,6 @@ class TestCommandLine:
         (tmp_path / "of_mine.py").write_text("data = list(range(11))")
         monkeypatch.chdir(tmp_path)
         assert main(["plan", "a", "--data", "of_mine:data"]) == 1
-        assert "of these, it has 11 examples, and that had 10" in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert "a was recorded over other data than of_mine:data: it has 11 examples, and that had 10; name those" in printed
+        assert "check=" not in printed

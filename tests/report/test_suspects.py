@@ -112,3 +112,8 @@ def test_the_dataset_of_an_unknown_option():
         find_suspects(store(), class_name=["a"])
     with pytest.raises(TypeError, match="class_names must be one name for each class"):
         store().suspects(class_names="abc")
+    with pytest.raises(ValueError, match="one name for each class, such as .*: the labels go up to 2, got 2 names; name each"):
+        store().suspects(class_names=["cat", "dog"])
+    with pytest.raises(ValueError, match="the labels go up to 3, got 2 names"):
+        store().report([0, 3, 1] + [0] * (len(store()) - 3), class_names=["cat", "dog"])
+    assert store().suspects(class_names=["cat", "dog", "owl", "unused"]).class_names[3] == "unused"
