@@ -15,6 +15,7 @@ CLEAN = 0.05  # share above log(C) below which labels are clean; it was 3 % with
 OVERCONFIDENT = 0.08  # gap from which models are overconfident, and below minus which underconfident; clean holdouts: 0.21, 0.26
 CALIBRATED = 0.05  # gap below which models are not overconfident; fitted on labels as noisy as the scored ones: -0.05 to 0.00
 CLEANER = 1.3  # mean irreducible loss, in validation losses, from which a gap means a cleaner holdout, which had 2 and 10
+FAR_CLEANER = 2.0  # the same without a gap
 WEAKER = 0.005  # accuracy behind plain training from which selection ends below it, estimated from the study
 # Not from that study: what any model has to exceed.
 UNINFORMED = 0.9  # median irreducible loss, as a share of the chance level
@@ -125,13 +126,16 @@ def _weak(of: Indicators) -> bool | None:
 
 
 def _holdout(of: Indicators) -> Holdout:
-    if of.gap is None or of.above_chance is None or of.above_chance < CLEAN or CALIBRATED <= of.gap < OVERCONFIDENT:
+    if of.gap is None or of.above_chance is None or of.above_chance < CLEAN:
         return "unknown"
-    if of.gap < CALIBRATED:
-        return "as noisy" if of.gap > -OVERCONFIDENT else "underconfident"
-    if of.validation_loss is None:
-        return "cleaner or overconfident"
-    return "cleaner" if of.mean >= CLEANER * of.validation_loss else "overconfident"
+    if of.gap <= -OVERCONFIDENT:
+        return "underconfident"
+    is_overconfident = of.gap >= OVERCONFIDENT
+    if of.validation_loss is not None and of.mean >= (CLEANER if is_overconfident else FAR_CLEANER) * of.validation_loss:
+        return "cleaner"  # a fit that ended early need not be overconfident
+    if not is_overconfident:
+        return "as noisy" if of.gap < CALIBRATED else "unknown"
+    return "cleaner or overconfident" if of.validation_loss is None else "overconfident"
 
 
 def _helps(of: Indicators, found: Verdict) -> Helps:
@@ -206,8 +210,8 @@ HELPS: dict[Helps, str] = {
 }
 HOLDOUT: dict[Holdout, str] = {
     "cleaner": (
-        "The irreducible-loss model is more confident than correct on these labels, and its loss is far higher than in "
-        "validation: it was fitted on cleaner labels than these. RHO-LOSS is made for this case, and needs no gate."
+        "The loss of the irreducible-loss model is far higher on these labels than in validation: it was fitted on cleaner "
+        "labels than these. RHO-LOSS is made for this case, and needs no gate."
     ),
     "as noisy": (
         "The irreducible-loss model is no more confident than correct on these labels: it was fitted on labels as noisy as "

@@ -19,6 +19,7 @@ from rholoss.report.verdict import (
     CALIBRATED,
     CLEAN,
     CLEANER,
+    FAR_CLEANER,
     FEW,
     NOISY,
     OVERCONFIDENT,
@@ -402,6 +403,17 @@ class TestVerdict:
         assert (found.holdout, found.helps) == (holdout, helps)
         assert word in str(found).replace("\n  ", " ")
         assert ("math.log" in str(found)) == (helps == "with a gate")
+
+    @pytest.mark.parametrize(("confidence", "otherwise"), [
+        (0.6 + CALIBRATED, "unknown"), (0.6 - OVERCONFIDENT + 1e-6, "as noisy"), (0.6 - OVERCONFIDENT - 1e-6, "underconfident"),
+    ])  # fmt: skip
+    def test_a_far_lower_validation_loss_is_a_cleaner_holdout_without_overconfidence(self, confidence, otherwise):
+        losses = [NOISY_LABELS.mean / FAR_CLEANER - 1e-6, NOISY_LABELS.mean / FAR_CLEANER + 1e-6, None]
+        found = [verdict(NOISY_LABELS, confidence=confidence, validation_loss=loss) for loss in losses]
+        first = otherwise if otherwise == "underconfident" else "cleaner"
+        assert [each.holdout for each in found] == [first, otherwise, otherwise]
+        assert ("needs no gate" in str(found[0]).replace("\n  ", " ")) == (first == "cleaner")
+        assert (found[0].helps == "yes") == (first == "cleaner")
 
     def test_an_overconfident_holdout_does_not_help_where_a_cross_fit_would(self):
         found = verdict(NOISY_LABELS, confidence=0.87, validation_loss=NOISY_LABELS.mean, folds=0)
