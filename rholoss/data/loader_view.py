@@ -1,6 +1,7 @@
 """The user's loader, inspected in one place."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sized
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +92,12 @@ class LoaderView:
                 f"at least {self.batch_size / MOST_CANDIDATES:.1g}, as a batch cannot have n_B = n_b / keep candidates otherwise"
             )
             raise ValueError(f"keep must be {what}, got {keep!r}; pass the fraction of each candidate batch to keep, such as 0.1")
-        return self.batch_size, round(self.batch_size / keep)
+        n_B = round(self.batch_size / keep)
+        n = len(self.batching.sampler) if isinstance(self.batching.sampler, Sized) else n_B
+        if n_B >= 2 * n > 2 * self.batch_size:
+            what = f"keep={keep:.3g} asks for {n_B:,} candidates, and the loader draws {n:,} in an epoch, which has one step then"
+            warnings.warn(f"{what}; pass a higher keep, or give the loader smaller batches", stacklevel=6)
+        return self.batch_size, n_B
 
     def _why_not_drawn(self) -> str:
         if not isinstance(self.loader, DataLoader):

@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rholoss import IndexedBatches, IrreducibleLossStore, build_selector
+from rholoss import IndexedBatches, IrreducibleLossStore, RhoLossSelector, build_selector
 from rholoss.selectors import FilteredUniformSelector
 
 
@@ -68,6 +68,7 @@ def test_a_tenth_is_kept_where_nothing_is_said():
     assert (selector.n_b, selector.n_B) == (8, 80)
 
 
+@pytest.mark.filterwarnings("ignore:keep=.* asks for")
 @settings(deadline=None)
 @given(n_b=st.integers(1, 300), keep=st.floats(1e-6, 1))
 def test_there_are_never_fewer_candidates_than_are_kept(n_b, keep):
@@ -119,6 +120,7 @@ def documented(n, n_B, n_b, drop_last):
     return expected
 
 
+@pytest.mark.filterwarnings("ignore:keep=.* asks for")
 @settings(max_examples=200, deadline=None)
 @given(
     n=st.integers(1, 120),
@@ -193,6 +195,18 @@ def test_the_length_is_right_where_some_examples_are_never_drawn(options, drop_l
     loader = loader_of(80, 8, drop_last, **options)
     selector = build_selector("selection_via_proxy", loader, scores=torch.arange(80.0), keep=0.5)
     assert len(selector) == len(sizes(selector))
+
+
+def test_so_low_a_keep_that_an_epoch_has_one_step_is_warned_of():
+    with pytest.warns(
+        UserWarning, match=r"keep=1e-06 asks for 8,000,000 candidates, and the loader draws 80 in an epoch"
+    ) as caught:
+        assert len(RhoLossSelector(loader_of(80, 8), None, IrreducibleLossStore(torch.zeros(80)), keep=1e-6)) == 1
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="keep=0.05 asks for 160 candidates"):
+        uniform(loader_of(80, 8), keep=0.05)
+    assert len(uniform(loader_of(80, 8), keep=0.06)) == 1
+    assert len(uniform(loader_of(80, 80), keep=0.5)) == 1  # one step without a selector too
 
 
 REPLACING = {
