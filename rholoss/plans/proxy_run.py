@@ -204,10 +204,10 @@ def _layers(proxy: nn.Module) -> str:
     return digest(re.sub(r" at 0x[0-9a-fA-F]+", "", f"{module!r} {shapes}"))
 
 
-def _described(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _described(optimizer: torch.optim.Optimizer) -> str:
     """An optimizer's kind, and the options of each group of parameters."""
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    return {"kind": type(optimizer).__qualname__, "groups": described(groups)}
+    return f"{type(optimizer).__qualname__} {described(groups)}"
 
 
 def _warn_of_other_weights(mine: Mapping[str, Any], its: Mapping[str, Any], so: str) -> None:

@@ -564,8 +564,8 @@ class TestRecordPlan:
 
     @pytest.mark.parametrize(("change", "message"), [
         ({"proxy": torch.nn.Linear(6, CLASSES)}, "holds a plan with other proxy; load it, delete it"),
-        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)}, r"holds a plan with other optimizer.groups\[0\].lr; load"),
-        ({"optimizer": lambda p: torch.optim.Adam(p, lr=3e-3, weight_decay=0.01)}, "with other optimizer.*kind"),
+        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)}, "holds a plan with other optimizer; load it, delete"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, lr=3e-3, weight_decay=0.01)}, "with other optimizer; load it"),
         ({"seed": 1}, "with other seed"),
     ])  # fmt: skip
     def test_a_plan_of_another_recording_is_not_returned(self, tmp_path, data, change, message):
