@@ -40,8 +40,8 @@ class DrawRule:
 
     Attributes:
         members: which examples may be drawn, by index, shape (N,), bool; None: all. Or a function that returns that. It is called
-            when an epoch begins and whenever the length of an epoch is needed, so it must be a cheap look-up. Under a sampler with
-            replacement, an epoch stays as long as the loader's.
+            when an epoch begins and whenever the length of an epoch is needed, so it must be a cheap look-up. Under a sampler
+            with replacement, an epoch stays as long as the loader's.
         prefilter: ``(index, step) -> positions``: of the indices drawn for a candidate batch, shape (n_B,), int64, and the number
             of batches selected so far, the positions to load, distinct, int64; None for all. It must not run the model. With
             workers, it is called ahead of its step.

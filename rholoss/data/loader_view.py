@@ -16,6 +16,7 @@ from rholoss.data.subset import index_of, labels_of, whole_of
 from rholoss.states import described
 
 MOST_CANDIDATES = 2**31  # in a batch
+FAR_MORE = 4  # epochs' examples in a candidate batch, from which keep is surely a mistake
 DATA = "a map-style dataset, a DataLoader or IndexedBatches"
 
 
@@ -94,7 +95,7 @@ class LoaderView:
             raise ValueError(f"keep must be {what}, got {keep!r}; pass the fraction of each candidate batch to keep, such as 0.1")
         n_B = round(self.batch_size / keep)
         n = len(self.batching.sampler) if isinstance(self.batching.sampler, Sized) else n_B
-        if n_B >= 2 * n > 2 * self.batch_size:
+        if n_B >= FAR_MORE * n and n > self.batch_size:
             what = f"keep={keep:.3g} asks for {n_B:,} candidates, and the loader draws {n:,} in an epoch, which has one step then"
             warnings.warn(f"{what}; pass a higher keep, or give the loader smaller batches", stacklevel=6)
         return self.batch_size, n_B

@@ -203,9 +203,9 @@ def test_so_low_a_keep_that_an_epoch_has_one_step_is_warned_of():
     ) as caught:
         assert len(RhoLossSelector(loader_of(80, 8), None, IrreducibleLossStore(torch.zeros(80)), keep=1e-6)) == 1
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match="keep=0.05 asks for 160 candidates"):
-        uniform(loader_of(80, 8), keep=0.05)
-    assert len(uniform(loader_of(80, 8), keep=0.06)) == 1
+    with pytest.warns(UserWarning, match="keep=0.025 asks for 320 candidates"):
+        uniform(loader_of(80, 8), keep=0.025)
+    assert len(uniform(loader_of(80, 8), keep=0.026)) == 1
     assert len(uniform(loader_of(80, 80), keep=0.5)) == 1  # one step without a selector too
 
 
