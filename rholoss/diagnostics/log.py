@@ -222,6 +222,9 @@ class SelectionLog:
             comparison: a ``ComparisonLog`` of the same run, whose agreement is shown.
             every: steps per point of the lines, at least 1; None for about a hundred points.
             show: ``(index) -> image or text`` to show instead of the dataset's example.
+
+        Raises:
+            ValueError: the dataset is not the one that was selected from, as far as labels and a sample show; nothing is written.
         """
         every = optional(whole, every, "every", "a number of steps, at least 1, or None")
         write_run(self, path, dataset, comparison, every, show)

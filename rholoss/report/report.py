@@ -136,6 +136,9 @@ class Report(Indicators):
                 first numbers. None: no examples, unless ``show`` is given.
             selected: how often each example was selected, by index, shape (N,), integer, such as ``SelectionLog.selected``.
             show: ``(index) -> image or text`` to show instead of the dataset's example.
+
+        Raises:
+            ValueError: the dataset is not the one that was scored, as far as labels and a sample show; nothing is written.
         """
         write_report(self, path, dataset, selected, show)
 
