@@ -247,6 +247,12 @@ def test_weights_that_leave_hardly_a_member_are_refused():
         next(iter(selector))
 
 
+def test_examples_of_weight_0_need_no_irreducible_loss():
+    losses = torch.zeros(80).index_fill(0, torch.arange(20), torch.nan)
+    loader = loader_of(80, 8, sampler=WeightedRandomSampler([0.0] * 20 + [1.0] * 60, 80))
+    assert len(RhoLossSelector(loader, None, IrreducibleLossStore(losses), keep=1)) == 10  # else it is refused
+
+
 def test_weights_without_replacement_draw_each_example_once():
     loader = loader_of(80, 8, sampler=WeightedRandomSampler([1.0, 2.0] * 40, 80, replacement=False))
     selector = FilteredUniformSelector(loader, None, IrreducibleLossStore(torch.arange(80.0)), max_irreducible_loss=19.5)
