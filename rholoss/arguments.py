@@ -171,13 +171,12 @@ _MEANT = {  # words that other libraries use
     "keep": ("ratio", "fraction", "share", "percent", "keep_ratio"),
     "batch_size": ("bs", "n_b", "size"),
     "optimizer": ("lr", "learning_rate", "weight_decay", "optim"),
-    "steps": ("epochs", "n_steps", "max_steps", "iterations"),
+    "steps": ("epochs", "n_steps", "max_steps", "total_steps", "iterations"),
     "loss": ("criterion", "loss_fn", "loss_func"),
     "forward": ("forward_fn",),
     "dtype": ("precision", "amp_dtype"),
     "seed": ("generator", "random_state"),
     "trusted": ("trusted_set", "trusted_data", "clean", "holdout"),
-    "steps": ("epochs", "max_steps", "total_steps"),
 }
 
 
