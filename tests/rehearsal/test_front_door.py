@@ -766,7 +766,7 @@ def test_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     figure = open_door(examples(wrong=0.3)[0]).rehearsal.plot(tmp_path / "rehearsal.png")
     assert (tmp_path / "rehearsal.png").stat().st_size > 10_000
-    assert figure.get_suptitle() == "Rehearsal: filtered uniform"
+    assert figure.texts[0].get_text() == "Rehearsal: filtered uniform"
 
 
 @pytest.mark.parametrize(

@@ -500,7 +500,7 @@ class TestPlot:
     def test_classes_have_their_names_and_the_figure_a_title(self):
         figure = IrreducibleLossStore([0.5, 0.1, 0.4]).report([0, 1, 1], class_names=["cat", "dog"]).plot()
         assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ["cat", "dog"]
-        assert figure.get_suptitle() == "Irreducible losses of 3 examples"
+        assert figure.texts[0].get_text() == "Irreducible losses of 3 examples"
 
     def test_of_two_stores(self, tmp_path):
         store = IrreducibleLossStore(torch.rand(9000))
