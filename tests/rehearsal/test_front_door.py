@@ -449,7 +449,7 @@ class TestLabels:
         data, _ = examples()
         data.tensors[1][777:779] = torch.tensor([12, 14])
         with pytest.raises(
-            ValueError, match=r"expected classes from 0 to 3, got 12 .*; if 12 marks .*\(the example with index 777\)"
+            ValueError, match=r"expected classes from 0 to 3, got 14 .*; if 14 marks .*\(the example with index 778\)"
         ):
             open_door(data)
 

@@ -109,7 +109,7 @@ class TestFromModel:
     def test_of_a_part_of_the_data_serves_a_loader_over_that_part(self, data, net, part):
         loader = DataLoader(data, batch_size=8, sampler=SubsetRandomSampler(part))
         store = IrreducibleLossStore.from_model(net, loader)
-        list(RhoLossSelector(loader, net, store))
+        list(RhoLossSelector(loader, net, store, keep=0.5))
         rest = DataLoader(data, batch_size=8, sampler=[i for i in range(100) if i not in part])
         whole = store.merge(IrreducibleLossStore.from_model(net, rest))
         assert whole.ids is None
