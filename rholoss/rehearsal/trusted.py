@@ -16,7 +16,7 @@ from rholoss.data.subset import dataset_of, in_common
 from rholoss.rehearsal.reader import Reader
 
 FEWEST_TRUSTED = 40  # examples from which they count
-_COMPARED = 256  # examples whose inputs are compared with the training data's
+_COMPARED = 64  # examples whose inputs are compared with the training data's
 _SCALE = 3.0  # how many times as wide the range of inputs of one kind is not
 _UNUSED = "they are not used"
 
