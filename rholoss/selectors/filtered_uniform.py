@@ -21,8 +21,8 @@ class FilteredUniformSelector(StoreSelector):
     """Trains on the examples whose irreducible loss is at most a limit, each once an epoch, and reads no other.
 
     A step costs what a plain step costs. The loader, a ``DataLoader`` over a map-style dataset, draws batches of n_b, as it would
-    without a selector; an epoch has as many fewer of them as examples are left out. A
-    sampler with replacement draws until an epoch is as long as the loader's. Other arguments: see ``StoreSelector``.
+    without a selector; an epoch has as many fewer of them as examples are left out. A sampler with
+    replacement draws until an epoch is as long as the loader's. Other arguments: see ``StoreSelector``.
 
     Args:
         max_irreducible_loss: the limit in nats, above 0; ``math.inf``: nothing is left out, and it is plain training.
