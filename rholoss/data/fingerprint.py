@@ -2,14 +2,14 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from rholoss.data.index import is_map_style, is_readable
 from rholoss.data.subset import labels_of, whole_of
@@ -104,6 +104,9 @@ def example_digests(loader: DataLoader[Any], dataset: Any, positions: Tensor) ->
 
     Random generators in the dataset's attributes stay as they are.
     """
+    if type(dataset) is TensorDataset:
+        chunks = positions.split(256)
+        return [each for at in chunks for each in _digests_of_tensors(column[at] for column in dataset.tensors)]
     workers = min(1, loader.num_workers)
     reader: DataLoader[Any] = DataLoader(
         dataset,
@@ -192,40 +195,57 @@ def _index_digests(positions: Tensor) -> str:
     return "".join(digest(np.asarray(index).tobytes())[:8] for index in positions.tolist())
 
 
+def _digests_of_tensors(columns: Iterable[Tensor]) -> list[Digests]:
+    """Those of the examples of a ``TensorDataset``, many at once."""
+    found = []
+    for column in map(_array, columns):
+        kind = f"{_name(column.dtype)} {column.shape[1:]}"
+        found.append([f"{kind}:{digest(row.tobytes())[:8]}" for row in column])
+    names = [f"[{i}]" for i in range(len(found))]
+    return [dict(zip(names, each, strict=True)) for each in zip(*found, strict=True)]
+
+
 def _digested(examples: list[Any]) -> list[Digests]:
-    return [dict(_fields(example, "")) for example in examples]
+    read: list[Digests] = [{} for _ in examples]
+    for example, found in zip(examples, read, strict=True):
+        _read_fields(example, "", found)
+    return read
 
 
-def _fields(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """The fields of an example, as kind and digest each; fields whose content cannot be compared are omitted."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().float().numpy() if value.dtype == torch.bfloat16 else value.detach().cpu().numpy()
-    is_numbers = isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)  # such as tokens: one field
-    if is_numbers or isinstance(value, (bool, int, float, np.generic)):
-        value = np.asarray(value)
-    if isinstance(value, Mapping):
-        parts = [(f"{name}[{key!r}]", part) for key, part in value.items()]
+def _read_fields(value: Any, name: str, found: Digests) -> None:
+    """Add the fields of an example, as kind and digest each; fields whose content cannot be compared are omitted."""
+    kind, content = _content(value)
+    if content is not None:
+        found[name or WHOLE] = f"{kind}:{digest(content)[:8]}"
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _read_fields(part, f"{name}[{key!r}]", found)
     elif isinstance(value, (tuple, list)):
-        parts = [(f"{name}[{i}]", part) for i, part in enumerate(value)]
+        for i, part in enumerate(value):
+            _read_fields(part, f"{name}[{i}]", found)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = [(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
-    else:
-        kind, content = _content(value)
-        if content is not None:
-            yield name or WHOLE, f"{kind}:{digest(content)[:8]}"
-        return
-    for inner, part in parts:
-        yield from _fields(part, inner)
+        for field in dataclasses.fields(value):
+            _read_fields(getattr(value, field.name), f"{name}.{field.name}", found)
 
 
 def _content(value: Any) -> tuple[str, bytes | None]:
+    """What kind of value it is, and its bytes; None for what has parts, and for what cannot be compared."""
+    is_numbers = isinstance(value, list) and all(type(each) in (bool, int, float) for each in value)  # such as tokens: one field
+    if isinstance(value, Tensor):
+        value = _array(value)
+    elif is_numbers or isinstance(value, (bool, int, float, np.generic)):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return f"{_name(value.dtype)} {value.shape}", np.ascontiguousarray(value).tobytes()
+        return f"{_name(value.dtype)} {value.shape}", value.tobytes()
     if isinstance(value, (str, bytes)):
         return type(value).__name__, value.encode() if isinstance(value, str) else value
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # an image
         return f"{type(value).__name__} {value.size}", value.tobytes()
     return "", None
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
 
 
 @cache

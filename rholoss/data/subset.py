@@ -175,13 +175,20 @@ def joined(parts: list[IndexedSubset]) -> Any:
     """One dataset of several: of tensors, if all are, as those are read many rows at once."""
     if len(parts) == 1:
         return parts[0]
-    if all(type(part.dataset) is TensorDataset for part in parts):
-        columns = list(zip(*([column[part.indices] for column in part.dataset.tensors] for part in parts), strict=False))
-        if len({len(part.dataset.tensors) for part in parts}) == 1 and all(
-            len({(rows.dtype, rows.shape[1:]) for rows in column}) == 1 for column in columns
-        ):
-            return TensorDataset(*(torch.cat(column) for column in columns))
+    if all(type(part.dataset) is TensorDataset for part in parts) and len({len(part.dataset.tensors) for part in parts}) == 1:
+        columns = list(zip(*(part.dataset.tensors for part in parts), strict=True))
+        if all(len({(tensor.dtype, tensor.device, tensor.shape[1:]) for tensor in column}) == 1 for column in columns):
+            return TensorDataset(*(_rows_of(column, parts) for column in columns))
     return ConcatDataset(parts)
+
+
+def _rows_of(tensors: tuple[Tensor, ...], parts: list[IndexedSubset]) -> Tensor:
+    """Rows of several tensors in one, each copied once."""
+    sizes = [len(part) for part in parts]
+    rows = tensors[0].new_empty((sum(sizes), *tensors[0].shape[1:]))
+    for tensor, part, place in zip(tensors, parts, rows.split(sizes), strict=True):
+        torch.index_select(tensor.detach(), 0, part.indices.to(tensor.device), out=place)
+    return rows
 
 
 def whole_of(dataset: Any) -> Any:

@@ -118,7 +118,7 @@ class FitRun:
             what = f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss})"
             raise ValueError(f"{what}; pass an optimizer with a lower learning rate, or check the data")
         if not self.done or validation_loss < _best(self.done).validation_loss:
-            self.best_weights = copy.deepcopy(self.model.state_dict())
+            self.best_weights = _copied(self.model.state_dict())
         self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began, self.steps, accuracy))
 
     def _validate(self, outputs: Any, targets: Any, n: int) -> Tensor:
@@ -226,6 +226,12 @@ def _round_of(holdout: DatasetScorer, steps: int | None) -> int | None:
         return None  # a pass: its length is unknown, or a part of it would be the same part every time
     size = max(LEAST, min(MOST, math.ceil(holdout.total / holdout.batch_size)))
     return size if steps is None else max(1, min(size, math.ceil(steps / 15)))
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict, with values of its own; it goes on to hold the modules' versions."""
+    state.update({name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in state.items()})
+    return state
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -132,11 +132,10 @@ def _other_scale(trusted: Any, data: Any, reader: Reader) -> str:
 
 def _range(values: Tensor) -> tuple[float, float]:
     """The values below which a twentieth, and all but a twentieth, of those that are not 0 are."""
-    flat = values.detach().flatten().double().cpu()
-    flat = flat[flat != 0].sort().values
-    if not len(flat):
-        return 0.0, 0.0
-    return float(flat[len(flat) // 20]), float(flat[-1 - len(flat) // 20])
+    flat = values.detach().flatten().float().cpu()
+    flat = flat[flat != 0]
+    beyond = len(flat) // 20
+    return (float(flat.kthvalue(beyond + 1).values), float(flat.kthvalue(len(flat) - beyond).values)) if len(flat) else (0.0, 0.0)
 
 
 def refuse_not_finite_inputs(inputs: Tensor, what: str, indices: list[int]) -> None:
