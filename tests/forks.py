@@ -3,6 +3,8 @@
 import os
 import traceback
 
+import torch
+
 
 def fork(function, *args):
     """A process that calls a function; its exit status is 1 if that raises."""
@@ -10,6 +12,7 @@ def fork(function, *args):
     if pid == 0:
         status = 0
         os.setsid()  # so that its workers can be ended with it
+        torch.set_num_threads(1)  # the other threads did not come along, and would be waited for
         try:
             function(*args)
         except BaseException:
