@@ -237,6 +237,12 @@ def parts(found: list[Outcome]) -> dict[str, str]:
     return {CLAIMS: said, BEGIN: text(found), BEGIN_TRUSTED: "\n".join(trusted_table(found))}
 
 
+def write_part(begin: str, part: str) -> None:
+    """Put a part into the page, between its mark and the next end."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{part}\n\n{END}{rest.partition(END)[2]}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -250,8 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(*shown.values(), sep="\n\n")
     if asked.write:
         for begin, part in shown.items():
-            before, _, rest = PAGE.read_text().partition(begin)
-            PAGE.write_text(f"{before}{begin}\n\n{part}\n\n{END}{rest.partition(END)[2]}")
+            write_part(begin, part)
         draw(found, PAGE.with_name("battery.png"))
     return 0
 

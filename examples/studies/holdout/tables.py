@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from experiments.readers.cifar import HUMAN_LABELS
 
@@ -56,10 +56,15 @@ def median(values: Iterable[float], form: str) -> str:
     return show(statistics.median(values), form)
 
 
-def spread(values: Iterable[float], form: str) -> str:
+def show_times(value: float, form: str) -> str:
+    """How many times fewer steps, or "never" for 0."""
+    return format(value, form) if value else "never"
+
+
+def spread(values: Iterable[float], form: str, shown: Callable[[float, str], str] = show) -> str:
     """Median, and lowest to highest in brackets; one number if they are the same."""
     values = list(values)
-    low, mid, high = (show(of(values), form) for of in (min, statistics.median, max))
+    low, mid, high = (shown(of(values), form) for of in (min, statistics.median, max))
     return mid if low == high else f"{mid} ({low} to {high})"
 
 
@@ -74,7 +79,7 @@ def cell_tables(results: Results, cell: Cell, among: Iterable[str]) -> str:
         scored = [results.per_step(line, "scored") if line["scored"] else 0 for line in lines]
         until = [results.per_step(line, "seconds") for line in lines]
         before = [line.get("irreducible_seconds", 0.0) for line in lines]
-        row = [name, spread([results.steps(line) for line in lines], ",.0f"), spread(map(results.fewer, lines), ".1f")]
+        row = [name, spread([results.steps(line) for line in lines], ",.0f"), spread(map(results.fewer, lines), ".1f", show_times)]
         row += [median(scored, ",.0f"), median(until, ".1f")]
         needed.append([*row, median([a + b for a, b in zip(until, before, strict=True)], ".1f")])
         row = [name, spread([100 * max(line["accuracy"]) for line in lines], ".1f")]
@@ -99,7 +104,7 @@ def overview(results: Results) -> str:
 def fewer(results: Results, lines: list[Line]) -> str:
     """Times fewer steps, as a cell of a table."""
     times = statistics.median(map(results.fewer, lines)) if lines else None
-    return "" if times is None else f"{times:.1f}" if times else "never"
+    return "" if times is None else show_times(times, ".1f")
 
 
 def gained(results: Results, lines: list[Line]) -> str:
