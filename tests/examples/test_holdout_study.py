@@ -138,7 +138,7 @@ def test_the_tables_count_from_the_lines():
 
     assert cells("uniform") == ["40", "1.0", "0", "4.0", "4.0", "80.0 (79.0 to 81.0)", "66.0 (65.8 to 66.2)", "30.0", "3"]
     assert cells("cross-fit, gate")[:6] == ["10 (10 to 20)", "4.0 (2.0 to 4.0)", "3,200", "1.0", "8.0", "90.0"]
-    assert cells("dirty holdout")[:5] == ["never", "0.0", "never", "never", "never"]
+    assert cells("dirty holdout")[:5] == ["never", "never", "never", "never", "never"]
     steps, points = parts["against uniform"].split("\n\n")
     assert "| cross-fit, gate | 4.0 |" in steps
     assert "| dirty holdout | never |" in steps
