@@ -29,6 +29,7 @@ from rholoss.progress import Progress, switched
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
 from rholoss.rehearsal.reader import Reader, check_loader, classes_that_occur, refuse_wrong_labels
 from rholoss.rehearsal.rehearsal import STRONG, STRONG_COUNTS, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
+from rholoss.rehearsal.saved import Asked, RehearsalFile
 from rholoss.rehearsal.trusted import Verdict, judge, refuse_not_finite_inputs, trusted_of
 from rholoss.scoring import Task
 from rholoss.selectors.filtered_uniform import FilteredUniformSelector
@@ -143,8 +144,9 @@ def auto(
     if path is not None:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     run = _Run(loader, model, trusted, steps, proxy, progress, only_trusted_classes, force, options)
-    saved = run.saved(path)
-    store, rehearsal = saved or run.rehearse(path)
+    file = RehearsalFile(path, run.asked)
+    saved = file.finished()
+    store, rehearsal = saved or run.rehearse(file)
     selector = RehearsedSelector(loader, model, store, rehearsal, **options)
     if progress is not False:
         print(f"Read from {path}, with nothing fitted again:\n{rehearsal}" if saved else rehearsal)  # noqa: T201
@@ -210,14 +212,14 @@ class _Run:
             self.learned, self.validation, _ = split(trusted, holdout=size, validation=0, seed=self.seed)
         self.fits: list[Round] = []
 
-    def rehearse(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal]:
+    def rehearse(self, file: RehearsalFile) -> tuple[IrreducibleLossStore, Rehearsal]:
         """Score a sample; if labels are wrong there, one part of the data; if they are there as well, the other parts, too."""
         too_few = self._too_few()
         if too_few:
             self.notes.append(too_few)
             store = IrreducibleLossStore(torch.full((self.total,), math.nan))
             return store, self._found(store, False, leave_out=False)
-        store, scored = self._begun(path) or (self._screen(), 0)
+        store, scored, self.fits = file.begun() or (self._screen(), 0, self.fits)
         helps = self._judged(store, early=not scored)
         for fold in range(scored, self.folds):
             if fold < 2 and not (helps or self.force):  # after the first look, and after the first part
@@ -226,49 +228,14 @@ class _Run:
             part = self._score(fold)
             store = store.merge(part) if fold else part
             helps = self._judged(store)
-            if path is not None:
-                extra = {"asked": self._asked(), "scored": fold + 1, "fits": [each._asdict() for each in self.fits]}
-                store.meta.extra["rehearsal"] = extra
-                store.save(path)
-                del store.meta.extra["rehearsal"]
+            file.save_part(store, fold + 1, self.fits)
         leave_out = helps or self.force
         store = self._with_unlabelled(store) if leave_out else store
         rehearsal = self._found(store, helps, leave_out)
-        store.meta.extra["rehearsal"] = {"asked": self._asked(), "found": rehearsal.to_json()}
-        if path is not None:
-            store.save(path)
+        file.save(store, rehearsal)
         return store, rehearsal
 
-    def saved(self, path: str | None) -> tuple[IrreducibleLossStore, Rehearsal] | None:
-        """What an earlier rehearsal with the same arguments saved at its end; None if there is none."""
-        store = self._load(path)
-        found = None if store is None else store.meta.extra["rehearsal"].get("found")
-        return None if found is None else (store, Rehearsal.of_json(found))  # type: ignore[return-value]
-
-    def _begun(self, path: str | None) -> tuple[IrreducibleLossStore, int] | None:
-        """The parts that one scored which was killed, and how many; None if there are none."""
-        store = self._load(path)
-        if store is None:
-            return None
-        held = store.meta.extra.pop("rehearsal")
-        self.fits = [Round(**each) for each in held["fits"]]
-        return store, held["scored"]
-
-    def _load(self, path: str | None) -> IrreducibleLossStore | None:
-        """The file of a rehearsal with the same arguments; None if there is no file."""
-        if path is None or not os.path.exists(path):
-            return None
-        try:
-            store = IrreducibleLossStore.load(path)
-        except ValueError as error:
-            raise ValueError(f"{error}; or delete {path}, and auto makes it again") from error
-        held = store.meta.extra.get("rehearsal")
-        if not isinstance(held, dict) or held.get("asked") != self._asked():
-            differ = "" if not isinstance(held, dict) else _difference(self._asked(), held.get("asked", {}))
-            raise ValueError(f"{path} holds irreducible losses of another rehearsal{differ}; delete it, or choose another path")
-        return store
-
-    def _asked(self) -> dict[str, Any]:
+    def asked(self) -> Asked:
         """What decides the outcome, as JSON."""
         made = self._network("as asked")
         network = digest(repr([(name, list(value.shape)) for name, value in made.state_dict().items()]).encode())
@@ -482,19 +449,3 @@ def up_and_down(steps: int) -> Callable[[int], float]:
     """Learning rate factors by step: linearly up to 1 in three tenths of the steps, then linearly down to almost 0."""
     top = max(1, round(0.3 * steps))
     return lambda step: min((step + 1) / top, max(steps - step, 0) / max(steps - top, 1), 1.0)
-
-
-_MEANT = {  # what is compared with a file, in the words of a message
-    "data": "training data",
-    "trusted": "trusted examples",
-    "only_trusted_classes": "only_trusted_classes=",
-    "force": "force=",
-    "seed": "seed=",
-    "steps": "steps=, or batch size",
-    "network": "inputs or classes of the model, or proxy=",
-}
-
-
-def _difference(mine: dict[str, Any], saved: dict[str, Any]) -> str:
-    names = [_MEANT[name] for name in mine if saved.get(name) != mine[name]]
-    return f", with other {', '.join(names)}" if names else ""

@@ -79,7 +79,11 @@ def cell_tables(results: Results, cell: Cell, among: Iterable[str]) -> str:
         scored = [results.per_step(line, "scored") if line["scored"] else 0 for line in lines]
         until = [results.per_step(line, "seconds") for line in lines]
         before = [line.get("irreducible_seconds", 0.0) for line in lines]
-        row = [name, spread([results.steps(line) for line in lines], ",.0f"), spread(map(results.fewer, lines), ".1f", show_times)]
+        row = [
+            name,
+            spread([results.steps(line) for line in lines], ",.0f"),
+            spread(map(results.fewer, lines), ".1f", show_times),
+        ]
         row += [median(scored, ",.0f"), median(until, ".1f")]
         needed.append([*row, median([a + b for a, b in zip(until, before, strict=True)], ".1f")])
         row = [name, spread([100 * max(line["accuracy"]) for line in lines], ".1f")]
