@@ -30,7 +30,7 @@ from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classif
 from rholoss.rehearsal.reader import Reader, check_loader, classes_that_occur, refuse_wrong_labels
 from rholoss.rehearsal.rehearsal import STRONG, STRONG_COUNTS, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
 from rholoss.rehearsal.saved import Asked, RehearsalFile
-from rholoss.rehearsal.trusted import Verdict, judge, refuse_not_finite_inputs, trusted_of
+from rholoss.rehearsal.trusted import Verdict, judge, trusted_of
 from rholoss.scoring import Task
 from rholoss.selectors.filtered_uniform import FilteredUniformSelector
 from rholoss.states import digest
@@ -293,19 +293,23 @@ class _Run:
                 part = self._with_trusted(part)
         else:
             part = self._with_trusted(part)
-        fit = fit_irreducible_model(
-            network,
-            self.loader_of(part, batch_size=_BATCH, shuffle=True),
-            self.loader_of(validation, batch_size=512),
-            steps=steps,
-            patience=None,
-            optimizer=partial(torch.optim.AdamW, lr=lr, fused=self.device.type in ("cpu", "cuda")),
-            scheduler=partial(LambdaLR, lr_lambda=up_and_down(steps)),
-            task=Task(self.task.forward, self.task.loss),
-            seed=self.seed,
-            on_duplicates="ignore",  # compared before
-            progress=self.progress,
-        )
+        try:
+            fit = fit_irreducible_model(
+                network,
+                self.loader_of(part, batch_size=_BATCH, shuffle=True),
+                self.loader_of(validation, batch_size=512),
+                steps=steps,
+                patience=None,
+                optimizer=partial(torch.optim.AdamW, lr=lr, fused=self.device.type in ("cpu", "cuda")),
+                scheduler=partial(LambdaLR, lr_lambda=up_and_down(steps)),
+                task=Task(self.task.forward, self.task.loss),
+                seed=self.seed,
+                on_duplicates="ignore",  # compared before
+                progress=self.progress,
+            )
+        except ValueError:
+            self.reader.refuse_not_finite(part, len(part))  # the likely cause
+            raise
         self.fits += [Round(fold, each.steps, each.validation_loss, each.accuracy) for each in fit.epochs]
         return fit.model
 
@@ -438,8 +442,7 @@ class _Run:
         if cause:
             cure = "pass proxy=, a function that returns a new small network which is called, and answers, as the model does"
             raise TypeError(f"forward uses more of the model than a call that returns logits ({cause}); {cure}")
-        for inputs in call.values():
-            refuse_not_finite_inputs(inputs, "example with index", index_of(self.data, spread(len(self.data), 8)).tolist())
+        self.reader.refuse_not_finite(self.data, 8)
         with fork_rng(self.device, 0):
             SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
         return lambda quick: SmallNetwork(call, self.classes, quick)

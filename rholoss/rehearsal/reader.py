@@ -107,6 +107,12 @@ class Reader:
         labels = self.labels(data, most) if shown is None else shown
         return self.labels(data, len(data)) if shown is None and need_all(labels) else labels
 
+    def refuse_not_finite(self, data: Any, most: int) -> None:
+        """A ValueError that names an example whose inputs hold NaN or infinite values, among so many, spread evenly."""
+        for at in spread(len(data), most).split(256):
+            for inputs in self.call(self.batch((data, at.tolist())))[0].values():
+                refuse_not_finite_inputs(inputs, "example with index", index_of(data, at).tolist())
+
     def _shown(self, data: Any) -> Tensor | None:
         """All labels, if the dataset shows them, and they are those that the forward function returns; else None."""
         shown, few = labels_of(data), spread(len(data), _COMPARED)
@@ -124,6 +130,15 @@ def refuse_wrong_labels(labels: Tensor, classes: int, data: Any) -> None:
         refuse_other_classes(labels, classes)
     except LabelError as error:
         raise error.of(index_of(data, spread(len(data), len(labels)))) from None
+
+
+def refuse_not_finite_inputs(inputs: Tensor, what: str, indices: list[int]) -> None:
+    """A ValueError if inputs, one row per example, hold NaN or infinite values."""
+    if len(inputs) != len(indices) or bool(torch.isfinite(inputs).all()):
+        return
+    row = int((~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None])).any(1).int().argmax())
+    cure = "correct these values, or leave such examples out"
+    raise ValueError(f"inputs must be finite, got NaN or infinite values in the {what} {indices[row]}; {cure}")
 
 
 def classes_that_occur(labels: Tensor, n: int, classes: int) -> int:

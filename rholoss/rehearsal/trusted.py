@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from rholoss.arguments import item, map_style
 from rholoss.data.fingerprint import same_content, spread
 from rholoss.data.subset import dataset_of, in_common
-from rholoss.rehearsal.reader import Reader
+from rholoss.rehearsal.reader import Reader, refuse_not_finite_inputs
 
 FEWEST_TRUSTED = 40  # examples from which they count
 _COMPARED = 64  # examples whose inputs are compared with the training data's
@@ -136,15 +136,6 @@ def _range(values: Tensor) -> tuple[float, float]:
     flat = flat[flat != 0]
     beyond = len(flat) // 20
     return (float(flat.kthvalue(beyond + 1).values), float(flat.kthvalue(len(flat) - beyond).values)) if len(flat) else (0.0, 0.0)
-
-
-def refuse_not_finite_inputs(inputs: Tensor, what: str, indices: list[int]) -> None:
-    """A ValueError if inputs, one row per example, hold NaN or infinite values."""
-    if len(inputs) != len(indices) or bool(torch.isfinite(inputs).all()):
-        return
-    row = int((~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None])).any(1).int().argmax())
-    cure = "correct these values, or leave such examples out"
-    raise ValueError(f"inputs must be finite, got NaN or infinite values in the {what} {indices[row]}; {cure}")
 
 
 def _is_whole(value: Any) -> bool:

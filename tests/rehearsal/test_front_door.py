@@ -678,6 +678,12 @@ class TestRefused:
         with pytest.raises(ValueError, match="inputs must be finite, got NaN or infinite values in the example with index 0"):
             open_door(data)
 
+    def test_a_few_inputs_that_are_not_finite_are_named_when_the_fit_fails(self):
+        data, _ = examples(600)
+        data.tensors[0][99::2, 1] = math.nan
+        with pytest.raises(ValueError, match=r"got NaN or infinite values in the example with index (99|[1-5]\d[13579]); correct"):
+            open_door(data)
+
     def test_a_network_in_place_of_a_function(self):
         with pytest.raises(TypeError, match=r"proxy must be a function .*, got one network, Linear; pass lambda: Linear"):
             open_door(examples(600)[0], proxy=network())
