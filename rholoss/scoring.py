@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from rholoss.arguments import function, one_of, optional, whole
 from rholoss.batches import RowRange, cut, move, parts_of, wraps_others
-from rholoss.isolation import Lender, Mode, device_of, module_of, preserve_state, undistributed, unwrapped
+from rholoss.isolation import Lender, Mode, channels_last_weights, device_of, module_of, preserve_state, undistributed, unwrapped
 from rholoss.losses import LabelError, LossCheck, callable_name as callable_name, default_loss as default_loss
 
 ChunkSize = int | Literal["auto"] | None
@@ -142,9 +142,10 @@ class Scorer:
     """Runs a model without side effects: modes, buffers, gradients, grad mode, random state and the batch are preserved.
 
     A batch of more than ``chunk_size`` examples is scored in passes of exactly this size, so that a compiled model compiles once.
-    With ``"auto"``, the size is that of ``rows_at_once`` in eval mode, as long as this changes results by rounding only: in the
-    1st, 2nd, 4th, 8th ... pass some rows are scored twice, beside different ones. If they differ, all passes are whole from then
-    on, as for a loss or a model that compares the rows of a batch or draws random numbers.
+    With ``"auto"``, the size is that of ``rows_at_once`` in eval mode, and weights are ordered by ``channels_last_weights``, as
+    long as this changes results by rounding only: in the 1st, 2nd, 4th, 8th ... pass some rows are scored twice, the second time
+    beside different ones and with the weights as they are. If they differ, all passes are whole from then on, as for a loss or a
+    model that compares the rows of a batch or draws random numbers.
     """
 
     task: Task = field(default_factory=Task)
@@ -153,6 +154,7 @@ class Scorer:
     lender: Lender = field(default_factory=Lender, compare=False, repr=False)
     check: LossCheck = field(default_factory=LossCheck, compare=False, repr=False)
     passes: dict[Any, int] = field(default_factory=dict, compare=False, repr=False)  # in chunks by default; -1: never again
+    as_they_are: set[Any] = field(default_factory=set, compare=False, repr=False)  # whose weights keep their memory order
 
     def __post_init__(self) -> None:
         one_of(self.mode, "mode", ("eval", "train"))
@@ -192,11 +194,23 @@ class Scorer:
         starts[-1] = n - size  # the last chunk overlaps the one before, to have the same size
         passes = self.passes[known] = self.passes.get(known, 0) + 1
         is_checked = known is not None and passes & (passes - 1) == 0
-        parts = self._parts(model, batch, n, [*starts, size // 2] if is_checked else starts, size, how)
-        if is_checked and not _alike(parts[0], parts.pop(), size):
+        parts = self._fast(known, model, batch, n, starts, size, how)
+        if is_checked and not _alike(parts[0], self._parts(model, batch, n, [size // 2], size, how)[0], size):
             self.passes[known] = -1
             return self._parts(model, batch, n, [0], n, how)[0]
         return _joined([*parts[:-1], _rows(parts[-1], size * len(parts) - n, size)])
+
+    def _fast(self, known: Any, model: Any, *rows: Any) -> list[Any]:
+        """The same as ``_parts``, by default with weights in channels-last order, unless the model cannot go on from there."""
+        if known is not None and known not in self.as_they_are:
+            try:
+                with channels_last_weights(model):
+                    return self._parts(model, *rows)
+            except RuntimeError:  # such as that of view()
+                if self.passes[known] > 1:
+                    raise
+                self.as_they_are.add(known)
+        return self._parts(model, *rows)
 
     def _parts(self, model: Any, batch: Any, n: int, starts: list[int], size: int, how: _How) -> list[Any]:
         """What is computed of the rows from each start on."""

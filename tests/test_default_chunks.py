@@ -200,3 +200,87 @@ def test_a_label_that_is_none_is_named_by_its_index_in_every_chunk():
     for size in ("auto", None, 30):
         with pytest.raises(ValueError, match="index 57"):
             next(iter(HardestSelector(DataLoader(data, batch_size=8), network(), keep=0.1, chunk_size=size)))
+
+
+ORDERS = []  # whether the weights were in channels-last order, in each forward pass
+
+
+class Watched(nn.Module):
+    """Convolutions that note in which memory order their weights are."""
+
+    def __init__(self, channels=4, out=4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, channels, 3, padding=1), nn.Conv2d(channels, out, 3, padding=1)
+        self.last = nn.Linear(out * 64, 5)
+
+    def forward(self, x):
+        ORDERS.append(self.second.weight.is_contiguous(memory_format=torch.channels_last))
+        return self.last(self.flat(self.second(self.first(x).relu())))
+
+    def flat(self, x):
+        return x.flatten(1)
+
+
+class Viewed(Watched):
+    """One that cannot go on from results in another memory order."""
+
+    def flat(self, x):
+        return x.view(len(x), -1)
+
+
+class Broken(Watched):
+    def flat(self, x):
+        raise RuntimeError("the model's own")
+
+
+def orders_of(model, keep=0.1, **options):
+    """The order of each forward pass of one candidate batch of 80; the weights are as they were after it."""
+    ORDERS.clear()
+    own = [(weight, weight.data_ptr(), weight.stride(), weight.data.clone()) for weight in model.parameters()]
+    list(HardestSelector(DataLoader(images(80), batch_size=8), model, keep=keep, **options))
+    for (weight, pointer, strides, values), now in zip(own, model.parameters(), strict=True):
+        assert now is weight
+        assert (weight.data_ptr(), weight.stride()) == (pointer, strides)
+        assert torch.equal(weight, values)
+    return list(ORDERS)
+
+
+class TestTheMemoryOrderOfWeights:
+    def test_is_channels_last_in_chunks_by_default_and_as_it_is_in_the_check(self):
+        assert orders_of(Watched()) == [True] * 4 + [False]
+
+    @pytest.mark.parametrize("options", [{"chunk_size": 20}, {"chunk_size": None}, {"mode": "train"}])
+    def test_stays_otherwise(self, options):
+        assert not any(orders_of(Watched(), **options))
+
+    def test_stays_for_a_model_that_cannot_go_on_from_another_and_it_is_scored_in_chunks_all_the_same(self):
+        assert orders_of(Viewed()) == [True] + [False] * 5
+        both = [HardestSelector(DataLoader(images(), batch_size=8), kind(), keep=0.1) for kind in (Watched, Viewed)]
+        for _ in zip(*both, strict=True):
+            torch.testing.assert_close(*(each.last.scores for each in both))
+
+    def test_is_put_back_after_an_error(self):
+        model = Broken()
+        strides = model.second.weight.stride()
+        with pytest.raises(RuntimeError, match="the model's own"):
+            orders_of(model)
+        assert model.second.weight.stride() == strides
+
+    def test_stays_for_many_weights_and_for_compiled_networks(self):
+        assert not any(orders_of(Watched(channels=1200, out=400)))
+        model = Watched()
+        model.first.compile(backend="eager")
+        assert not any(orders_of(model))
+
+    def test_a_pending_backward_pass_is_not_disturbed(self):
+        x, y = images(8)[:]
+        expected = Watched()
+        nn.functional.cross_entropy(expected(x), y).backward()
+        model = Watched()
+        loss = nn.functional.cross_entropy(model(x), y)
+        orders_of(model)
+        loss.backward()
+        for one, other in zip(expected.parameters(), model.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)
+            assert one.grad.stride() == other.grad.stride()

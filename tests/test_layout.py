@@ -349,7 +349,7 @@ class TestSizes:
         assert {module: lines_of(source) for module, source in SOURCES.items() if lines_of(source) > 500} == {}
 
     def test_the_package_is_small(self):
-        assert sum(map(lines_of, SOURCES.values())) <= 19_600
+        assert sum(map(lines_of, SOURCES.values())) <= 19_700
 
     def test_the_reading_path_is_one_sitting(self):
         assert sum(lines_of((PACKAGE / path).read_text()) for path in READING_PATH) < 1_020

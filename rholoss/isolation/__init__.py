@@ -1,6 +1,7 @@
 """No side effects: the user's model, batch and random states are as they were after a block."""
 
 from rholoss.isolation.lending import Lender as Lender
+from rholoss.isolation.memory_order import channels_last_weights as channels_last_weights
 from rholoss.isolation.modes import Mode as Mode, preserve_state as preserve_state
 from rholoss.isolation.random_states import (
     derived_seed as derived_seed,

@@ -681,7 +681,9 @@ class TestRefused:
     def test_a_few_inputs_that_are_not_finite_are_named_when_the_fit_fails(self):
         data, _ = examples(600)
         data.tensors[0][99::2, 1] = math.nan
-        with pytest.raises(ValueError, match=r"got NaN or infinite values in the example with index (99|[1-5]\d[13579]); correct"):
+        with pytest.raises(
+            ValueError, match=r"got NaN or infinite values in the example with index (99|[1-5]\d[13579]); correct"
+        ):
             open_door(data)
 
     def test_a_network_in_place_of_a_function(self):
