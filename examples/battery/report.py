@@ -22,7 +22,7 @@ from battery.run import AS_LONG, FEW, FORCED, FRONT, RESULTS, UNIFORM
 from battery.settings import SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "will_it_help.md"
-CLAIMS, BEGIN, BEGIN_TRUSTED, END = "<!-- battery claims -->", "<!-- battery -->", "<!-- battery trusted -->", "<!-- end -->"
+CLAIMS, BEGIN, END = "<!-- battery claims -->", "<!-- battery -->", "<!-- end -->"
 MANY = 0.2  # share of wrong labels from which leaving examples out should help
 HELPED = 0.5  # points from which it would have helped
 SAYS_NO = (
@@ -126,23 +126,6 @@ def steps_table(found: list[Outcome]) -> list[str]:
     return lines
 
 
-def trusted_table(found: list[Outcome]) -> list[str]:
-    """A row for each number of trusted examples: how often the answer is right, and what is gained where labels are wrong."""
-    there = f"{100 * FEW:.0f} % wrong or more"
-    lines = [
-        f"| trusted examples | settings | right answers | settings, {there} | there: `auto`, points "
-        "| there: in as many seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for trusted in sorted({SETTINGS[each.name].trusted for each in found}):
-        mine = [each for each in found if SETTINGS[each.name].trusted == trusted]
-        dirty = [each for each in mine if statistics.mean(each.wrong) >= FEW]
-        right = sum(each.right for each in mine)
-        gains, in_seconds = (_range([statistics.median(getattr(each, of)) for each in dirty]) for of in ("gains", "in_seconds"))
-        lines.append(f"| {trusted:,} | {len(mine)} | {right} | {len(dirty)} | {gains} | {in_seconds} |")
-    return lines
-
-
 def claims(found: list[Outcome]) -> list[str]:
     """What holds, in sentences."""
     dirty = [each for each in found if statistics.mean(each.wrong) >= MANY]
@@ -234,7 +217,7 @@ def text(found: list[Outcome]) -> str:
 def parts(found: list[Outcome]) -> dict[str, str]:
     """All that the page shows, by the mark before it."""
     said = "\n".join(f"- {claim}" for claim in claims(found))
-    return {CLAIMS: said, BEGIN: text(found), BEGIN_TRUSTED: "\n".join(trusted_table(found))}
+    return {CLAIMS: said, BEGIN: text(found)}
 
 
 def write_part(begin: str, part: str) -> None:

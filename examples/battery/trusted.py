@@ -97,13 +97,13 @@ def best_plain(name: str) -> str:
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
-    """A row for each number of trusted examples: how often a network of them alone is right, and points above plain training."""
+    """A row for each number of trusted examples: what share of the given labels their network predicts, and points gained."""
     plain = {row["seed"]: row["metric"][-1] for row in rows if row["label"] == PLAIN}
     lines = [
-        f"{name}; plain training ends at {100 * statistics.median(plain.values()):.1f} %:",
+        f"{name} (plain training ends at {100 * statistics.median(plain.values()):.1f} %):",
         "",
-        "| trusted examples | a network of them alone is right on, % | RHO-LOSS by it | plain training below its gate | `auto` "
-        "| RHO-LOSS, keep 0.5, by `auto`'s losses |",
+        "| trusted examples | their network agrees with, % | RHO-LOSS by it | below its gate | `auto` "
+        "| RHO-LOSS by `auto`'s losses |",
         "|---|---|---|---|---|---|",
     ]
     for count in sorted({int(row["label"].split(" | ")[1]) for row in rows if row["label"] != PLAIN}):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import statistics
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from battery import report, run, settings, texts
+from battery import report, run, settings, texts, trusted
 from experiments.results import read
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +53,6 @@ def test_the_report(rows, tmp_path):
     assert ("<details" in text) is not found.says_yes
     assert f"| {NAME} (100)" in text
     assert "| 30 |" in text
-    assert report.trusted_table([found])[2].startswith(
-        f"| 100 | 1 | {found.right:d} | 1 | {statistics.median(found.gains):+.1f} |"
-    )
     report.draw([found], tmp_path / "battery.png")
     assert (tmp_path / "battery.png").stat().st_size > 10_000
 
@@ -66,6 +62,34 @@ def test_the_page_says_what_the_report_prints():
     page = (ROOT / "docs" / "pages" / "will_it_help.md").read_text()
     found = report.outcomes(read(run.RESULTS))
     assert [begin for begin, part in report.parts(found).items() if f"{begin}\n\n{part}\n\n" not in page] == []
+
+
+@pytest.fixture
+def few(short, rows, monkeypatch, tmp_path):
+    """The study of trusted examples, short; the best plain training is that of the battery."""
+    monkeypatch.setattr(trusted, "COUNTS", (0, 100))
+    monkeypatch.setattr(trusted, "BATTERY", tmp_path / "battery.jsonl")
+    return ["--data", str(tmp_path), "--settings", NAME, "--seeds", "0", "--results", str(tmp_path / "trusted.jsonl")]
+
+
+def test_ways_to_use_trusted_examples(few, rows, tmp_path, capsys):
+    assert trusted.main(few) == 0
+    found = read(tmp_path / "trusted.jsonl")
+    assert [row["label"] for row in found] == ["plain", "auto | 0", "auto | 100", "RHO-LOSS | 100"]
+    plain = found[0]["metric"][-1]
+    assert plain == max(row["metric"][-1] for row in rows if row["seed"] == 0 and row["label"] in run.UNIFORM)
+    table = capsys.readouterr().out.splitlines()
+    assert f"| 0 |  |  |  | {100 * (found[1]['ends']['auto'] - plain):+.1f} " in "\n".join(table)
+    own = 100 * (found[3]["ends"]["RHO-LOSS"] - plain)
+    assert f"| 100 | {100 * found[3]['right']:.0f} | {own:+.1f} " in "\n".join(table)
+    assert trusted.main(few) == 0
+    assert read(tmp_path / "trusted.jsonl") == found, "a row is made once"
+
+
+@pytest.mark.skipif(not trusted.RESULTS.exists(), reason="no results")
+def test_the_page_says_what_the_study_of_trusted_examples_prints():
+    page = (ROOT / "docs" / "pages" / "will_it_help.md").read_text()
+    assert f"{trusted.BEGIN}\n\n{trusted.report(trusted.RESULTS)}\n\n<!-- end -->" in page
 
 
 def test_unknown_settings_are_refused(capsys):
