@@ -48,8 +48,8 @@ class Selector(RecordsOptions, LoaderInterface):
         loss: ``(outputs, targets) -> (n,)``; None for ``rholoss.scoring.default_loss``.
         dtype: autocast dtype for scoring; None for the model's own precision.
         mode: ``"eval"``: score with the model in eval mode; ``"train"``: leave every module in the mode that the loop set.
-        chunk_size: most examples in one scoring pass, at least 1; None for all candidates; ``"auto"``: on a CPU at most 20 images,
-            under convolutions in channels-last order, or 64 sequences, if that changes losses by rounding only: see
+        chunk_size: most examples in one scoring pass, at least 1; None for all candidates; ``"auto"``: on a CPU at most 20 images
+            or 64 sequences, and convolutions in channels-last order, if that changes losses by rounding only: see
             ``rholoss.scoring.rows_at_once``.
         device: where to hand the batches back: a device, ``"model"`` for the model's, None for where the loader left them.
         drop_last: whether to drop a last candidate batch of fewer than n_b; None for the loader's own rule.

@@ -35,7 +35,8 @@ def _weights(network: nn.Module | None) -> list[Tensor]:
     """The distinct weights to convert; none if they are too many, or if a part of the network is compiled."""
     found: dict[int, Tensor] = {}
     for module in network.modules() if network is not None else ():
-        if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        is_compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if is_compiled or isinstance(module, torch.jit.ScriptModule):
             return []
         weight = module._parameters.get("weight")
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and type(weight) is nn.Parameter and not weight.is_inference():
