@@ -10,7 +10,7 @@ from conftest import CLASSES, FEATURES, make_net
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from rholoss import IndexedBatches, IndexedSubset, IrreducibleLossStore, RhoLossSelector, build_selector
-from rholoss.data.fingerprint import difference, fingerprint
+from rholoss.data.fingerprint import difference, example_digests, fingerprint
 
 
 class Texts(Dataset):
@@ -144,6 +144,17 @@ def test_another_form_of_the_same_examples_is_accepted_once_told(store, data):
     with pytest.raises(ValueError, match="sampled examples differ in"):
         meet(store.rebind(scaled), data)
     assert store.rebind(scaled).meta.models == store.meta.models
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_rows_of_tensors_have_the_digests_of_examples_that_are_read_one_by_one(dtype):
+    values = torch.arange(600).remainder(7)
+    data = TensorDataset(values.view(50, 3, 4).to(dtype), values[:50], values.view(2, 300).double().T[:50])
+    positions = torch.tensor([3, 3, 49, 0])
+    examples = [data[i] for i in range(50)]
+    one, other = (example_digests(DataLoader(each), each, positions) for each in (data, examples))
+    assert one == other
+    assert one[0] == one[1] != one[2]
 
 
 def test_another_size_of_the_same_examples_is_not_compared(store, data):
