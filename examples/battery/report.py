@@ -121,7 +121,7 @@ def steps_table(found: list[Outcome]) -> list[str]:
     ]
     for each in dirty:
         never = sum(not times for times in each.fewer)
-        reached = f", never in {never} of {len(each.fewer)}" if never else ""
+        reached = f"; {never} of {len(each.fewer)} seeds never" if never else ""
         lines.append(f"| {_name(each)} | {statistics.median(each.fewer):.1f}{reached} |")
     return lines
 
