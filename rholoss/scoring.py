@@ -202,7 +202,8 @@ class Scorer:
 
     def _fast(self, known: Any, model: Any, *rows: Any) -> list[Any]:
         """The same as ``_parts``, by default with weights in channels-last order, unless the model cannot go on from there."""
-        if known is not None and known not in self.as_they_are:
+        is_full = self.task.dtype is None and not torch.is_autocast_enabled("cpu")  # casts take longer in that order
+        if is_full and known is not None and known not in self.as_they_are:
             try:
                 with channels_last_weights(model):
                     return self._parts(model, *rows)

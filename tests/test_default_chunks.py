@@ -250,9 +250,13 @@ class TestTheMemoryOrderOfWeights:
     def test_is_channels_last_in_chunks_by_default_and_as_it_is_in_the_check(self):
         assert orders_of(Watched()) == [True] * 4 + [False]
 
-    @pytest.mark.parametrize("options", [{"chunk_size": 20}, {"chunk_size": None}, {"mode": "train"}])
+    @pytest.mark.parametrize("options", [{"chunk_size": 20}, {"chunk_size": None}, {"mode": "train"}, {"dtype": torch.bfloat16}])
     def test_stays_otherwise(self, options):
         assert not any(orders_of(Watched(), **options))
+
+    def test_stays_under_autocast(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not any(orders_of(Watched()))
 
     def test_stays_for_a_model_that_cannot_go_on_from_another_and_it_is_scored_in_chunks_all_the_same(self):
         assert orders_of(Viewed()) == [True] + [False] * 5

@@ -14,7 +14,7 @@ _MOST = 2**22  # numbers in the weights, which are copied before each scoring pa
 
 @contextmanager
 def channels_last_weights(model: Any) -> Iterator[None]:
-    """The weights of two-dimensional convolutions in channels-last order, in which a CPU computes small networks faster.
+    """The float32 weights of two-dimensional convolutions in channels-last order, in which a CPU computes small networks faster.
 
     The parameters are the same objects, and have their own memory back at the end. Nothing changes for more than 4 million
     weights, as their copies would take longer, for weights in that order already, and for compiled networks, which would be
@@ -39,6 +39,10 @@ def _weights(network: nn.Module | None) -> list[Tensor]:
         if is_compiled or isinstance(module, torch.jit.ScriptModule):
             return []
         weight = module._parameters.get("weight")
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and type(weight) is nn.Parameter and not weight.is_inference():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and type(weight) is nn.Parameter and _is_usual(weight):
             found[id(weight)] = weight
     return list(found.values()) if sum(weight.numel() for weight in found.values()) <= _MOST else []
+
+
+def _is_usual(weight: Tensor) -> bool:
+    return weight.dtype is torch.float32 and not weight.is_inference()
