@@ -798,6 +798,16 @@ def test_a_small_network_takes_what_the_model_takes(call):
     assert outputs.shape == (4, CLASSES)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (28, 28), (3, 12, 20), (1, 12, 12), (3, 96, 64)])
+def test_a_network_of_images_takes_those_of_another_size_in_float_and_in_bytes(shape):
+    images = torch.randint(256, (6, *shape), dtype=torch.uint8)
+    made = SmallNetwork({"0": images}, CLASSES)
+    for given in (images, images.float(), torch.nn.functional.pad(images, (0, 9, 0, 5))):
+        made(given).sum().backward()
+        assert made(given).shape == (6, CLASSES)
+    assert all(weight.grad.any() for weight in made.parameters())
+
+
 def test_a_small_network_of_nothing_known():
     with pytest.raises(TypeError, match="a small network can be made for images, vectors, .* got no tensor; pass proxy="):
         SmallNetwork({}, CLASSES)
