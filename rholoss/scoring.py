@@ -201,7 +201,7 @@ class Scorer:
         return _joined([*parts[:-1], _rows(parts[-1], size * len(parts) - n, size)])
 
     def _fast(self, known: Any, model: Any, *rows: Any) -> list[Any]:
-        """The same as ``_parts``, by default with weights in channels-last order, unless the model cannot go on from there."""
+        """The same as ``_parts``, by default with weights in channels-last order, unless the model cannot use such results."""
         is_full = self.task.dtype is None and not torch.is_autocast_enabled("cpu")  # casts take longer in that order
         if is_full and known is not None and known not in self.as_they_are:
             try:

@@ -229,7 +229,7 @@ def _round_of(holdout: DatasetScorer, steps: int | None) -> int | None:
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """The same state dict, with values of its own; it goes on to hold the modules' versions."""
+    """The same state dict, with values of its own. It keeps the modules' versions."""
     state.update({name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in state.items()})
     return state
 
