@@ -30,6 +30,10 @@ class LabelError(ValueError):
         return ValueError(f"{self} (the example with index {int(index[self.row])})") if len(index) == self.n else self
 
 
+class NotFiniteError(ValueError):
+    """A loss that is NaN or infinite along a fit."""
+
+
 def default_loss(outputs: Any, targets: Any) -> Tensor:
     """Cross-entropy for integer targets, squared error for floating ones, one value per example, in float32.
 

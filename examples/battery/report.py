@@ -106,7 +106,7 @@ def _row(each: Outcome) -> str:
     wrong = f"{100 * statistics.mean(each.wrong):.0f}" + " irrelevant, 0 wrong" * bool(SETTINGS[each.name].auto)
     return (
         f"| {_name(each)}{''.join(notes)} | {wrong} | {100 * statistics.median(each.found):.0f} "
-        f"| {statistics.median(each.plain):.1f} | {_spread(each.gains)} | {_spread(each.in_seconds)} |"
+        f"| {statistics.median(each.plain):.1f} | {spread(each.gains)} | {spread(each.in_seconds)} |"
     )
 
 
@@ -159,7 +159,7 @@ def claims(found: list[Outcome]) -> list[str]:
 
 def forced_table(found: list[Outcome]) -> list[str]:
     """A row for each setting where a run leaves examples out although the answer is no."""
-    rows = [f"| {_name(each)} | {_spread(each.forced)} |" for each in found if each.forced and not each.says_yes]
+    rows = [f"| {_name(each)} | {spread(each.forced)} |" for each in found if each.forced and not each.says_yes]
     head = ["", "Where the answer is no, other runs left examples out despite it, with `force=True`:", ""]
     return [*head, "| setting (trusted) | with `force=True`, points |", "|---|---|", *rows] if rows else []
 
@@ -170,16 +170,12 @@ def _name(each: Outcome) -> str:
     return f"{named} ({trusted})"
 
 
-def _range(values: list[float]) -> str:
-    low, high = (f"{of(values):+.1f}" if values else "" for of in (min, max))
-    return low if low == high else f"{low} to {high}"
-
-
 def _median_gain(each: Outcome) -> float:
     return statistics.median(each.gains)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Median, and lowest to highest in brackets, of gains."""
     return f"{statistics.median(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})"
 
 

@@ -27,7 +27,7 @@ from experiments.results import read
 from torch.utils.data import TensorDataset
 
 import rholoss
-from battery.report import write_part
+from battery.report import spread, write_part
 from battery.run import RESULTS as BATTERY, UNIFORM, Battery, ranking
 from battery.settings import SETTINGS, load
 from rholoss import IrreducibleLossStore, RhoLossSelector, fit_irreducible_model
@@ -112,7 +112,7 @@ def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
         shown = [f"{count:,}", f"{100 * statistics.median(right):.0f}" if right else ""]
         for way in (OWN, BELOW, AUTO, BOTH):
             gains = [100 * (row["ends"][way] - plain[row["seed"]]) for row in mine if way in row["ends"]]
-            shown.append(f"{statistics.median(gains):+.1f} ({min(gains):+.1f} to {max(gains):+.1f})" if gains else "")
+            shown.append(spread(gains) if gains else "")
         lines.append(f"| {' | '.join(shown)} |")
     return lines
 

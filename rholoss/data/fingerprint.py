@@ -199,8 +199,8 @@ def _digests_of_tensors(columns: Iterable[Tensor]) -> list[Digests]:
     """Those of the examples of a ``TensorDataset``, many at once."""
     found = []
     for column in map(_array, columns):
-        kind = f"{_name(column.dtype)} {column.shape[1:]}"
-        found.append([f"{kind}:{digest(row.tobytes())[:8]}" for row in column])
+        kind = _kind(column.dtype, column.shape[1:])
+        found.append([_entry(kind, row.tobytes()) for row in column])
     names = [f"[{i}]" for i in range(len(found))]
     return [dict(zip(names, each, strict=True)) for each in zip(*found, strict=True)]
 
@@ -216,7 +216,7 @@ def _read_fields(value: Any, name: str, found: Digests) -> None:
     """Add the fields of an example, as kind and digest each; fields whose content cannot be compared are omitted."""
     kind, content = _content(value)
     if content is not None:
-        found[name or WHOLE] = f"{kind}:{digest(content)[:8]}"
+        found[name or WHOLE] = _entry(kind, content)
     elif isinstance(value, Mapping):
         for key, part in value.items():
             _read_fields(part, f"{name}[{key!r}]", found)
@@ -236,7 +236,7 @@ def _content(value: Any) -> tuple[str, bytes | None]:
     elif is_numbers or isinstance(value, (bool, int, float, np.generic)):
         value = np.asarray(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return f"{_name(value.dtype)} {value.shape}", value.tobytes()
+        return _kind(value.dtype, value.shape), value.tobytes()
     if isinstance(value, (str, bytes)):
         return type(value).__name__, value.encode() if isinstance(value, str) else value
     if hasattr(value, "tobytes") and hasattr(value, "size"):  # an image
@@ -246,6 +246,14 @@ def _content(value: Any) -> tuple[str, bytes | None]:
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
+
+
+def _entry(kind: str, content: bytes) -> str:
+    return f"{kind}:{digest(content)[:8]}"
+
+
+def _kind(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    return f"{_name(dtype)} {shape}"
 
 
 @cache

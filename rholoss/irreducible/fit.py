@@ -24,7 +24,7 @@ from rholoss.data.subset import dataset_of, in_common, origin
 from rholoss.dataset_scoring import DatasetScorer
 from rholoss.files import explained, open_regular, read_torch, write_torch
 from rholoss.isolation import device_of, seeded
-from rholoss.losses import LabelError, classes_of
+from rholoss.losses import LabelError, NotFiniteError, classes_of
 from rholoss.progress import Progress, Reporter
 from rholoss.scoring import Forward, Loss, Task, check_loss
 from rholoss.states import digest
@@ -116,7 +116,7 @@ class FitRun:
         accuracy = None if math.isnan(correct) else correct
         if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
             what = f"the loss is not finite in epoch {number} (training {train_loss}, validation {validation_loss})"
-            raise ValueError(f"{what}; pass an optimizer with a lower learning rate, or check the data")
+            raise NotFiniteError(f"{what}; pass an optimizer with a lower learning rate, or check the data")
         if not self.done or validation_loss < _best(self.done).validation_loss:
             self.best_weights = _copied(self.model.state_dict())
         self.done.append(FitEpoch(number, train_loss, validation_loss, time.perf_counter() - began, self.steps, accuracy))

@@ -35,7 +35,7 @@ def _weights(network: nn.Module | None) -> list[Tensor]:
     """The distinct weights to convert; none if they are too many, or if a part of the network is compiled."""
     found: dict[int, Tensor] = {}
     for module in network.modules() if network is not None else ():
-        is_compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        is_compiled = "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
         if is_compiled or isinstance(module, torch.jit.ScriptModule):
             return []
         weight = module._parameters.get("weight")

@@ -23,11 +23,11 @@ from rholoss.data.subset import IndexedSubset, index_of, joined, split, whole_of
 from rholoss.files import StrPath
 from rholoss.irreducible import cross_fit, fit_irreducible_model
 from rholoss.isolation import derived_seed, device_of, fork_rng, preserve_state, seeded
-from rholoss.losses import LossCheck, classes_of, cross_entropy, default_loss
+from rholoss.losses import LossCheck, NotFiniteError, classes_of, cross_entropy, default_loss
 from rholoss.options import SelectorOptions
 from rholoss.progress import Progress, switched
 from rholoss.rehearsal.networks import CallRecorder, SmallNetwork, check_classifier
-from rholoss.rehearsal.reader import Reader, check_loader, classes_that_occur, refuse_wrong_labels
+from rholoss.rehearsal.reader import Reader, check_loader, classes_that_occur, refuse_not_finite_call, refuse_wrong_labels
 from rholoss.rehearsal.rehearsal import STRONG, STRONG_COUNTS, WORTH, Rehearsal, Round, WrongShare, gate, strength, wrong_share
 from rholoss.rehearsal.saved import Asked, RehearsalFile
 from rholoss.rehearsal.trusted import Verdict, judge, trusted_of
@@ -307,8 +307,8 @@ class _Run:
                 on_duplicates="ignore",  # compared before
                 progress=self.progress,
             )
-        except ValueError:
-            self.reader.refuse_not_finite(part, len(part))  # the likely cause
+        except NotFiniteError:
+            self.reader.refuse_not_finite(self.data)  # the likely cause
             raise
         self.fits += [Round(fold, each.steps, each.validation_loss, each.accuracy) for each in fit.epochs]
         return fit.model
@@ -430,8 +430,9 @@ class _Run:
 
     def _default_network(self) -> Callable[[bool], nn.Module]:
         self.reader.stand_in = CallRecorder(self.classes).to(self.device)
+        at = spread(len(self.data), 8)
         try:
-            call, targets, outputs = self.reader.call(self.reader.some(self.data, 8))
+            call, targets, outputs = self.reader.call(self.reader.batch((self.data, at.tolist())))
             cause = (
                 ""
                 if classes_of(outputs, targets) == self.classes
@@ -442,7 +443,7 @@ class _Run:
         if cause:
             cure = "pass proxy=, a function that returns a new small network which is called, and answers, as the model does"
             raise TypeError(f"forward uses more of the model than a call that returns logits ({cause}); {cure}")
-        self.reader.refuse_not_finite(self.data, 8)
+        refuse_not_finite_call(call, index_of(self.data, at))
         with fork_rng(self.device, 0):
             SmallNetwork(call, self.classes)  # refuses here what it cannot be made for
         return lambda quick: SmallNetwork(call, self.classes, quick)

@@ -82,8 +82,7 @@ class Reader:
     def labels(self, data: Any, most: int) -> Tensor:
         """Labels of some examples of a dataset, spread evenly; shape (m,), int64, on the CPU."""
         shown = self._shown(data)
-        at = spread(len(data), most)
-        return torch.cat([self._read_labels(data, chunk) for chunk in at.split(256)]) if shown is None else shown[at]
+        return self._read_most(data, most) if shown is None else shown[spread(len(data), most)]
 
     def check_proxy(self, network: Any, data: Any, classes: int) -> None:
         """Take a user's small network as stand-in; an error if it does not return what the model returns for two examples."""
@@ -104,14 +103,13 @@ class Reader:
     def most_labels(self, data: Any, most: int, need_all: Callable[[Tensor], bool]) -> Tensor:
         """All labels if the dataset shows them, or if some of them need it; else so many, as ``labels`` does."""
         shown = self._shown(data)
-        labels = self.labels(data, most) if shown is None else shown
-        return self.labels(data, len(data)) if shown is None and need_all(labels) else labels
+        labels = self._read_most(data, most) if shown is None else shown
+        return self._read_most(data, len(data)) if shown is None and need_all(labels) else labels
 
-    def refuse_not_finite(self, data: Any, most: int) -> None:
-        """A ValueError that names an example whose inputs hold NaN or infinite values, among so many, spread evenly."""
-        for at in spread(len(data), most).split(256):
-            for inputs in self.call(self.batch((data, at.tolist())))[0].values():
-                refuse_not_finite_inputs(inputs, "example with index", index_of(data, at).tolist())
+    def refuse_not_finite(self, data: Any) -> None:
+        """A ValueError that names the first example whose inputs hold NaN or infinite values, if there is one."""
+        for at in torch.arange(len(data)).split(256):
+            refuse_not_finite_call(self.call(self.batch((data, at.tolist())))[0], index_of(data, at))
 
     def _shown(self, data: Any) -> Tensor | None:
         """All labels, if the dataset shows them, and they are those that the forward function returns; else None."""
@@ -119,6 +117,9 @@ class Reader:
         if shown is None or not torch.equal(shown[few].long().cpu(), self._read_labels(data, few)):
             return None
         return shown.long().cpu()
+
+    def _read_most(self, data: Any, most: int) -> Tensor:
+        return torch.cat([self._read_labels(data, at) for at in spread(len(data), most).split(256)])
 
     def _read_labels(self, data: Any, positions: Tensor) -> Tensor:
         return torch.as_tensor(self.call(self.batch((data, positions.tolist())))[1]).reshape(-1).long().cpu()
@@ -139,6 +140,12 @@ def refuse_not_finite_inputs(inputs: Tensor, what: str, indices: list[int]) -> N
     row = int((~torch.isfinite(inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None])).any(1).int().argmax())
     cure = "correct these values, or leave such examples out"
     raise ValueError(f"inputs must be finite, got NaN or infinite values in the {what} {indices[row]}; {cure}")
+
+
+def refuse_not_finite_call(call: dict[str, Tensor], index: Tensor) -> None:
+    """The same for all inputs of a call, for examples with these indices."""
+    for inputs in call.values():
+        refuse_not_finite_inputs(inputs, "example with index", index.tolist())
 
 
 def classes_that_occur(labels: Tensor, n: int, classes: int) -> int:

@@ -686,6 +686,13 @@ class TestRefused:
         ):
             open_door(data)
 
+    def test_inputs_that_are_not_finite_are_named_by_their_own_index_beside_trusted_examples(self):
+        data, _ = examples(600)
+        trusted, _ = examples(100, seed=5)
+        data.tensors[0][100:160, 1] = math.nan
+        with pytest.raises(ValueError, match="got NaN or infinite values in the example with index 100; correct"):
+            open_door(data, trusted)
+
     def test_a_network_in_place_of_a_function(self):
         with pytest.raises(TypeError, match=r"proxy must be a function .*, got one network, Linear; pass lambda: Linear"):
             open_door(examples(600)[0], proxy=network())
