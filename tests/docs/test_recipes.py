@@ -4,8 +4,10 @@ import ast
 import contextlib
 import inspect
 import io
+import os
 import re
-import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import rholoss
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 RECIPES = [PAGES / "quickstart.md", *sorted((PAGES / "recipes").glob("*.md"))]
+TWO_PROCESSES = "several_processes.md"  # torchrun starts them
 NEEDED = {"llm_tokens.md": "accelerate", "transformers_trainer.md": "accelerate", "lightning.md": "lightning"}
 OF_THE_TRAINER = ("{'train_runtime'", "{'eval_loss'")  # begins a line of the Trainer's own
 PROGRAM = re.compile(r"^```python\n(.*?)^```\n(?:\nIt prints[^\n]*\n\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
@@ -54,20 +57,25 @@ def about(text):
     return words, pytest.approx(shares, abs=8), pytest.approx(numbers, rel=0.2)
 
 
-@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in RECIPES if page.name != TWO_PROCESSES], ids=lambda page: page.stem)
 def test_a_program_prints_what_its_page_says(page, tmp_path, monkeypatch):
     if page.name in NEEDED:
         pytest.importorskip(NEEDED[page.name])
     monkeypatch.chdir(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))  # as torchrun does
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         if page.name in NEEDED:
             warnings.simplefilter("ignore")  # whatever frameworks warn of is their affair
         for printed, said in outputs(page):
             assert parts(printed) == about(said or ""), printed
+
+
+def test_two_processes_print_what_the_page_says(tmp_path):
+    ((program, said),) = programs(PAGES / "recipes" / TWO_PROCESSES)
+    (tmp_path / "train.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200, env=environment)
+    assert parts(done.stdout) == about(said), done.stderr[-4000:]
 
 
 def test_other_words_and_numbers_are_noticed():
