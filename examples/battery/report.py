@@ -150,8 +150,8 @@ def claims(found: list[Outcome]) -> list[str]:
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or reaches plain training's best in at least 2 times fewer steps.",
         f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. A yes is right if the run ends "
-        f"higher. A no is right in two cases: under {100 * FEW:.0f} % of the labels are wrong, or a run that leaves examples out "
-        f"despite the no (`force=True`) gains less than {HELPED} points.",
+        f"higher. A no is right if a yes would gain less than {HELPED} points: measured with `force=True`, or assumed if under "
+        f"{100 * FEW:.0f} % of the labels are wrong.",
         f"The look before the run adds {100 * cost.get(False, 0):.0f} % to the run's time if the answer is no, and "
         f"{100 * cost.get(True, 0):.0f} % if it is yes (medians).",
     ]
