@@ -26,7 +26,7 @@ CLAIMS, BEGIN, END = "<!-- battery claims -->", "<!-- battery -->", "<!-- end --
 MANY = 0.2  # share of wrong labels from which leaving examples out should help
 HELPED = 0.5  # points from which it would have helped
 SAYS_NO = (
-    "In most seeds `auto` says no, and the run is plain training. If it says yes in a few, the gain can differ from 0.",
+    "In most seeds the run is plain training. In a few, `auto` leaves examples out, so the gain can differ from 0.",
     "The last column compares with a longer plain run, which can end higher, or lower if it overfits.",
 )
 
@@ -96,13 +96,22 @@ def table(found: list[Outcome]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     yes, no = ([_row(each) for each in found if each.says_yes is answer] for answer in (True, False))
-    folded = ['<details markdown="1"><summary>Where auto says no</summary>', "", *SAYS_NO, "", *head, *no, "", "</details>"]
-    return ["Where `auto` says yes:", "", *head, *yes, "", *(folded if no else [])]
+    folded = [
+        '<details markdown="1"><summary>Where auto changes nothing</summary>',
+        "",
+        *SAYS_NO,
+        "",
+        *head,
+        *no,
+        "",
+        "</details>",
+    ]
+    return ["Where `auto` leaves examples out:", "", *head, *yes, "", *(folded if no else [])]
 
 
 def _row(each: Outcome) -> str:
     yes, of = sum(each.helps), len(each.helps)
-    notes = [f"; yes for {yes} of {of} seeds"] * (0 < yes < of) + ["; a wrong answer"] * (not each.right)
+    notes = [f"; in {yes} of {of} seeds"] * (0 < yes < of) + ["; a wrong decision"] * (not each.right)
     wrong = f"{100 * statistics.mean(each.wrong):.0f}" + " irrelevant, 0 wrong" * bool(SETTINGS[each.name].auto)
     return (
         f"| {_name(each)}{''.join(notes)} | {wrong} | {100 * statistics.median(each.found):.0f} "
@@ -149,18 +158,18 @@ def claims(found: list[Outcome]) -> list[str]:
         f"{min(in_seconds.values()):+.1f} ({slowest}).",
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or reaches plain training's best in at least 2 times fewer steps.",
-        f"The answer is right in {sum(each.right for each in found)} of {len(found)} settings. A yes is right if the run ends "
-        f"higher. A no is right if a yes would gain less than {HELPED} points: measured with `force=True`, or assumed if under "
-        f"{100 * FEW:.0f} % of the labels are wrong.",
-        f"The look before the run adds {100 * cost.get(False, 0):.0f} % to the run's time if the answer is no, and "
-        f"{100 * cost.get(True, 0):.0f} % if it is yes (medians).",
+        f"`auto` decides well in {sum(each.right for each in found)} of {len(found)} settings: where it leaves examples out, the run "
+        f"ends higher; where it does not, leaving them out would gain less than {HELPED} points. (Where {100 * FEW:.0f} % of the "
+        "labels or more are wrong, other runs measured that gain.)",
+        f"The look before the run adds {100 * cost.get(False, 0):.0f} % to the run's time if `auto` then changes nothing, and "
+        f"{100 * cost.get(True, 0):.0f} % if it leaves examples out (medians).",
     ]
 
 
 def forced_table(found: list[Outcome]) -> list[str]:
     """A row for each setting where a run leaves examples out although the answer is no."""
     rows = [f"| {_name(each)} | {spread(each.forced)} |" for each in found if each.forced and not each.says_yes]
-    head = ["", "Where the answer is no, other runs left examples out despite it, with `force=True`:", ""]
+    head = ["", "Where `auto` changes nothing, other runs left examples out with `force=True`:", ""]
     return [*head, "| setting (trusted) | with `force=True`, points |", "|---|---|", *rows] if rows else []
 
 
