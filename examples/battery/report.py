@@ -158,9 +158,9 @@ def claims(found: list[Outcome]) -> list[str]:
         f"{min(in_seconds.values()):+.1f} ({slowest}).",
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or reaches plain training's best in at least 2 times fewer steps.",
-        f"In {sum(each.right for each in found)} of {len(found)} settings `auto` decides well. To leave examples out is good if the "
-        f"run ends higher. To change nothing is good if less than {100 * FEW:.0f} % of the labels are wrong, or if a run with "
-        f"`force=True` gains less than {HELPED} points.",
+        f"In {sum(each.right for each in found)} of {len(found)} settings `auto` decides well: it leaves examples out, and the "
+        "run ends higher; or it changes nothing, and there is little to gain. *Little* is less than "
+        f"{HELPED} points in a run with `force=True`, or less than {100 * FEW:.0f} % wrong labels.",
         f"The look before the run adds {100 * cost.get(False, 0):.0f} % to the run's time if `auto` then changes nothing, and "
         f"{100 * cost.get(True, 0):.0f} % if it leaves examples out (medians).",
     ]

@@ -417,6 +417,15 @@ def plans(setup: Setup) -> dict[str, Setup]:
     }
 
 
+def bounds(setup: Setup) -> dict[str, Setup]:
+    """How far a plan can get: a plan that the model itself selects, and as many random batches without a wrong label."""
+    cosine = replace(setup, schedule="cosine")
+    return {
+        "a plan by the model itself": by_plan(replace(cosine, proxy=setup.model, proxy_options=setup.model_options)),
+        "random, correct labels only": plain(on(cosine, noise=0.0), setup.steps),
+    }
+
+
 def replayed(setup: Setup, steps: int, rates: Iterable[tuple[float, str]]) -> dict[str, Setup]:
     """Plain training with some learning rates and schedules, and plans."""
     uniform = plain(setup, steps)
@@ -624,7 +633,7 @@ PLANS = [
     Experiment(
         "plans-cnn",
         "30 % wrong, a convolutional network of 59 MFLOPs",
-        replayed(PLANNED_CNN, 2000, BOTH_SCHEDULES),
+        replayed(PLANNED_CNN, 2000, BOTH_SCHEDULES) | bounds(PLANNED_CNN),
         FIVE,
         kind="plans",
     ),
