@@ -55,28 +55,29 @@ RANKINGS = {  # by what they are called in the results: in the table
 FOUND = {"suspects": "`suspects`", "find_label_issues": "cleanlab, `find_label_issues`"}
 
 
-def predicted(name: str, root: Path, seed: int, errors: Path | None) -> tuple[IrreducibleLossStore, Tensor]:
-    """A store with the predictions of all classes, and which of its labels are wrong, (N,) bool."""
+def predicted(name: str, root: Path, seed: int, errors: Path | None) -> tuple[IrreducibleLossStore, Tensor, Tensor | None]:
+    """A store with all classes' predictions, which labels are wrong, (N,) bool, and the right ones, (N,), if they are known."""
     source, noise = SETTINGS[name]
     if source in ("newsgroups", "sst2"):
         texts = read_texts(source, root)
         classes = int(texts.y.max()) + 1
         some = torch.randperm(len(texts.y), generator=torch.Generator().manual_seed(seed))[:LIMIT]
         y, wrong = corruptions.wrong_labels(texts.y[some], noise, classes, seed)
-        return _cross_fitted(texts.x[some], y, lambda: Bag(classes), classes, seed), wrong
+        return _cross_fitted(texts.x[some], y, lambda: Bag(classes), classes, seed), wrong, texts.y[some]
     options = {"features": True} if source == "cifar10" else {}
     task = load_task(source, root, seed=seed, noise=noise, limit=LIMIT, **options)
     x, y = _read(task.train)
     make = lambda: mlp(tuple(x.shape[1:]), task.classes, depth=1)  # noqa: E731
     if noise:
-        return _cross_fitted(x, y, make, task.classes, seed), task.flags["wrong"]
+        right = _read(load_task(source, root, seed=seed, limit=LIMIT, **options).train)[1]
+        return _cross_fitted(x, y, make, task.classes, seed), task.flags["wrong"], right
     if errors is None:
         raise SystemExit(f"{name} needs --mnist-errors, the list of labelerrors.com")
     test = TensorDataset(*_read(task.test))
     wrong = torch.zeros(len(test), dtype=torch.bool)
     wrong[[int(each["id"]) for each in json.loads(errors.read_text()) if each["mturk"]["given"] < 3]] = True  # of five people
     fit = _fit(TensorDataset(x, y), make, seed)
-    return IrreducibleLossStore.from_model(fit, test, top_classes=task.classes, progress=False), wrong
+    return IrreducibleLossStore.from_model(fit, test, top_classes=task.classes, progress=False), wrong, None
 
 
 def _read(dataset: Any) -> tuple[Tensor, Tensor]:
@@ -96,8 +97,11 @@ def _cross_fitted(x: Tensor, y: Tensor, make: Callable[[], nn.Module], classes: 
     return cross_fit(data, lambda part: _fit(part, make, seed), 3, seed=seed, top_classes=classes, progress=False)
 
 
-def measure(store: IrreducibleLossStore, wrong: Tensor) -> dict[str, Any]:
-    """Average precision and precision at the number of errors of each ranking; what is flagged, and how much of it is wrong."""
+def measure(store: IrreducibleLossStore, wrong: Tensor, right: Tensor | None) -> dict[str, Any]:
+    """Average precision and precision at the number of errors of each ranking; what is flagged, and how much of it is wrong.
+
+    ``suggested``: of the wrong labels that ``suspects`` flags, how many there are, and for how many it suggests the right class.
+    """
     assert store.predictions is not None
     quality = store.suspects().label_quality
     scores = {"suspects": quality["label_quality"]}
@@ -123,7 +127,12 @@ def measure(store: IrreducibleLossStore, wrong: Tensor) -> dict[str, Any]:
         "accuracy": float((probabilities.argmax(1) == labels).mean()),
         "ranking": {method: ranked(score, bad) for method, score in scores.items()},
         "flagged": {method: [int(flag.sum()), int((flag & bad).sum())] for method, flag in flagged.items()},
+        "suggested": None if right is None else _suggested(quality["predicted_label"], flagged["suspects"] & bad, right.numpy()),
     }
+
+
+def _suggested(suggested: np.ndarray, found: np.ndarray, right: np.ndarray) -> list[int]:
+    return [int(found.sum()), int((suggested == right)[found].sum())]
 
 
 def ranked(quality: np.ndarray, bad: np.ndarray) -> list[float]:
@@ -148,13 +157,16 @@ def report(path: Path) -> str:
             lines.append(f"| {name} | {_share(mine)} | {' | '.join(cells)} |")
         tables.append("\n".join(lines))
     columns = [f"{what}, {name}" for name in FOUND.values() for what in ("precision", "recall")]
-    lines = [f"| flagged as wrong, % | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    lines = [f"| flagged as wrong, % | {' | '.join(columns)} | suggestion right |", "|---|" + "---:|" * (len(columns) + 1)]
     for name, mine in by_setting.items():
         cells = []
         for method in FOUND:
             pairs = [(row["flagged"][method], row["wrong"]) for row in mine if method in row["flagged"]]
             cells.append(_median([100 * right / max(found, 1) for (found, right), _ in pairs]))
             cells.append(_median([100 * right / wrong for (_, right), wrong in pairs]))
+        cells.append(
+            _median([100 * right / max(found, 1) for found, right in (row["suggested"] for row in mine if row["suggested"])])
+        )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n\n".join([*tables, "\n".join(lines)])
 
