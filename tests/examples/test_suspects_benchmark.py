@@ -10,7 +10,7 @@ from rholoss import IrreducibleLossStore
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 
-import suspects  # noqa: E402
+import suspects
 
 
 def test_flagged_wrong_and_suggested():
