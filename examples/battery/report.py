@@ -159,9 +159,9 @@ def claims(found: list[Outcome]) -> list[str]:
         f"In {len(dirty)} settings a fifth of the labels or more is wrong or irrelevant to the task. In {len(well)} of them "
         "`auto` ends at least 1 point above plain training, or reaches plain training's best in at least 2 times fewer steps.",
         f"In {sum(each.right for each in found)} of {len(found)} settings `auto` decides well: it leaves examples out, and the "
-        "run ends higher; or it changes nothing, and there is little to gain. There is little to gain if less than "
-        f"{100 * FEW:.0f} % of the labels are wrong, or if another run with `force=True`, which leaves examples out in any case, "
-        f"gains less than {HELPED} points.",
+        "run ends higher; or it changes nothing, and there is little to gain.",
+        f"There is little to gain if less than {100 * FEW:.0f} % of the labels are wrong, or if leaving examples out gains less "
+        f"than {HELPED} points. To measure that, other runs left examples out with `force=True`.",
         f"The look before the run adds {100 * cost.get(False, 0):.0f} % to the run's time if `auto` then changes nothing, and "
         f"{100 * cost.get(True, 0):.0f} % if it leaves examples out (medians).",
     ]
