@@ -5,7 +5,7 @@ from task import EPOCHS, make_model, report, seeded, train_set
 from torch.utils.data import DataLoader
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-model = (lambda m: m)(make_model().to(device))
+model = torch.compile(make_model().to(device))
 loader = DataLoader(train_set, batch_size=32, shuffle=True, generator=seeded())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 scaler = torch.amp.GradScaler(device, enabled=device == "cuda")

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from rholoss import IrreducibleLossStore, RhoLossSelector
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-model = (lambda m: m)(make_model().to(device))
+model = torch.compile(make_model().to(device))
 loader = DataLoader(train_set, batch_size=32, shuffle=True, generator=seeded())
 store = IrreducibleLossStore.from_model(make_small_model(), train_set)
 loader = RhoLossSelector(loader, model, store, keep=0.25)
