@@ -96,16 +96,8 @@ def table(found: list[Outcome]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     yes, no = ([_row(each) for each in found if each.says_yes is answer] for answer in (True, False))
-    folded = [
-        '<details markdown="1"><summary>Where auto changes nothing</summary>',
-        "",
-        *SAYS_NO,
-        "",
-        *head,
-        *no,
-        "",
-        "</details>",
-    ]
+    opened = '<details markdown="1"><summary>Where auto changes nothing</summary>'
+    folded = [opened, "", *SAYS_NO, "", *head, *no, "", "</details>"]
     return ["Where `auto` leaves examples out:", "", *head, *yes, "", *(folded if no else [])]
 
 
